@@ -1,0 +1,71 @@
+"""Names that follow from content: equal descriptions give equal ids, on every machine.
+
+`run_id` names a run's folder. `comparison_key` is equal for runs that may be compared: everything is the same
+but the method and the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from bench.spec.config import RunConfig, to_mapping
+
+_NOT_IDENTITY = ("tracking", "paths", "sweep")  # where results go does not change what is measured
+_NOT_MEASURED = ("name", "stage_timeout_seconds", "price_usd_per_hour")  # of hardware
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the form that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def _measured(config: RunConfig) -> dict[str, Any]:
+    mapping = to_mapping(config)
+    for name in _NOT_IDENTITY:
+        del mapping[name]
+    for name in _NOT_MEASURED:
+        del mapping["hardware"][name]
+    return mapping
+
+
+def run_id(config: RunConfig) -> str:
+    """`method-model-task-sSEED-HASH`; the untuned base does not depend on the seed or the training budget.
+
+    >>> run_id(config)
+    'lora-smollm2-135m-docstrings-s0-1f2e3d4c'
+    """
+    mapping = _measured(config)
+    seed = f"s{config.seed}"
+    if config.method.trains == "nothing" and not config.method.shots:
+        max_length = mapping["train"]["max_length"]
+        mapping |= {"seed": 0, "train": {"max_length": max_length}}
+        seed = "s-"
+    parts = [config.method.name, config.model.name, config.task.name, seed, digest(mapping)[:8]]
+    return "-".join(part.replace("/", "_") for part in parts)
+
+
+def comparison_key(config: RunConfig) -> str:
+    """Equal for runs that differ only in method and seed (12 hex digits).
+
+    The micro-batch is left out: it may differ by method when each is fitted into the same memory, and changes
+    neither the examples of a step nor their order.
+    """
+    mapping = _measured(config)
+    del mapping["method"], mapping["seed"], mapping["train"]["micro_batch"]
+    return digest(mapping)[:12]
+
+
+def data_key(config: RunConfig) -> str:
+    """Names the prepared, tokenized data: what of model, task and length decides the tokens."""
+    mapping = _measured(config)
+    tokenizer = {k: mapping["model"][k] for k in ("source", "location", "revision", "chat_template")}
+    shots = config.method.shots
+    relevant = {"tokenizer": tokenizer, "task": mapping["task"], "shots": shots}
+    return digest(relevant | {"max_length": config.train.max_length})[:12]

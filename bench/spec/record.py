@@ -1,0 +1,250 @@
+"""What one run produced. `record.json` is a `Record`; it is written last, and marks the run as finished.
+
+Names carry their units. Unknown is `None`, never zero. Files beside the record hold the details:
+
+    plan.json                   the RunConfig that ran
+    train.json evaluate.json regression.json    one stage each, written by its child process
+    steps.jsonl                 one `Step` a line
+    samples.jsonl.gz            one `Sample` a line: test predictions with scores
+    regression_items.jsonl.gz   one `RegressionItem` a line
+    train.log evaluate.log regression.log       what the child printed
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from bench.spec.failure import Status
+
+SCHEMA_VERSION = 1
+_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+T = TypeVar("T")
+Stage = Literal["prepare", "train", "evaluate", "regression"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Step:
+    """One optimizer step."""
+
+    step: int  # from 1
+    loss: float | None  # nats per supervised token: sum of token losses / tokens of the effective batch; None: not finite
+    gradient_norm: float | None  # before clipping
+    learning_rate: float
+    seconds: float  # wall time of the step, device synchronized at both edges
+    tokens: int  # non-padding tokens
+    supervised_tokens: int
+    positions: int  # with padding
+    elapsed_seconds: float  # training time at its end: the sum of `seconds` until here
+    timed: bool  # False for warm-up steps, which are left out of the speed
+
+
+@dataclass(frozen=True, config=_STRICT)
+class HeldoutPoint:
+    """Held-out loss on the validation split at one moment of training."""
+
+    step: int  # 0: before the first step
+    train_tokens: int  # non-padding tokens seen until here
+    train_seconds: float  # training time until here, held-out evaluation excluded
+    loss: float | None  # sum of token losses / supervised tokens, nats; None: not finite
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PhaseMemory:
+    """Peak memory of one phase (load, train, evaluate, ...), reset at its start."""
+
+    phase: str
+    peak_bytes: int | None  # CUDA: max allocated. CPU: VmHWM of the process
+    above_start_bytes: int | None  # CPU: the peak less what was resident before the model was loaded
+    peak_reserved_bytes: int | None = None  # CUDA allocator
+    device_used_bytes: int | None = None  # NVML, this process
+    anonymous_bytes: int | None = None  # CPU, at the end of the phase: RssAnon (without memory-mapped files)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MemoryBreakdown:
+    """Static training memory, summed over tensors at the first optimizer step's end."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Environment:
+    """Where a stage ran. Comparisons of speed need these to be equal."""
+
+    device: str  # "cpu: AMD EPYC" or "cuda: NVIDIA H100"
+    device_count: int
+    threads: int | None
+    compute_dtype: str
+    attention: str
+    compiled: str  # "regional", "off", or "off: REASON"
+    torch: str
+    load_average_1min_at_start: float | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainResult:
+    """The training stage."""
+
+    data_stream_sha256: str  # over the exact (input_ids, labels) consumed, in order
+    steps: int
+    examples: int
+    tokens: int
+    supervised_tokens: int
+    positions: int
+    timed_steps: int
+    train_tokens_per_second: float | None  # None when no step was timed
+    supervised_tokens_per_second: float | None
+    positions_per_second: float | None
+    step_seconds_median: float | None
+    step_seconds_p90: float | None
+    step_seconds_p99: float | None
+    train_seconds: float  # all optimizer steps
+    compile_seconds: float | None  # first steps beyond the median, when compiled
+    heldout: list[HeldoutPoint]
+    parameters_total: int
+    parameters_trainable: int
+    trainable_dtype: str
+    checkpoint_bytes: int
+    checkpoint_dtype: str
+    memory: list[PhaseMemory]
+    breakdown: MemoryBreakdown | None
+    spans_seconds: dict[str, float]  # named, never subtracted
+    environment: Environment
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluateResult:
+    """The task evaluation stage on the test split."""
+
+    examples: int
+    scores: dict[str, float]  # metric -> mean over examples (0..1)
+    heldout_loss: float | None  # test split, sum of token losses / supervised tokens
+    heldout_tokens: int
+    generated_tokens: int
+    generate_tokens_per_second: float | None
+    cut_at_limit: int  # predictions that reached max_new_tokens
+    memory: list[PhaseMemory]
+    spans_seconds: dict[str, float]
+    environment: Environment
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RegressionTask:
+    """One task of the regression suite."""
+
+    task: str
+    metric: str  # acc, exact_match, bits_per_byte, ...
+    value: float
+    items: int
+    higher_is_better: bool
+    chance: float | None = None  # score of guessing
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RegressionResult:
+    """The regression stage."""
+
+    suite: str
+    tasks: list[RegressionTask]
+    memory: list[PhaseMemory]
+    spans_seconds: dict[str, float]
+    environment: Environment
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Sample:
+    """One test example with its prediction."""
+
+    example_id: str
+    prompt: str
+    reference: str
+    prediction: str
+    scores: dict[str, float]
+    loss: float | None  # of the reference answer, nats summed over `loss_tokens`
+    loss_tokens: int
+    cut_at_limit: bool
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RegressionItem:
+    """One regression item. `score` is averaged, weighted by `weight`, into the task's value."""
+
+    task: str
+    item_id: str
+    metric: str
+    score: float  # 0/1 for accuracy; bits per byte of the document for bits_per_byte
+    weight: float = 1.0  # bytes of the document for bits_per_byte
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Failure:
+    """Why a run did not finish, for a person."""
+
+    stage: Stage
+    phase: str | None  # the last phase that the child announced
+    message: str
+    next_step: str
+    exit_code: int | None  # negative: minus the signal's number
+    log_tail: str
+    last_known_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataSummary:
+    """What the prepared data holds; every dropped example is counted here."""
+
+    fingerprint: str  # SHA-256 over all tokenized splits
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    dropped: dict[str, int]  # reason -> examples
+    tokens_per_example_mean: float
+    tokens_per_example_max: int
+    source: str  # where it came from, for a person
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Record:
+    """One finished run, whatever its status."""
+
+    run_id: str
+    comparison_key: str
+    sweep: str
+    method: str
+    model: str
+    task: str
+    suite: str
+    seed: int
+    status: Status
+    config: dict[str, Any]  # config.to_mapping(RunConfig)
+    provenance: dict[str, Any]  # versions, git commit, command, machine
+    started_at: str  # ISO 8601, UTC
+    wall_seconds: float
+    data: DataSummary | None = None
+    train: TrainResult | None = None
+    evaluate: EvaluateResult | None = None
+    regression: RegressionResult | None = None
+    failure: Failure | None = None
+    stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage
+    reused_stages: list[str] = field(default_factory=list)  # finished by an earlier, interrupted call
+    schema_version: int = SCHEMA_VERSION
+
+
+def to_json(value: Any) -> str:
+    """A record or any of its parts as JSON, indented, keys in the order of definition."""
+    return TypeAdapter(type(value)).dump_json(value, indent=1).decode()
+
+
+def from_json(kind: type[T], text: str | bytes) -> T:
+    """Read back what `to_json` wrote.
+
+    Raises:
+        pydantic.ValidationError: when the text is not a complete `kind`.
+    """
+    return TypeAdapter(kind).validate_json(text)
