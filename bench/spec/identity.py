@@ -67,5 +67,7 @@ def data_key(config: RunConfig) -> str:
     mapping = _measured(config)
     tokenizer = {k: mapping["model"][k] for k in ("source", "location", "revision", "chat_template")}
     shots = config.method.shots
-    relevant = {"tokenizer": tokenizer, "task": mapping["task"], "shots": shots}
+    # Which solved examples are shown follows from the seed; whether they fit, from the model's context.
+    shown = {"shots": shots, "seed": config.seed, "max_context": config.model.max_context} if shots else {}
+    relevant = {"tokenizer": tokenizer, "task": mapping["task"], "shown": shown}
     return digest(relevant | {"max_length": config.train.max_length})[:12]

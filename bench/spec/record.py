@@ -31,7 +31,9 @@ class Step:
     """One optimizer step."""
 
     step: int  # from 1
-    loss: float | None  # nats per supervised token: sum of token losses / tokens of the effective batch; None: not finite
+    loss: (
+        float | None
+    )  # nats per supervised token: sum of token losses / tokens of the effective batch; None: not finite
     gradient_norm: float | None  # before clipping
     learning_rate: float
     seconds: float  # wall time of the step, device synchronized at both edges

@@ -1,0 +1,123 @@
+"""What a person sees while a sweep runs: what runs, how far it is, how long it may still take.
+
+A live line on a terminal; plain lines, one a stage, elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.running.launch import Watch
+from bench.spec.config import RunConfig
+from bench.spec.failure import Status
+from bench.spec.identity import run_id
+from bench.spec.record import Record
+
+PLAIN_INTERVAL_SECONDS = 30
+
+
+class Console:
+    """Prints for people; never part of a result."""
+
+    def __init__(self) -> None:
+        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self._error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self._out.print(escape(text))
+
+    def problem(self, text: str) -> None:
+        self._error.print(escape(text), style="red" if self._error.is_terminal else None)
+
+    def plan(self, configs: list[RunConfig], pending: list[RunConfig]) -> None:
+        """Say what will run, before it does."""
+        done = len(configs) - len(pending)
+        if not pending:
+            self.say(f"All {done} runs are finished; nothing to do.")
+            return
+        self.say(f"{len(configs)} runs: {done} finished, {len(pending)} to do: {', '.join(map(run_id, pending))}")
+
+    @contextmanager
+    def run(self, config: RunConfig) -> Iterator[Watch]:
+        with self.stage(run_id(config)) as watch:
+            yield watch
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Watch]:
+        """A live line while the block runs; yields what takes the child's progress."""
+        if not self._out.is_terminal:
+            yield _PlainWatch(self, name)
+            return
+        columns = [
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[details]}"),
+        ]
+        with Progress(*columns, console=self._out, transient=True) as progress:
+            task = progress.add_task(name, total=None, details="")
+            shown = ""
+
+            def watch(content: dict[str, Any]) -> None:
+                nonlocal shown
+                phase = f"{content['stage']}: {content['phase']}"
+                if phase != shown:  # a new phase starts its own estimate of the time left
+                    shown = phase
+                    progress.reset(task)
+                progress.update(
+                    task,
+                    description=f"{name}  {phase}",
+                    total=content["total"],
+                    completed=content["done"],
+                    details=_details(content),
+                )
+
+            yield watch
+
+    def ended(self, record: Record) -> None:
+        """One line a run: how it ended and its main numbers."""
+        if record.status is not Status.OK:
+            assert record.failure is not None
+            self.say(f"{record.status.upper():8} {record.run_id}: {record.failure.message} ({record.failure.stage})")
+            self.say(f"         {record.failure.next_step}")
+            return
+        parts = [f"{record.wall_seconds:.0f} s"]
+        if record.train and record.train.train_tokens_per_second:
+            parts.append(f"{record.train.train_tokens_per_second:.0f} tokens/s")
+        if record.evaluate:
+            parts += [f"{name} {value:.3f}" for name, value in list(record.evaluate.scores.items())[:1]]
+        self.say(f"OK       {record.run_id}: {', '.join(parts)}")
+
+
+class _PlainWatch:
+    """Prints a line when the phase changes, and now and then in between."""
+
+    def __init__(self, console: Console, name: str):
+        self._console, self._name = console, name
+        self._shown, self._at = "", 0.0
+
+    def __call__(self, content: dict[str, Any]) -> None:
+        phase = f"{content['stage']}: {content['phase']}"
+        if phase == self._shown and time.monotonic() - self._at < PLAIN_INTERVAL_SECONDS:
+            return
+        self._shown, self._at = phase, time.monotonic()
+        how_far = f" {content['done']}/{content['total']}" if content["total"] else ""
+        self._console.say(f"  {self._name}  {phase}{how_far}  {_details(content)}".rstrip())
+
+
+def _details(content: dict[str, Any]) -> str:
+    parts = []
+    if content.get("loss") is not None:
+        parts.append(f"loss {content['loss']:.3f}")
+    if content.get("tokens_per_second"):
+        parts.append(f"{content['tokens_per_second']:.0f} tokens/s")
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""Before a run: from overrides to plans, checked as a whole. No torch."""

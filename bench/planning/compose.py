@@ -1,0 +1,127 @@
+"""From command-line overrides to checked run descriptions, all of a sweep before any of it runs.
+
+Hydra stops at the first mistake; here every override is looked at, so that a person mends all of them at once.
+
+    >>> compose(["method=full,lora", "seed=0,1"], multirun=True)   # four RunConfigs
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bench.spec.config import RunConfig, from_mapping, known_keys, suggest
+from bench.spec.failure import ConfigurationError
+from bench.spec.identity import run_id
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
+
+
+def explicit(overrides: list[str]) -> list[str]:
+    """The overrides in the form that Hydra takes for every setting of the spec, named in the YAML or not.
+
+    Raises:
+        ConfigurationError: unknown settings, groups or choices, all of them.
+    """
+    problems: list[str] = []
+    result = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            continue
+        problems += _problems(override)
+        key = override.key_or_group
+        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+        is_setting = plain and not _is_group(key) and not key.startswith("hydra")
+        result.append(f"++{text}" if is_setting else text)
+    if problems:
+        raise ConfigurationError(problems)
+    return result
+
+
+def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:
+    """Every run that the overrides ask for, checked; runs that are equal appear once.
+
+    Raises:
+        ConfigurationError: with the mistakes of all runs.
+    """
+    overrides = explicit(overrides)
+    configs: dict[str, RunConfig] = {}
+    problems: dict[str, None] = {}  # an ordered set: the same mistake in every run is told once
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        for job in _jobs(overrides) if multirun else [overrides]:
+            try:
+                config = to_run_config(hydra_compose("config", overrides=job))
+                configs.setdefault(run_id(config), config)
+            except ConfigurationError as error:
+                problems |= dict.fromkeys(error.problems)
+            except (HydraException, OmegaConfBaseException) as error:
+                problems[" ".join(str(error).split())] = None
+    if problems:
+        raise ConfigurationError(list(problems))
+    return list(configs.values())
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """A composed Hydra config as a checked run description."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigurationError([f"{key}: must be given, for example {key}=..." for key in missing])
+    mapping: Any = OmegaConf.to_container(composed, resolve=True)
+    return from_mapping(mapping)
+
+
+def _jobs(overrides: list[str]) -> Iterator[list[str]]:
+    """One list of overrides per run, as Hydra's own sweeper makes them."""
+    parser = OverridesParser.create()
+    fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+    hydra_config = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra
+    params = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
+    parsed = parser.parse_overrides(params + overrides)
+    discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
+    return itertools.chain.from_iterable(BasicSweeper.split_arguments(discrete, None))
+
+
+def _problems(override: Override) -> Iterator[str]:
+    key = override.key_or_group
+    if key.startswith("hydra"):
+        return
+    if _is_group(key):
+        allowed = choices(key)
+        for choice in _chosen(override):
+            if choice not in allowed and choice != "null":
+                yield f"{key}={choice}: no such {key}{suggest(choice, allowed)}"
+        return
+    *path, name = key.split(".")
+    if name not in known_keys(path):
+        groups = sorted(p.name for p in CONFIG_FOLDER.iterdir() if p.is_dir()) if not path else []
+        yield f"{key}: no such setting{suggest(name, sorted({*known_keys(path), *groups}))}"
+
+
+def choices(group: str) -> list[str]:
+    """The files of a config group."""
+    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+
+
+def _is_group(key: str) -> bool:
+    return (CONFIG_FOLDER / key).is_dir()
+
+
+def _chosen(override: Override) -> list[str]:
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        return [str(choice).strip("'\"") for choice in override.sweep_string_iterator()]
+    value = override.value()
+    return [str(v) for v in value] if isinstance(value, list) else ["null" if value is None else str(value)]

@@ -1,0 +1,110 @@
+"""The first screen of a report: what to use, and one row a method.
+
+>>> answer_table(group).splitlines()[0]
+'| method | seeds | rougeL | ...'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.compare import Comparison, Findings, Margins, compare
+from bench.analysis.measures import OVERALL, Measure
+from bench.analysis.recommend import Recommendation, arms_frame, recommend
+from bench.report.format import UNKNOWN, cell, mean_and_range, number, percent, table, with_interval
+from bench.report.load import Sweep
+from bench.spec.record import Record
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one model, task and suite, which may be compared, with what they show."""
+
+    name: str
+    sweep: Sweep
+    records: list[Record]
+    runs: pd.DataFrame  # of these records, failed ones included
+    findings: Findings
+    recommendation: Recommendation
+    margins: Margins
+
+    @property
+    def arms(self) -> list[str]:
+        """Every arm in display order, failed ones included."""
+        return list(dict.fromkeys(self.runs["arm"]))
+
+
+def groups_of(sweep: Sweep, *, seed: int = 0, margins: Margins | None = None) -> list[Group]:
+    """Compare within each model, task and suite. `seed` is that of the bootstrap: the same records, the same report."""
+    margins = margins or Margins()
+    keys = list(dict.fromkeys((record.model, record.task, record.suite) for record in sweep.records))
+    groups = []
+    for key in sorted(keys):
+        records = [record for record in sweep.records if (record.model, record.task, record.suite) == key]
+        rng = np.random.default_rng(seed)
+        findings = compare(records, sweep.samples, sweep.regression, rng=rng, margins=margins)
+        runs = sweep.runs[sweep.runs["run_id"].isin([record.run_id for record in records])]
+        advice = recommend(findings, arms_frame(runs), rng=rng, margins=margins)
+        groups.append(Group(" / ".join(key), sweep, records, runs, findings, advice, margins))
+    return groups
+
+
+def answer_table(group: Group) -> str:
+    """One row an arm: score, held-out loss, memory, speed, time, checkpoint, trainable share, regression."""
+    primary = group.findings.primary
+    headers = ["method", "seeds", primary.name if primary else "score", "held-out loss, nats/token",
+               "peak training memory, GiB", "tokens/s", "training, min", "checkpoint, MiB", "trainable",
+               "regression change, points"]  # fmt: skip
+    rows = [_row(group, arm, primary) for arm in group.arms]
+    return table(headers, rows)
+
+
+def _row(group: Group, arm: str, primary: Measure | None) -> list[str]:
+    runs = group.runs[group.runs["arm"] == arm]
+    estimate = group.findings.estimate(primary, arm)
+    score = with_interval(estimate.mean, estimate.low, estimate.high) if estimate else UNKNOWN
+    finished = int((runs["status"] == "ok").sum())
+    seeds = str(finished) if finished == len(runs) else f"{finished} of {len(runs)}"
+    return [
+        f"**{cell(arm)}**" if arm == group.recommendation.chosen else cell(arm),
+        seeds,
+        score,
+        _loss(runs),
+        mean_and_range(column(runs, "train_peak_bytes"), 2, 2**-30),
+        mean_and_range(column(runs, "train_tokens_per_second"), 0),
+        mean_and_range(column(runs, "train_seconds"), 1, 1 / 60),
+        mean_and_range(column(runs, "checkpoint_bytes"), 0, 2**-20),
+        percent(mean(column(runs, "trainable_share")), 2),
+        _regression(group, arm),
+    ]
+
+
+def _loss(runs: pd.DataFrame) -> str:
+    before, after = (column(runs, f"heldout_loss_{moment}") for moment in ("before", "after"))
+    if mean(before) is None and mean(after) is None:
+        return UNKNOWN
+    return f"{number(mean(before))} to {mean_and_range(after, 3)}"
+
+
+def _regression(group: Group, arm: str) -> str:
+    change = regression_overall(group.findings.comparisons, arm)
+    return with_interval(change.difference, change.low, change.high, 1, 100, sign=True) if change else UNKNOWN
+
+
+def regression_overall(comparisons: Iterable[Comparison], arm: str) -> Comparison | None:
+    """The change of the suite's mean against the first baseline, which is the base."""
+    return next((c for c in comparisons if c.arm == arm and c.measure.name == OVERALL), None)
+
+
+def column(runs: pd.DataFrame, name: str) -> list[float]:
+    """The known numbers of a column that may be missing altogether."""
+    return [float(value) for value in runs[name].dropna()] if name in runs else []
+
+
+def mean(values: list[float]) -> float | None:
+    """None for no values."""
+    return sum(values) / len(values) if values else None

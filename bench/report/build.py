@@ -1,0 +1,132 @@
+"""Build a sweep's report: read the records, compare, draw, write.
+
+results/<sweep>/report.md  report.html  plots/*.png  tables/{runs,comparisons,regression}.csv
+
+>>> build_report(Path("results/default"))
+PosixPath('results/default/report.html')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.analysis.frame import regression_tasks_frame
+from bench.report import plots
+from bench.report.answer import Group, groups_of
+from bench.report.html import to_html
+from bench.report.load import Sweep, load
+from bench.report.markdown import Plot, render
+from bench.spec.layout import write_atomic
+
+_TABLES = ("runs", "comparisons", "regression")
+
+
+class NoRecordsError(Exception):
+    """There is nothing to report."""
+
+
+def build_report(sweep_folder: Path, *more: Path) -> Path:
+    """Write the report of one or several sweep folders into the first and return the path of its HTML.
+
+    What cannot be read is a row of the report's failures, not an error.
+
+    Raises:
+        FileNotFoundError: when a folder does not exist.
+        NoRecordsError: when no folder holds a run.
+    """
+    sweep = load(sweep_folder, *more)
+    if not sweep.records and not sweep.problems:
+        raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
+    groups = groups_of(sweep)
+    drawn = {group.name: _draw(sweep_folder, group, single=len(groups) == 1) for group in groups}
+    _write_tables(sweep_folder, sweep, groups)
+    markdown = render(sweep, groups, plots=drawn, tables=[f"tables/{name}.csv" for name in _TABLES])
+    write_atomic(sweep_folder / "report.md", markdown)
+    write_atomic(sweep_folder / "report.html", to_html(markdown, sweep_folder))
+    return sweep_folder / "report.html"
+
+
+def _draw(folder: Path, group: Group, *, single: bool) -> list[Plot]:
+    """Every plot that the group has data for, written as PNG."""
+    prefix = "" if single else re.sub(r"[^a-z0-9.]+", "-", group.name.lower()).strip("-") + "-"
+    (folder / "plots").mkdir(exist_ok=True)
+    made = []
+    for name, heading, alt, text, figure_of in _FIGURES:
+        figure = figure_of(group)
+        if figure is None:
+            continue
+        path = f"plots/{prefix}{name}.png"
+        figure.savefig(folder / path, dpi=plots.DPI)
+        made.append(Plot(heading if single else f"{heading}: {group.name}", path, alt, text))
+    return made
+
+
+def _loss_curves(group: Group) -> Figure | None:
+    arm = group.runs.set_index("run_id")["arm"]
+    frames = [frame[frame["run_id"].isin(arm.index)] for frame in (group.sweep.steps, group.sweep.heldout)]
+    steps, heldout = (frame.assign(arm=frame["run_id"].map(arm)) for frame in frames)
+    return plots.loss_curves(steps, heldout, group.arms)
+
+
+def _regression_changes(group: Group) -> Figure | None:
+    baseline = next((c.baseline for c in group.findings.comparisons), None)
+    return plots.regression_changes([c for c in group.findings.comparisons if c.baseline == baseline], group.arms)
+
+
+_FIGURES: Sequence[tuple[str, str, str, str, Callable[[Group], Figure | None]]] = (
+    (
+        "quality_against_cost",
+        "Quality against memory and time",
+        "Two charts: the primary score of each method against its peak training memory and its training time.",
+        "Mean over seeds with the 95% interval of the score. Ringed: the Pareto set, that is no other trained method "
+        "is at least as good in score, memory and time and better in one (by point estimates). The untrained model "
+        "has no training cost: a dashed line with its interval.",
+        lambda group: plots.quality_against_cost(group.findings, group.runs),
+    ),
+    (
+        "loss_curves",
+        "Loss",
+        "Two charts: training and held-out loss of each run by optimizer step and by minute of training.",
+        "Bold: loss on the validation split. Faint: training loss of each step's batch. One line a seed. Time: that "
+        "of the optimizer steps, evaluation excluded.",
+        _loss_curves,
+    ),
+    (
+        "memory",
+        "Peak training memory",
+        "Stacked bars: peak training memory of each method by weights, gradients, optimizer state and the rest.",
+        "Mean over seeds. Weights, gradients and optimizer state are summed over the tensors; activations and "
+        "workspace are the rest of the measured peak. On a CPU the process (Python and libraries) is part of the peak.",
+        lambda group: plots.memory_parts(group.runs),
+    ),
+    (
+        "regression",
+        "Regression",
+        "Dot chart: change of each regression task against the base model, with intervals, by method.",
+        "Paired change on the same items, tuned - base, in points; left of the line is forgetting. 95% intervals.",
+        _regression_changes,
+    ),
+)
+
+
+def _write_tables(folder: Path, sweep: Sweep, groups: Sequence[Group]) -> None:
+    """runs: `frame.runs_frame`; comparisons: every comparison; regression: every task's value by run."""
+    (folder / "tables").mkdir(exist_ok=True)
+    rows = [
+        {"group": group.name} | {f"measure_{k}": v for k, v in entry.pop("measure").items()} | entry
+        for group in groups
+        for entry in map(asdict, group.findings.comparisons)
+    ]
+    frames = {
+        "runs": sweep.runs,
+        "comparisons": pd.DataFrame(rows),
+        "regression": regression_tasks_frame(sweep.records),
+    }
+    for name, frame in frames.items():
+        write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False))

@@ -1,0 +1,139 @@
+"""The tables behind the answer: differences, regression by task, what was identical, what was refused.
+
+>>> print(differences_table(group, kinds=("score", "loss")))
+| method | against | measure | baseline | difference | p (Holm) | verdict | examples x seeds |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.analysis.compare import Comparison
+from bench.analysis.fairness import settings_of_arms
+from bench.analysis.measures import Measure
+from bench.report.answer import Group
+from bench.report.format import UNKNOWN, cell, known, number, p_text, table, with_interval
+
+
+def differences_table(group: Group, kinds: Sequence[str] = ("score", "loss")) -> str:
+    """One row a paired comparison; empty when there is none."""
+    shown = [c for c in group.findings.comparisons if c.measure.kind in kinds]
+    headers = [
+        "method",
+        "against",
+        "measure",
+        "baseline",
+        "difference [95%]",
+        "p (Holm)",
+        "verdict",
+        "examples x seeds",
+    ]
+    rows = [
+        [
+            cell(c.arm),
+            cell(c.baseline),
+            cell(_measure_name(c.measure)),
+            number(c.baseline_mean),
+            with_interval(c.difference, c.low, c.high, sign=True),
+            p_text(c.p_holm) + (" (McNemar)" if c.test == "McNemar" else ""),
+            verdict_text(c),
+            f"{c.examples} x {c.seeds}",
+        ]
+        for c in shown
+    ]
+    return table(headers, rows, text_columns=3) if rows else ""
+
+
+def _measure_name(measure: Measure) -> str:
+    return "test loss" if measure.kind == "loss" else measure.name
+
+
+def verdict_text(comparison: Comparison) -> str:
+    """The verdict with what limits it."""
+    word = comparison.verdict
+    if word in ("better", "worse") and comparison.within_margin:
+        word += ", by less than the margin"
+    if word == "inconclusive":
+        word += f"; {_to_decide(comparison)}"
+    return word + (" (one seed)" if comparison.seeds == 1 else "")
+
+
+def _to_decide(comparison: Comparison) -> str:
+    needed = comparison.examples_to_decide
+    if needed is not None and needed > comparison.examples:
+        return f"about {_rounded(needed)} examples would decide"
+    if needed is None:
+        return "more seeds are needed" if comparison.seeds > 1 else "more examples are needed"
+    return "near the line: more seeds or examples would decide"
+
+
+def _rounded(count: int) -> str:
+    """Two significant digits: it is an estimate."""
+    scale = 10 ** max(0, len(str(count)) - 2)
+    return f"{-(-count // scale) * scale:,}"
+
+
+def regression_table(group: Group) -> str:
+    """One row a task: the base's value, then every arm's change with interval and verdict."""
+    changes = [c for c in group.findings.comparisons if c.measure.kind == "regression" and c.baseline == _base(group)]
+    measures = list(dict.fromkeys(c.measure for c in changes))
+    arms = [arm for arm in group.arms if any(c.arm == arm for c in changes)]
+    if not measures:
+        return ""
+    chance = {
+        task.task: task.chance for record in group.records if record.regression for task in record.regression.tasks
+    }
+    rows = []
+    for measure in measures:
+        of_task = {c.arm: c for c in changes if c.measure == measure}
+        first = next(iter(of_task.values()))
+        scale, digits = (100, 1) if measure.higher_is_better else (1, 3)
+        values = [_change(of_task.get(arm), digits, scale) for arm in arms]
+        limits = [number(chance.get(measure.name), digits, scale), number(first.baseline_mean, digits, scale)]
+        rows.append([cell(measure.name), cell(measure.unit), str(first.examples), *limits, *values])
+    headers = ["task", "metric", "items", "chance", cell(_base(group)), *(f"{cell(arm)}: change [95%]" for arm in arms)]
+    return table(headers, rows, text_columns=2)
+
+
+def _base(group: Group) -> str:
+    return next((c.baseline for c in group.findings.comparisons), "")
+
+
+def _change(comparison: Comparison | None, digits: int, scale: float) -> str:
+    if comparison is None:
+        return UNKNOWN
+    interval = with_interval(comparison.difference, comparison.low, comparison.high, digits, scale, sign=True)
+    word = comparison.verdict
+    return f"{interval} {'**' + word + '**' if word in ('better', 'worse') else word}"
+
+
+def sensitivity_table(group: Group) -> str:
+    """The smallest change that each arm's data show with 80% power, by task."""
+    changes = [c for c in group.findings.comparisons if c.measure.kind == "regression" and c.measure.higher_is_better]
+    changes = [c for c in changes if c.baseline == _base(group) and known(c.detectable)]
+    arms = [arm for arm in group.arms if any(c.arm == arm for c in changes)]
+    found = {(c.measure.name, c.arm): c.detectable for c in changes}
+    tasks = list(dict.fromkeys(c.measure.name for c in changes))
+    rows = [[cell(task), *(number(found.get((task, arm)), 1, 100) for arm in arms)] for task in tasks]
+    return table(["task", *(cell(arm) for arm in arms)], rows) if rows else ""
+
+
+def differing_settings_table(group: Group) -> str:
+    """One row a setting that differs between arms; "-" where a setting does not apply."""
+    _, different = settings_of_arms(group.findings.arms)
+    arms = list(group.findings.arms)
+    rows = [[cell(name), *(cell(values.get(arm, UNKNOWN)) for arm in arms)] for name, values in different.items()]
+    return table(["setting", *(cell(arm) for arm in arms)], rows, text_columns=1 + len(arms)) if rows else ""
+
+
+def identical_settings_table(group: Group) -> str:
+    """One row a setting that is the same for all arms that have it."""
+    same, _ = settings_of_arms(group.findings.arms)
+    rows = [[cell(name), cell(value)] for name, value in same.items()]
+    return table(["setting", "value"], rows, text_columns=2) if rows else ""
+
+
+def refusals_table(group: Group) -> str:
+    """One row a pair of arms that was not compared."""
+    rows = [[cell(r.arm), cell(r.baseline), cell(r.seeds), cell(r.reason)] for r in group.findings.refusals]
+    return table(["method", "against", "seeds", "reason"], rows, text_columns=4) if rows else ""

@@ -1,0 +1,201 @@
+"""The report's figures, one function each: frames and findings in, a matplotlib Figure out.
+
+A method has one colour and one marker everywhere. The colours are those of Okabe and Ito (2008), told apart with
+any colour vision and in grey print.
+
+    >>> quality_against_cost(findings, runs).savefig("quality_against_cost.png", dpi=DPI)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bench.analysis.compare import Comparison, Findings
+from bench.analysis.order import is_base
+from bench.analysis.recommend import pareto_set
+
+DPI = 130
+Styles = dict[str, dict[str, Any]]  # arm -> matplotlib keywords
+_GREY = "#6b6b6b"
+_COLOURS = {"base": _GREY, "full": "#0072B2", "lora": "#E69F00", "qlora": "#009E73"}
+_MORE = ["#CC79A7", "#D55E00", "#56B4E9", "#000000", "#8B6914", "#7B5EA7"]
+_MARKERS = {"base": "s", "full": "o", "lora": "^", "qlora": "D"}
+_MORE_MARKERS = ["v", "P", "X", "<", ">", "*"]
+_PARTS = [  # column, label, colour (cividis: another scale than the methods')
+    ("start_bytes", "process before the model", "#D9D9D9"),
+    ("weights_bytes", "weights", "#00224E"),
+    ("gradients_bytes", "gradients", "#575D6D"),
+    ("optimizer_bytes", "optimizer state", "#A59C74"),
+    ("rest_bytes", "activations and workspace", "#FEE838"),
+]
+
+
+def styles(arms: Sequence[str]) -> Styles:
+    """Arm -> colour and marker; the four known methods keep theirs whatever else is shown."""
+    others = [arm for arm in arms if arm not in _COLOURS]
+    return {
+        arm: {
+            "color": _COLOURS.get(arm) or _MORE[others.index(arm) % len(_MORE)],
+            "marker": _MARKERS.get(arm) or _MORE_MARKERS[others.index(arm) % len(_MORE_MARKERS)],
+        }
+        for arm in arms
+    }
+
+
+def quality_against_cost(findings: Findings, runs: pd.DataFrame) -> Figure | None:
+    """The primary score against peak training memory and against training time; None when nothing was trained."""
+    primary = findings.primary
+    trained = [arm for arm, records in findings.arms.items() if not is_base(records[0])]
+    estimates = {arm: e for arm in findings.arms if (e := findings.estimate(primary, arm))}
+    if primary is None or not any(arm in estimates for arm in trained):
+        return None
+    look = styles(list(findings.arms))
+    points = _points(runs, {arm: estimates[arm].mean for arm in trained if arm in estimates})
+    points["pareto"] = pareto_set(points, maximise=["quality"], minimise=["memory", "time"])
+    figure = Figure(figsize=(9.5, 4.3), layout="constrained")
+    for place, (column, label) in enumerate((("memory", "peak training memory, GiB"), ("time", "training time, min"))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for arm, point in points.iterrows():
+            estimate = estimates[str(arm)]
+            error = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+            axes.errorbar(
+                point[column], estimate.mean, yerr=error, **look[str(arm)], ms=8, capsize=4, lw=1.5, ls="none"
+            )
+        marked = points[points["pareto"]]
+        axes.scatter(marked[column], marked["quality"], s=230, facecolors="none", edgecolors="black", lw=1.2)
+        _base_lines(axes, findings, estimates, look)
+        axes.set_xlabel(label)
+        axes.set_xlim(0, float(points[column].max()) * 1.12 if points[column].notna().any() else 1)
+        _finish(axes)
+        axes.set_ylabel(f"{primary.name}, 95% interval" if place == 0 else "")
+    handles = [_handle(arm, look) for arm in findings.arms if arm in estimates]
+    ring = Line2D(
+        [], [], ls="none", marker="o", ms=13, mfc="none", mec="black", label="Pareto set (score, memory, time)"
+    )
+    figure.legend(handles=[*handles, ring], loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def _points(runs: pd.DataFrame, quality: dict[str, float]) -> pd.DataFrame:
+    means = runs.groupby("arm", sort=False)[["train_peak_bytes", "train_seconds"]].mean()
+    points = pd.DataFrame({"quality": pd.Series(quality)})
+    points["memory"] = means["train_peak_bytes"].reindex(points.index) / 2**30
+    points["time"] = means["train_seconds"].reindex(points.index) / 60
+    return points
+
+
+def _base_lines(axes: Axes, findings: Findings, estimates: dict[str, Any], look: Styles) -> None:
+    """Untrained arms have no training cost: a line across, with its interval as a band."""
+    for arm in (arm for arm, records in findings.arms.items() if is_base(records[0]) and arm in estimates):
+        estimate = estimates[arm]
+        axes.axhline(estimate.mean, color=look[arm]["color"], lw=1.5, ls="--")
+        axes.axhspan(estimate.low, estimate.high, color=look[arm]["color"], alpha=0.12, lw=0)
+
+
+def _handle(arm: str, look: Styles) -> Line2D:
+    untrained = arm.split(" ")[0].split("_")[0] == "base"
+    return Line2D([], [], label=arm, lw=1.5, ms=7, ls="--" if untrained else "none",
+                  color=look[arm]["color"], marker="" if untrained else look[arm]["marker"])  # fmt: skip
+
+
+def loss_curves(steps: pd.DataFrame, heldout: pd.DataFrame, arms: Sequence[str]) -> Figure | None:
+    """Training loss (faint) and held-out loss (bold), by optimizer step and by second of training; one line a seed.
+
+    Args:
+        steps, heldout: with a column `arm` besides those of `frame.steps_frame` and `frame.heldout_frame`.
+    """
+    if steps.empty and heldout.empty:
+        return None
+    look = styles(arms)
+    figure = Figure(figsize=(9.5, 4.3), layout="constrained")
+    columns = (
+        ("step", "step", "optimizer step", 1.0),
+        ("elapsed_seconds", "train_seconds", "minutes of training", 60.0),
+    )
+    axes: Axes | None = None
+    for place, (of_steps, of_heldout, label, unit) in enumerate(columns):
+        axes = figure.add_subplot(1, 2, place + 1, sharey=axes)
+        for (arm, _), rows in steps.groupby(["arm", "run_id"], sort=False):
+            axes.plot(
+                rows[of_steps] / unit, rows["loss"].astype(float), color=look[str(arm)]["color"], lw=0.9, alpha=0.35
+            )
+        for (arm, _), rows in heldout.groupby(["arm", "run_id"], sort=False):
+            axes.plot(rows[of_heldout] / unit, rows["loss"].astype(float), **look[str(arm)], lw=2.2, ms=5)
+        axes.set_xlabel(label)
+        axes.set_ylabel("loss, nats per token" if place == 0 else "")
+        _finish(axes)
+    shown = [arm for arm in arms if arm in {*steps["arm"], *heldout["arm"]}]
+    handles = [Line2D([], [], label=arm, lw=2.2, ms=5, **look[arm]) for arm in shown]
+    handles.append(Line2D([], [], label="held-out: bold", lw=2.2, color=_GREY))
+    handles.append(Line2D([], [], label="training: faint", lw=0.9, alpha=0.5, color=_GREY))
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def memory_parts(runs: pd.DataFrame) -> Figure | None:
+    """Peak training memory by arm, stacked: what was measured of tensors, and the rest of the peak."""
+    if "train_peak_bytes" not in runs or not runs["train_peak_bytes"].notna().any():
+        return None
+    columns = ["train_peak_bytes", "start_bytes", "weights_bytes", "gradients_bytes", "optimizer_bytes"]
+    means = runs.reindex(columns=["arm", *columns]).groupby("arm", sort=False)[columns].mean()
+    means = means[means["train_peak_bytes"].notna()]
+    figure = Figure(figsize=(9.5, 1.5 + 0.55 * len(means)), layout="constrained")
+    axes = figure.add_subplot()
+    rest = means["train_peak_bytes"] - means[columns[1:]].fillna(0).sum(axis=1)
+    means["rest_bytes"] = rest.clip(lower=0)
+    left = np.zeros(len(means))
+    for column, label, colour in _PARTS:
+        width = means[column].fillna(0).to_numpy() / 2**30
+        if width.any():
+            axes.barh(means.index, width, left=left, color=colour, edgecolor="white", lw=0.6, label=label)
+        left = left + width
+    peaks = means["train_peak_bytes"] / 2**30
+    for place, peak in enumerate(peaks):
+        axes.text(max(peak, left[place]), place, f"  {peak:.2f}", va="center")
+    axes.set_xlim(0, max(left.max(), peaks.max()) * 1.1)
+    axes.set_xlabel("peak training memory, GiB")
+    axes.invert_yaxis()
+    _finish(axes, grid="x")
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def regression_changes(comparisons: Sequence[Comparison], arms: Sequence[str]) -> Figure | None:
+    """Change of every accuracy-like task against the base, in points, with 95% intervals."""
+    shown = [c for c in comparisons if c.measure.kind == "regression" and c.measure.higher_is_better]
+    if not shown:
+        return None
+    tasks = list(dict.fromkeys(c.measure.name for c in shown))
+    compared = [arm for arm in arms if any(c.arm == arm for c in shown)]
+    look = styles(arms)
+    figure = Figure(figsize=(9.5, 1.5 + (0.25 + 0.17 * len(compared)) * len(tasks)), layout="constrained")
+    axes = figure.add_subplot()
+    offsets = np.linspace(-0.28, 0.28, len(compared)) if len(compared) > 1 else np.zeros(1)
+    for arm, offset in zip(compared, offsets, strict=True):
+        rows = [c for c in shown if c.arm == arm]
+        where = [tasks.index(c.measure.name) + offset for c in rows]
+        values = np.array([(c.difference, c.low, c.high) for c in rows]) * 100
+        error = np.abs(values[:, 1:].T - values[:, 0])
+        axes.errorbar(values[:, 0], where, xerr=error, **look[arm], ls="none", ms=6, capsize=3, lw=1.4, label=arm)
+    axes.axvline(0, color="black", lw=1)
+    for border in range(1, len(tasks)):
+        axes.axhline(border - 0.5, color="#e3e3e3", lw=0.8)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"change against {shown[0].baseline}, points (95% interval)")
+    _finish(axes, grid="x")
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def _finish(axes: Axes, grid: str = "y") -> None:
+    axes.grid(axis="both" if grid == "y" else "x", color="#e3e3e3", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

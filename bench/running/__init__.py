@@ -1,0 +1,1 @@
+"""The parent's side effects: folders, child processes, provenance, tracking. No torch."""

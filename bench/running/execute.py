@@ -1,0 +1,137 @@
+"""One run from its plan to its record: stage after stage, each in a child of its own.
+
+A stage that an earlier, interrupted call finished is kept. Whatever happens, the run ends with a record; a
+failed stage leaves the finished ones in it.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bench.running import store
+from bench.running.launch import Outcome, Watch, run_stage
+from bench.running.provenance import provenance
+from bench.spec.config import RunConfig, to_mapping
+from bench.spec.failure import Status
+from bench.spec.identity import comparison_key, run_id
+from bench.spec.layout import artifact_folder, data_folder, run_folder, write_atomic
+from bench.spec.record import (
+    DataSummary,
+    EvaluateResult,
+    Record,
+    RegressionResult,
+    Stage,
+    TrainResult,
+    from_json,
+    to_json,
+)
+
+RESULT_OF: dict[Stage, type] = {"train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult}
+
+
+def stages(config: RunConfig) -> list[Stage]:
+    """The stages of a run, in order; data are prepared before, once for all runs that share them."""
+    wanted: list[Stage] = ["evaluate"]
+    if config.method.trains != "nothing":
+        wanted.insert(0, "train")
+    if config.suite.source != "none":
+        wanted.append("regression")
+    return wanted
+
+
+def write_plan(config: RunConfig) -> Path:
+    """Make the run's folder, with the plan its children read."""
+    folder = run_folder(config)
+    write_atomic(folder / "plan.json", to_json(config))
+    return folder
+
+
+def prepare(config: RunConfig, watch: Watch = lambda progress: None) -> Outcome:
+    """Fetch or build the model and the data of a run, and check both; quick when they are there already.
+
+    Raises:
+        ConfigurationError: mistakes in the data, the suite or the model's name.
+    """
+    folder = write_plan(config)
+    with store.claim(folder):
+        return run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
+
+
+def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
+    """Run what is missing of a run and write its record. Returns at once when it is finished."""
+    folder = write_plan(config)
+    with store.claim(folder):
+        record = store.read_record(folder)
+        if record is not None and record.status is Status.OK:
+            return record
+        (folder / "record.json").unlink(missing_ok=True)
+        if not (data_folder(config) / "summary.json").exists():  # on a cluster node with a cache of its own
+            run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
+        record = _run_stages(config, folder, watch)
+        store.write_record(folder, record)
+        return record
+
+
+def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
+    started_at, started = datetime.now(UTC), time.monotonic()
+    status, failure = Status.OK, None
+    results: dict[str, object] = {}
+    wall_seconds: dict[str, float] = {}
+    reused = []
+    for stage in stages(config):
+        if (result := _finished_stage(config, folder, stage)) is not None:
+            results[stage] = result
+            reused.append(str(stage))
+            continue
+        outcome = run_stage(folder, stage, config.hardware.stage_timeout_seconds, watch)
+        wall_seconds[stage] = outcome.wall_seconds
+        status, failure = outcome.status, outcome.failure
+        if failure:
+            break
+        results[stage] = _read_stage(folder, stage)
+    return Record(
+        run_id=run_id(config),
+        comparison_key=comparison_key(config),
+        sweep=config.sweep,
+        method=config.method.name,
+        model=config.model.name,
+        task=config.task.name,
+        suite=config.suite.name,
+        seed=config.seed,
+        status=status,
+        config=to_mapping(config),
+        provenance=provenance(),
+        started_at=started_at.isoformat(timespec="seconds"),
+        wall_seconds=time.monotonic() - started,
+        data=_read_data_summary(config),
+        failure=failure,
+        stage_wall_seconds=wall_seconds,
+        reused_stages=reused,
+        **results,  # type: ignore[arg-type]
+    )
+
+
+def _finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:
+    """A stage's result from an earlier call; None when it is missing or torn, or its weights are gone."""
+    if stage == "train" and not (artifact_folder(config) / "complete").exists():
+        return None
+    return _read_stage(folder, stage)
+
+
+def _read_stage(folder: Path, stage: Stage) -> object | None:
+    try:
+        result: object = from_json(RESULT_OF[stage], (folder / f"{stage}.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return result
+
+
+def _read_data_summary(config: RunConfig) -> DataSummary | None:
+    try:
+        return from_json(DataSummary, (data_folder(config) / "summary.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

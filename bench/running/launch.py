@@ -1,0 +1,155 @@
+"""Run one stage in a child process of its own, and say how it ended.
+
+Nothing passes between parent and child but files and an exit code: the child reads `plan.json`, appends what it
+prints to `<stage>.log`, keeps `progress.json` current, and writes `<stage>.json` last. The parent sleeps.
+
+    >>> outcome = run_stage(folder, "train", timeout_seconds=3600)
+    >>> outcome.status
+    <Status.OK: 'ok'>
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.spec.failure import EXIT_CONFIGURATION, EXIT_OK, EXIT_OOM, NEXT_STEP, ConfigurationError, Status
+from bench.spec.record import Failure, Stage
+
+POLL_SECONDS = 0.5  # asleep in between: 0.01% of a core
+GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
+LOG_TAIL_CHARACTERS = 4000
+Watch = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended; `failure` is None exactly when it is ok."""
+
+    status: Status
+    wall_seconds: float
+    failure: Failure | None = None
+
+
+def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch = lambda progress: None) -> Outcome:
+    """Run `python -m bench.worker FOLDER STAGE` to its end.
+
+    Args:
+        watch: called about twice a second with the child's latest progress.
+
+    Raises:
+        ConfigurationError: the child found mistakes in the user's data or settings.
+        KeyboardInterrupt: after the child has been stopped.
+    """
+    for stale in (f"{stage}.json", "error.json", "progress.json"):
+        (folder / stale).unlink(missing_ok=True)
+    oom_kills = _kernel_oom_kills()
+    started = time.monotonic()
+    with open(folder / f"{stage}.log", "wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker", str(folder), stage],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the parent only, which then stops the child in order
+        )
+        try:
+            timed_out = _wait(child, folder, started + timeout_seconds, watch)
+        finally:
+            _stop(child)
+    wall_seconds = time.monotonic() - started
+    code = child.returncode
+    status = _status(code, timed_out, (folder / f"{stage}.json").exists(), _kernel_oom_kills() > oom_kills)
+    if code == EXIT_CONFIGURATION:
+        raise ConfigurationError(_read(folder / "error.json").get("problems") or [_tail(folder, stage)])
+    if status is Status.OK:
+        return Outcome(status, wall_seconds)
+    return Outcome(status, wall_seconds, _failure(folder, stage, status, code, timeout_seconds))
+
+
+def _wait(child: subprocess.Popen[bytes], folder: Path, deadline: float, watch: Watch) -> bool:
+    """Sleep until the child ends (False) or the deadline passes (True)."""
+    while True:
+        try:
+            child.wait(POLL_SECONDS)
+            return False
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                return True
+            if progress := _read(folder / "progress.json"):
+                watch(progress)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End the child and everything it started; does nothing when it has ended by itself."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is not None:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # orphans of its process group, such as compile workers
+
+
+def _status(code: int, timed_out: bool, has_result: bool, kernel_killed: bool) -> Status:
+    if timed_out:
+        return Status.TIMEOUT
+    if code == EXIT_OK:
+        return Status.OK if has_result else Status.ERROR
+    if code == EXIT_OOM or (code == -signal.SIGKILL and kernel_killed):
+        return Status.OOM
+    return Status.KILLED if code < 0 else Status.ERROR
+
+
+def _failure(folder: Path, stage: Stage, status: Status, code: int, timeout_seconds: float) -> Failure:
+    error, progress = _read(folder / "error.json"), _read(folder / "progress.json")
+    if status is Status.TIMEOUT:
+        message = f"still running after hardware.stage_timeout_seconds={timeout_seconds:g}"
+    elif code < 0:
+        message = f"ended by signal {-code} ({signal.Signals(-code).name})"
+    elif code == EXIT_OK:
+        message = f"exit code 0, but no {stage}.json"
+    else:
+        message = error.get("message") or f"exit code {code}"
+    return Failure(
+        stage=stage,
+        phase=error.get("phase") or progress.get("phase"),
+        message=message,
+        next_step=NEXT_STEP[status],
+        exit_code=code,
+        log_tail=_tail(folder, stage),
+        last_known_peak_bytes=error.get("peak_bytes") or progress.get("peak_bytes"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small JSON file of the child; empty while it is missing or torn."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _tail(folder: Path, stage: Stage) -> str:
+    return (folder / f"{stage}.log").read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+
+
+def _kernel_oom_kills() -> int:
+    """How many processes the kernel's out-of-memory killer has ended since boot (Linux 4.13+; else 0)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

@@ -1,0 +1,1 @@
+"""The child process: one stage of one run. The only place that imports torch."""

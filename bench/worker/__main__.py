@@ -1,0 +1,88 @@
+"""`python -m bench.worker RUN_DIR STAGE`: run one stage, write `<stage>.json`, exit.
+
+The exit code and the files in RUN_DIR are the whole answer: `<stage>.json` on success, else `error.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from bench.spec.config import RunConfig
+from bench.spec.failure import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError
+from bench.spec.layout import write_atomic
+from bench.spec.record import from_json, to_json
+from bench.worker.progress import Progress
+
+
+def main(folder: Path, stage: str) -> int:
+    """Run a stage; returns the exit code."""
+    config = from_json(RunConfig, (folder / "plan.json").read_bytes())
+    progress = Progress(folder, stage)
+    _confine(config)
+    try:
+        started = time.perf_counter()
+        from bench.worker.instruments.clock import Clock
+        from bench.worker.stages import STAGES, Context  # here, so that a failing import is a recorded failure
+
+        clock = Clock()
+        clock.spans_seconds["import"] = time.perf_counter() - started
+        result = STAGES[stage](Context(folder, config, progress, clock))
+        write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
+        return EXIT_OK
+    except ConfigurationError as error:
+        return _report(folder, progress, error, EXIT_CONFIGURATION, problems=error.problems)
+    except Exception as error:
+        traceback.print_exc()
+        return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error) else EXIT_ERROR)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a lack of device or host memory."""
+    import torch
+
+    while error is not None:
+        words = str(error)
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words):
+            return True
+        if isinstance(error, OSError) and "Cannot allocate memory" in words:
+            return True
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return False
+
+
+def _report(folder: Path, progress: Progress, error: Exception, code: int, **more: Any) -> int:
+    message = f"{type(error).__name__}: {error}"
+    write_atomic(folder / "error.json", json.dumps({"message": message, "phase": progress.current_phase, **more}))
+    return code
+
+
+def _confine(config: RunConfig) -> None:
+    """Keep the child inside its limits and folders, and let it die with its parent."""
+    with contextlib.suppress(AttributeError, OSError):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    if config.hardware.memory_limit_gib is not None:
+        limit_bytes = int(config.hardware.memory_limit_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+    cache = Path(config.paths.cache).resolve()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    os.environ.setdefault("HF_DATASETS_CACHE", str(cache / "datasets"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

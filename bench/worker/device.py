@@ -1,0 +1,156 @@
+"""What this machine offers, resolved once per stage: device, compute dtype, attention kernel, compilation.
+
+`auto` in `conf/hardware/` is decided here and the decision is recorded in the stage's `Environment`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.spec.config import HardwareConfig, RunConfig
+from bench.spec.failure import ConfigurationError
+from bench.spec.record import Environment
+
+COMPILE_REPAYS_FROM_STEPS = 25  # measured: docs/performance.md
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
+
+
+@dataclass(frozen=True)
+class Device:
+    """The resolved hardware settings of a stage."""
+
+    type: str  # "cpu" or "cuda"
+    compute_dtype: torch.dtype
+    attention: str
+    compiled: str  # "regional", or "off: REASON"
+
+    def synchronize(self) -> None:
+        """Wait for queued device work."""
+        if self.type == "cuda":
+            torch.cuda.synchronize()
+
+    def autocast(self) -> torch.autocast:
+        """The numerics of training, for evaluation too."""
+        enabled = self.compute_dtype is torch.bfloat16
+        return torch.autocast(self.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def environment(self) -> Environment:
+        """What a comparison of speed needs to be equal."""
+        name = torch.cuda.get_device_name() if self.type == "cuda" else _processor_name()
+        return Environment(
+            device=f"{self.type}: {name}",
+            device_count=torch.cuda.device_count() if self.type == "cuda" else 1,
+            threads=torch.get_num_threads(),
+            compute_dtype=str(self.compute_dtype).removeprefix("torch."),
+            attention=self.attention,
+            compiled=self.compiled,
+            torch=torch.__version__,
+            load_average_1min_at_start=os.getloadavg()[0],
+        )
+
+
+def resolve(config: RunConfig, steps: int | None = None) -> Device:
+    """Decide everything that is `auto`. `steps`: optimizer steps to run; None outside training.
+
+    Raises:
+        ConfigurationError: the config asks for what is not here.
+    """
+    hardware = config.hardware
+    torch.set_num_threads(hardware.threads or len(os.sched_getaffinity(0)))
+    has_cuda = torch.cuda.is_available()
+    if hardware.device == "cuda" and not has_cuda:
+        raise ConfigurationError(["hardware.device: cuda was asked for, but none is visible; use auto or cpu"])
+    kind = "cuda" if has_cuda and hardware.device != "cpu" else "cpu"
+    return Device(
+        type=kind,
+        compute_dtype=_compute_dtype(hardware, kind),
+        attention=_attention(hardware, kind),
+        compiled=_compilation(config, kind, steps),
+    )
+
+
+def compile_layers(model: torch.nn.Module) -> Callable[[], None]:
+    """Compile the repeated decoder layers one by one; all share one graph, so it costs one compilation.
+
+    Returns:
+        a function that puts the layers back as they were.
+    """
+    layers = _decoder_layers(model)
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+
+    def restore() -> None:
+        for layer in layers:
+            del layer.forward  # type: ignore[attr-defined]  # uncovers the class's own
+
+    return restore
+
+
+def _decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The longest list of equal modules: the transformer's layers under any wrapper."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    alike = [list(m) for m in lists if len({type(child) for child in m}) == 1]
+    return max(alike, key=len, default=[])
+
+
+def _compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
+    if hardware.compute_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, hardware.compute_dtype)
+        return dtype
+    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_computes_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _attention(hardware: HardwareConfig, kind: str) -> str:
+    has_flash = kind == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    if hardware.attention == "flash_attention_2" and not has_flash:
+        raise ConfigurationError(
+            ["hardware.attention: flash_attention_2 needs CUDA and the package flash-attn; use auto or sdpa"]
+        )
+    if hardware.attention != "auto":
+        return hardware.attention
+    return "flash_attention_2" if has_flash else "sdpa"
+
+
+def _compilation(config: RunConfig, kind: str, steps: int | None) -> str:
+    wanted = config.train.compile
+    if wanted == "off" or steps is None:
+        return "off"
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if kind == "cuda" and importlib.util.find_spec("triton") is None:
+        compiler = None
+    if compiler is None:
+        if wanted == "regional":
+            raise ConfigurationError(["train.compile: regional needs a C++ compiler (and Triton on CUDA); use off"])
+        return "off: no compiler"
+    if wanted == "auto" and steps < COMPILE_REPAYS_FROM_STEPS:
+        return f"off: {steps} steps do not repay it"
+    return "regional"
+
+
+def _cpu_computes_bf16() -> bool:
+    return any(flag in _cpuinfo().get("flags", _cpuinfo().get("features", "")).split() for flag in _BF16_FLAGS)
+
+
+def _processor_name() -> str:
+    return _cpuinfo().get("model name", "unknown processor")
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entry in /proc/cpuinfo; empty where there is none."""
+    entry: dict[str, Any] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            entry[key.strip().lower()] = value.strip()
+    except OSError:
+        pass
+    return entry

@@ -1,0 +1,82 @@
+"""Greedy answers to the test prompts, in batches sorted by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from bench.worker.device import Device
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote."""
+
+    text: str
+    tokens: int  # generated, the end token included
+    cut_at_limit: bool  # max_new_tokens came before the end token
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    device: Device,
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """Decode greedily; answers come in the prompts' order.
+
+    The prompts are batched longest first: little padding, and a lack of memory shows in the first batch.
+    """
+    ends = _end_tokens(model, tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,  # said outright: an unset field would be filled from the model's own defaults
+        num_beams=1,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    answers: list[Answer | None] = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        input_ids, mask = _left_padded([prompts[i] for i in chosen], tokenizer.pad_token_id)
+        output = model.generate(
+            input_ids=input_ids.to(device.type), attention_mask=mask.to(device.type), generation_config=config
+        )
+        for i, row in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            answers[i] = _answer(tokenizer, row, ends)
+        advance(start + len(chosen))
+    return [answer for answer in answers if answer is not None]
+
+
+def _answer(tokenizer: Any, row: list[int], ends: set[int]) -> Answer:
+    stop = next((k for k, token in enumerate(row) if token in ends), None)
+    kept = row if stop is None else row[:stop]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Answer(text, tokens=len(kept) + (stop is not None), cut_at_limit=stop is None)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends an answer: the tokenizer's and those the model's own defaults name."""
+    named = model.generation_config.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or [])
+    return ends | {tokenizer.eos_token_id}
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, attention_mask), each (batch, length), padding on the left, where decoding needs it."""
+    length = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for i, row in enumerate(rows):
+        input_ids[i, length - len(row) :] = torch.tensor(row)
+        mask[i, length - len(row) :] = 1
+    return input_ids, mask

@@ -1,0 +1,58 @@
+"""Counts and hashes of what was trained on.
+
+Three counts, because published speeds mix them up: non-padding tokens, supervised tokens (those with a label),
+and positions (padding included). The hash runs over the exact token stream, so that two runs with equal digests
+consumed the same examples in the same order, however they were cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+IGNORED = -100  # label of positions without a target, PyTorch's convention
+
+
+@dataclass
+class TokenCounts:
+    """Sums over batches."""
+
+    tokens: int = 0
+    supervised_tokens: int = 0
+    positions: int = 0
+    examples: int = 0
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(
+            self.tokens + other.tokens,
+            self.supervised_tokens + other.supervised_tokens,
+            self.positions + other.positions,
+            self.examples + other.examples,
+        )
+
+
+class TokenStream:
+    """Hashes (input_ids, labels) row by row, padding removed."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def consume(self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor) -> TokenCounts:
+        """Add one right-padded micro-batch; each tensor is (batch, length)."""
+        input_ids, labels, real = input_ids.cpu(), labels.cpu(), attention_mask.cpu().bool()
+        for row_ids, row_labels, row_real in zip(input_ids, labels, real, strict=True):
+            for row in (row_ids, row_labels):
+                self._sha256.update(row[row_real].to(torch.int64).numpy().astype("<i8").tobytes())
+            self._sha256.update(b"|")
+        return TokenCounts(
+            tokens=int(real.sum()),
+            supervised_tokens=int((labels != IGNORED).sum()),
+            positions=input_ids.numel(),
+            examples=len(input_ids),
+        )
+
+    def hexdigest(self) -> str:
+        """SHA-256 of everything consumed so far."""
+        return self._sha256.hexdigest()

@@ -1,0 +1,132 @@
+"""The only code in which full fine-tuning, LoRA and QLoRA differ.
+
+A method is a way to load the base and a way to make some of it trainable; everything after that is shared.
+
+    full    fp32 master weights, everything trainable
+    lora    16-bit base, frozen; fp32 adapters
+    qlora   4-bit base, frozen; the same fp32 adapters, the same numerics
+
+`peft.prepare_model_for_kbit_training` is not used: it would upcast the norms and embeddings of QLoRA alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
+
+from bench.spec.config import AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
+from bench.worker.models import load_weights
+
+OPTIMIZERS = {  # ours -> transformers.TrainingArguments.optim
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_32bit": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
+def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.dtype, **options: Any) -> Any:
+    """The model as the method keeps it while training, before anything is made trainable."""
+    return load_weights(
+        config.model,
+        source,
+        dtype=getattr(torch, config.method.weights_dtype),
+        quantization_config=_quantization(config.method.quantization, compute_dtype),
+        device_map={"": device},
+        **options,
+    )
+
+
+def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> torch.nn.Module:
+    """Choose what is trained. The seed is set first: the adapter's start depends on it."""
+    set_seed(seed)
+    if method.adapter is None:
+        return model.requires_grad_(True)
+    model.requires_grad_(False)
+    tuned = get_peft_model(model, _lora(method.adapter), autocast_adapter_dtype=True)
+    if method.adapter.add_in_fp32:
+        _add_adapters_in_fp32(tuned)
+    return tuned
+
+
+def save_trained(model: torch.nn.Module, folder: Path) -> None:
+    """Write what was trained: the adapter as it is, or all weights in bf16, the form that is shipped."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
+    assert isinstance(model, PreTrainedModel)
+    model.save_pretrained(folder, state_dict={k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
+
+
+def load_trained(config: RunConfig, source: str, weights: Path, device: str, compute_dtype: torch.dtype) -> Any:
+    """The tuned model for evaluation: the saved weights, or the base with its adapter (not merged)."""
+    method = config.method
+    if method.trains == "all_weights":
+        model = load_weights(config.model, str(weights), dtype=torch.bfloat16, device_map={"": device})
+        return model
+    base = load_base(config, source, device, compute_dtype)
+    if method.adapter is None:
+        return base
+    model = PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=True)
+    if method.adapter.add_in_fp32:
+        _add_adapters_in_fp32(model)
+    return model.eval()
+
+
+def parameters_total(model: torch.nn.Module) -> int:
+    """Parameters of the model and its adapter; a 4-bit weight, stored two to a byte, counts as two."""
+    packed = {id(p) for p in model.parameters() if getattr(p, "quant_state", None) is not None}
+    return sum(p.quant_state.shape.numel() if id(p) in packed else p.numel() for p in model.parameters())  # type: ignore[attr-defined]
+
+
+def checkpoint_dtype(model: torch.nn.Module) -> str:
+    """The dtype of what `save_trained` writes."""
+    if not isinstance(model, PeftModel):
+        return "bfloat16"
+    return str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch.")
+
+
+def _quantization(quantization: QuantizationConfig | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantization is None:
+        return None
+    if quantization.scheme == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.scheme,
+        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _lora(adapter: AdapterConfig) -> LoraConfig:
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        use_dora=adapter.use_dora,
+        use_rslora=adapter.use_rslora,
+        init_lora_weights=True if adapter.init == "default" else adapter.init,  # type: ignore[arg-type]
+    )
+
+
+def _add_adapters_in_fp32(model: torch.nn.Module) -> None:
+    """Let each adapter's branch be added to its layer's output in fp32.
+
+    PEFT adds in the output's dtype. In bf16 a young adapter's branch is below half a step of the output's
+    mantissa and is rounded away, which costs LoRA held-out loss that full fine-tuning does not pay.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.get_base_layer().register_forward_hook(_to_fp32)
+
+
+def _to_fp32(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.float()

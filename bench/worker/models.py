@@ -1,0 +1,182 @@
+"""From a model's name to its weights and tokenizer.
+
+The embedded model is dequantized from GGUF once and kept as safetensors in the cache; after that every run maps
+the same file into memory. Hub models load by name; safetensors only, no remote code unless the config asks.
+
+    >>> source = locate(config.model, cache)
+    >>> tokenizer = load_tokenizer(config.model, source)
+    >>> model = load_weights(config.model, source, dtype=torch.bfloat16, device="cpu")
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from bench.spec.config import ModelConfig
+from bench.spec.failure import ConfigurationError
+
+
+def locate(model: ModelConfig, cache: Path) -> str:
+    """The name or folder that `from_pretrained` takes; makes the cached copy where one is needed.
+
+    Raises:
+        ConfigurationError: the package or folder is missing.
+    """
+    if model.source == "gguf_package":
+        gguf = _gguf_file(model.location)
+        folder = cache / "models" / f"{model.name}-{version(model.location.replace('_', '-'))}"
+        return str(_make_once(folder, lambda target: _dequantize(gguf, target)))
+    if model.source == "random":
+        return str(_make_once(cache / "models" / model.name, _make_random))
+    if model.source == "folder" and not (Path(model.location) / "config.json").exists():
+        raise ConfigurationError([f"model.location: no config.json in the folder {model.location!r}"])
+    return model.location
+
+
+def load_tokenizer(model: ModelConfig, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a padding token and the config's chat template if it sets one.
+
+    Raises:
+        ConfigurationError: there is no chat template to format the examples with.
+    """
+    tokenizer = _or_explain(model, lambda: AutoTokenizer.from_pretrained(source, **_hub_options(model)))
+    if model.chat_template is not None:
+        tokenizer.chat_template = model.chat_template
+    if not tokenizer.chat_template:
+        raise ConfigurationError(
+            [f"model.chat_template: {model.name} ships none; set one (Jinja) or choose an instruct model"]
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_weights(model: ModelConfig, source: str, *, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The model in evaluation mode; `options` go to `from_pretrained` (device_map, quantization_config, ...)."""
+    options = {"dtype": dtype, "use_safetensors": True, **_hub_options(model), **options}
+    loaded: PreTrainedModel = _or_explain(model, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+    _forget_sampling(loaded)
+    return loaded.eval()
+
+
+def _forget_sampling(model: PreTrainedModel) -> None:
+    """Make greedy decoding greedy: transformers fills unset generation fields from the model's own defaults."""
+    generation = model.generation_config
+    assert generation is not None
+    generation.do_sample = False
+    for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty"):
+        if hasattr(generation, name):
+            setattr(generation, name, None)
+
+
+def _hub_options(model: ModelConfig) -> dict[str, Any]:
+    return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+
+
+def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None and model.source != "hub":
+            raise  # a full disk or an unreadable file is not a wrong name
+        raise ConfigurationError(
+            [
+                f"model.location: cannot load {model.location or model.name!r} ({_first_line(error)}); check the "
+                "name and the access rights, or fetch it where the hub can be reached and use model=folder"
+            ]
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _gguf_file(package: str) -> Path:
+    """The GGUF file inside an installed package, found without importing it (importing would load llama.cpp)."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ConfigurationError(
+            [f"model.location: the package {package!r} is not installed; run `make setup`, or choose a hub model"]
+        )
+    return next(Path(found.origin).parent.rglob("*.gguf"))
+
+
+def _make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Fill a folder by `make`, whole or not at all; keeps what another process made first."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            target = Path(temporary) / "model"
+            make(target)
+            try:
+                os.rename(target, folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                shutil.rmtree(target)
+    return folder
+
+
+def _dequantize(gguf: Path, target: Path) -> None:
+    """Write a GGUF model as bf16 safetensors, the form every method starts from."""
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.to(torch.bfloat16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+
+
+_RANDOM_CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _make_random(target: Path) -> None:
+    """Two Llama layers of random weights and a tokenizer of single bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    tokens.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<|pad|>", eos_token="<|end|>")
+    tokenizer.chat_template = _RANDOM_CHAT
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,44 @@
+"""What the child tells the parent while it works: one small file, rewritten.
+
+The parent shows it, and keeps its last words when the child dies: the phase names where a run failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+_INTERVAL_SECONDS = 0.5
+
+
+class Progress:
+    """Writes `progress.json`: {stage, phase, done, total, ...}."""
+
+    def __init__(self, folder: Path, stage: str):
+        self._path = folder / "progress.json"
+        self._content: dict[str, Any] = {"stage": stage, "phase": "start", "done": 0, "total": None}
+        self._written = 0.0
+
+    @property
+    def current_phase(self) -> str:
+        return str(self._content["phase"])
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Announce what comes next; written at once."""
+        self._content = {"stage": self._content["stage"], "phase": name, "done": 0, "total": total}
+        self._write()
+
+    def advance(self, done: int, **details: float | None) -> None:
+        """Say how far the phase is; written at most twice a second."""
+        self._content |= {"done": done, **details}
+        if time.monotonic() - self._written >= _INTERVAL_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._content))
+        os.replace(temporary, self._path)
+        self._written = time.monotonic()

@@ -1,0 +1,97 @@
+"""The one shape of task data before tokens, and the steps every source shares.
+
+A source hands over `Loaded`: three lists of `Example` (templates already filled in) and a count of everything
+it left out. Nothing here draws random numbers: orders and cuts follow from SHA-256 of the content, so the same
+data give the same splits on every machine.
+
+    >>> loaded.splits["train"][0]
+    Example(example_id='train.jsonl:12', prompt='What is 2 + 2?', target='4', group='...')
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+SPLITS = ("train", "validation", "test")
+CUT_FRACTION = 10  # a missing validation or test split is one example in ten of the training split ...
+CUT_MAXIMUM = 1000  # ... but never more than this
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its answer.
+
+    Attributes:
+        example_id: where it came from, for a person: a file and line, a split and row, or a function's name.
+        group: examples of one group are never divided between splits (a module; a repeated prompt).
+    """
+
+    example_id: str
+    prompt: str
+    target: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a source found."""
+
+    splits: dict[str, list[Example]]  # train, validation, test; each in content order
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> examples
+    source: str = ""  # for a person
+
+
+def content_hash(*parts: str) -> str:
+    """SHA-256 in hex over texts and their borders."""
+    return hashlib.sha256("\x00".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def in_content_order(examples: Iterable[Example]) -> list[Example]:
+    """A fixed shuffle.
+
+    Files are often sorted by label or length: their first N lines would be a biased training set. A hash order
+    makes every prefix a fair sample, and the same one everywhere.
+    """
+    return sorted(examples, key=lambda e: (content_hash(e.prompt, e.target), e.example_id))
+
+
+def without_duplicates(examples: list[Example], taken: Iterable[Example] = ()) -> list[Example]:
+    """The first of each (prompt, target), leaving out those among `taken`."""
+    seen = {(e.prompt, e.target) for e in taken}
+    kept = []
+    for example in examples:
+        key = (example.prompt, example.target)
+        if key not in seen:
+            seen.add(key)
+            kept.append(example)
+    return kept
+
+
+def cut(examples: list[Example], total: int) -> tuple[list[Example], list[Example]]:
+    """Part off a held-out split: (what stays, what is cut).
+
+    A tenth of `total` is cut, at least 1 and at most 1000, in whole groups: a prompt that occurs twice with two
+    answers never sits on both sides.
+    """
+    wanted = min(CUT_MAXIMUM, max(1, total // CUT_FRACTION))
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    chosen: set[str] = set()
+    count = 0
+    for group in sorted(groups, key=content_hash):
+        if count >= wanted:
+            break
+        chosen.add(group)
+        count += len(groups[group])
+    stays = [e for e in examples if e.group not in chosen]
+    return stays, [e for e in examples if e.group in chosen]
+
+
+def shortened(problems: list[str], limit: int = 10) -> list[str]:
+    """At most `limit` problems, then how many more there are."""
+    if len(problems) <= limit:
+        return problems
+    return [*problems[:limit], f"... and {len(problems) - limit} more like these"]

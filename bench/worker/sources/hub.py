@@ -1,0 +1,155 @@
+"""Data sets of the Hugging Face hub -> examples.
+
+Data sets are only read, never run: the `datasets` library no longer executes a data set's own script, and
+nothing here asks it to. A split that the hub does not have is cut from the training split, as for files. The
+test split is taken as it is, so that scores stay comparable with published ones; what the training split shares
+with it, or repeats, is dropped from the training split and counted.
+
+    >>> check_columns_without_download(task)
+    ["task.target: {sumary} is not a column (did you mean 'summary'?); allowed: dialogue, id, summary, topic"]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from bench.spec.config import TaskConfig, suggest
+from bench.spec.failure import ConfigurationError
+from bench.worker.sources.example import SPLITS, Example, Loaded, in_content_order, without_duplicates
+from bench.worker.sources.files import with_missing_splits
+from bench.worker.sources.template import Row, fill, template_problems
+
+
+def load(task: TaskConfig) -> Loaded:
+    """Download (or take from the local cache) and fill in the templates.
+
+    Raises:
+        ConfigurationError: an unreachable hub, an unknown data set, configuration, split or column.
+    """
+    given: dict[str, list[Example]] = {}
+    dropped: Counter[str] = Counter()
+    for split, name in _wanted_splits(task).items():
+        rows, filled_task = _rows(split, name, task)
+        examples, unusable = fill(rows, *_templates(split, task), filled_task)
+        if not examples:
+            raise ConfigurationError([f"{_dataset(split, task)}, split {name!r}: no usable example: {unusable[:1]}"])
+        if unusable:  # nobody can mend a published data set: left out and counted
+            dropped[f"{split}: a column is empty or not a text"] += len(unusable)
+        given[split] = examples
+    for held_out in ("test", "validation"):
+        fewer = _without(given["train"], given.get(held_out, []))
+        dropped[f"train: also in {held_out}"] += len(given["train"]) - len(fewer)
+        given["train"] = fewer
+    # Converted data sets may repeat their training split as its own subsets (GEM/viggo does).
+    distinct = without_duplicates(given["train"])
+    dropped["train: duplicate"] += len(given["train"]) - len(distinct)
+    given["train"] = distinct
+    splits, _ = with_missing_splits(given)
+    where = dict.fromkeys(f"{_dataset(s, task)} ({n})" for s, n in _wanted_splits(task).items())
+    ordered = {split: in_content_order(splits[split]) for split in SPLITS}
+    return Loaded(ordered, {reason: n for reason, n in dropped.items() if n}, "hub: " + ", ".join(where))
+
+
+def check_columns_without_download(task: TaskConfig) -> list[str]:
+    """Problems of the data set's name, splits and columns, from its description alone.
+
+    A data set that does not describe its columns passes: `load` checks them again. An unreachable hub is a
+    problem too, unless the data are in the local cache.
+    """
+    import datasets
+
+    problems: list[str] = []
+    known: dict[str, Any] = {}
+    for split, name in _wanted_splits(task).items():
+        dataset = _dataset(split, task)
+        try:
+            if dataset not in known:
+                known[dataset] = datasets.load_dataset_builder(dataset, **_selection(split, task)).info
+        except Exception as error:
+            problems.append(_unreachable(dataset, split, error))
+            if isinstance(error, ConnectionError):
+                break  # asking again would wait through the same retries
+            continue
+        info = known[dataset]
+        if info.splits and name not in info.splits:
+            problems.append(f"task.{split}_split: {dataset} has no {name!r}{suggest(name, list(info.splits))}")
+        if info.features:
+            problems += _column_problems(split, list(info.features), task)
+    return list(dict.fromkeys(problems))
+
+
+def _rows(split: str, name: str, task: TaskConfig) -> tuple[list[Row], TaskConfig]:
+    """The split's records, and the task with the label names that the data set declares itself."""
+    import datasets
+
+    dataset = _dataset(split, task)
+    datasets.disable_progress_bars()
+    try:
+        data = datasets.load_dataset(dataset, split=name, **_selection(split, task))
+    except Exception as error:
+        # The library raises a dozen kinds for one cause: the name, the network, or the cache.
+        raise ConfigurationError([_unreachable(dataset, split, error)]) from error
+    problems = _column_problems(split, data.column_names, task)
+    if problems:
+        raise ConfigurationError(problems)
+    names = getattr(data.features.get(task.label_column or ""), "names", None)
+    if names and not task.labels:
+        task = replace(task, labels=list(names))
+    return [Row(f"{name}:{number}", record) for number, record in enumerate(data)], task
+
+
+def _column_problems(split: str, columns: list[str], task: TaskConfig) -> list[str]:
+    prefix = "train_" if split == "train" and task.train_hub_dataset else ""
+    prompt, target = _templates(split, task)
+    prompt_key = f"task.{prefix if task.train_prompt else ''}prompt"
+    target_key = f"task.{prefix if task.train_target else ''}target"
+    problems = template_problems(prompt_key, prompt, columns, task)
+    problems += template_problems(target_key, target, columns, task)
+    return [f"{problem} (in {_dataset(split, task)})" for problem in problems]
+
+
+def _wanted_splits(task: TaskConfig) -> dict[str, str]:
+    named = {"train": task.train_split, "validation": task.validation_split, "test": task.test_split}
+    return {split: name for split, name in named.items() if name}
+
+
+def _trains_elsewhere(split: str, task: TaskConfig) -> bool:
+    return split == "train" and task.train_hub_dataset is not None
+
+
+def _dataset(split: str, task: TaskConfig) -> str:
+    name = task.train_hub_dataset if _trains_elsewhere(split, task) else task.hub_dataset
+    return str(name)
+
+
+def _selection(split: str, task: TaskConfig) -> dict[str, Any]:
+    """Configuration and revision; they belong to `hub_dataset`, not to another training set."""
+    return {} if _trains_elsewhere(split, task) else {"name": task.hub_config, "revision": task.hub_revision}
+
+
+def _templates(split: str, task: TaskConfig) -> tuple[str, str]:
+    if _trains_elsewhere(split, task):
+        return task.train_prompt or task.prompt, task.train_target or task.target
+    return task.prompt, task.target
+
+
+def _without(train: list[Example], held_out: list[Example]) -> list[Example]:
+    taken = {(e.prompt, e.target) for e in held_out}
+    return [e for e in train if (e.prompt, e.target) not in taken]
+
+
+def _unreachable(dataset: str, split: str, error: Exception) -> str:
+    setting = "task.hub_dataset"
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, ConnectionError | TimeoutError):
+        return (
+            f"{setting}: the hub cannot be reached for {dataset!r}, and the data are not in the local cache "
+            f"({first_line}); connect, download them on a connected machine into the same cache (HF_HOME), or "
+            "export them to files and choose task=jsonl. Without any network: task=docstrings"
+        )
+    return (
+        f"{setting}: {dataset!r} ({split}) cannot be loaded: {type(error).__name__}: {first_line}; check the name, "
+        "task.hub_config, task.hub_revision and the split; data sets that need their own script are not run"
+    )

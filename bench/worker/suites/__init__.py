@@ -1,0 +1,1 @@
+"""What a regression suite asks, as lm-eval tasks. Building items and checking names needs no torch."""

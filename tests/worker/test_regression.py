@@ -1,0 +1,185 @@
+"""Running suites on a tiny random model: the same items, the same scores, values that are means of items."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bench.spec.config import SuiteConfig
+from bench.spec.failure import ConfigurationError
+from bench.worker.regression import SuiteOutcome, run_suite
+from bench.worker.suites.quick import quick_tasks
+
+BLIMP = Path(__file__).parents[3] / "shared" / "data" / "blimp"
+CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and an end-of-text token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate([*letters, "<end>"])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>")
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=256,
+        eos_token_id=256,
+    )
+    return LlamaForCausalLM(config)
+
+
+def quick(items_per_task: int | None = 4, tasks: tuple[str, ...] = ()) -> SuiteConfig:
+    return SuiteConfig(name="quick", source="quick", items_per_task=items_per_task, tasks=list(tasks))
+
+
+def run(suite: SuiteConfig, model: Any, tokenizer: Any, folder: Path) -> SuiteOutcome:
+    return run_suite(suite, model, tokenizer, cache_folder=folder, max_length=512)
+
+
+def test_a_model_against_itself_gives_identical_items(model, tokenizer, tmp_path) -> None:
+    first, second = (run(quick(), model, tokenizer, tmp_path) for _ in range(2))
+    assert first == second
+    assert first.fingerprint == second.fingerprint
+    assert [task.task for task in first.tasks] == [task.name for task in quick_tasks()]
+    assert all(task.items == 4 for task in first.tasks)
+    assert len({(item.task, item.item_id) for item in first.items}) == len(first.items)
+
+
+def test_another_model_gets_the_same_items_and_other_scores(model, tokenizer, tmp_path) -> None:
+    suite = quick(tasks=("prose",))
+    before = run(suite, model, tokenizer, tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    after = run(suite, model, tokenizer, tmp_path)
+    assert before.fingerprint == after.fingerprint
+    assert [i.score for i in before.items] != [i.score for i in after.items]
+
+
+def test_values_are_weighted_means_of_items(model, tokenizer, tmp_path) -> None:
+    outcome = run(quick(), model, tokenizer, tmp_path)
+    for task in outcome.tasks:
+        own = [item for item in outcome.items if item.task == task.task]
+        value = sum(i.score * i.weight for i in own) / sum(i.weight for i in own)
+        assert task.value == pytest.approx(value)
+        assert task.higher_is_better == (task.metric != "bits_per_byte")
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(model, tokenizer, tmp_path) -> None:
+    """Uniform over 257 tokens, one token a byte: log2(257) bits per byte, for every text."""
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    outcome = run(quick(tasks=("prose", "code")), model, tokenizer, tmp_path)
+    documents = {task.name: task.documents for task in quick_tasks()}
+    assert [task.value for task in outcome.tasks] == pytest.approx([math.log2(257)] * 2)
+    assert [i.weight for i in outcome.items[:4]] == [len(d["text"].encode()) for d in documents["prose"][:4]]
+
+
+def test_ties_score_no_more_than_chance(model, tokenizer, tmp_path) -> None:
+    """A model that finds all choices equally likely always takes one position: right once in four."""
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    (task,) = run(quick(40, tasks=("addition",)), model, tokenizer, tmp_path).tasks
+    assert task.value == task.chance == 0.25
+
+
+def test_generation_is_greedy_and_in_chat_form(model, tokenizer, tmp_path, monkeypatch) -> None:
+    model.generation_config.update(do_sample=True, temperature=0.9, repetition_penalty=1.5)
+    calls = []
+    generate = model.generate
+
+    def record(**arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return generate(**arguments)
+
+    monkeypatch.setattr(model, "generate", record)
+    run(quick(tasks=("instructions",)), model, tokenizer, tmp_path)
+    assert calls
+    assert all(c["do_sample"] is False and c["num_beams"] == 1 and c["repetition_penalty"] == 1.0 for c in calls)
+    prompts = [tokenizer.decode(row, skip_special_tokens=True) for c in calls for row in c["input_ids"]]
+    assert all(p.startswith("<user>") and p.endswith("<assistant>") for p in prompts)
+
+
+def test_nothing_is_written(model, tokenizer, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(quick(2), model, tokenizer, tmp_path / "cache")
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_unknown_task_stops_before_anything_runs(model, tokenizer, tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="did you mean 'capitals'"):
+        run(quick(tasks=("capitls",)), model, tokenizer, tmp_path)
+
+
+def test_none_measures_nothing(model, tokenizer, tmp_path) -> None:
+    assert run(SuiteConfig(name="none", source="none"), model, tokenizer, tmp_path) == SuiteOutcome([], [])
+
+
+@pytest.fixture
+def yaml_folder(tmp_path: Path) -> Path:
+    """A user's folder: a group of two tasks over a JSON file, scored by acc and acc_norm."""
+    rows = [{"q": f"Number {n} is", "options": ["small", "very large"], "right": n % 2} for n in range(6)]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "shared.yaml").write_text(
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'rows.jsonl'}}}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: options\ndoc_to_target: right\n"
+        "metric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+        "  - {metric: acc_norm, aggregation: mean, higher_is_better: true}\n"
+    )
+    for name in ("first", "second"):
+        (folder / f"{name}.yaml").write_text(f"include: shared.yaml\ntask: {name}\n")
+    (folder / "group.yaml").write_text("group: both\ntask: [first, second]\n")
+    return folder
+
+
+def local(folder: Path, **settings: Any) -> SuiteConfig:
+    return SuiteConfig(name="local", source="local", path=str(folder), **settings)
+
+
+def test_own_yaml_tasks_run_under_their_own_names(model, tokenizer, tmp_path, yaml_folder) -> None:
+    outcome = run(local(yaml_folder), model, tokenizer, tmp_path / "cache")
+    assert [(t.task, t.metric, t.items, t.chance) for t in outcome.tasks] == [
+        ("first", "acc_norm", 6, 0.5),
+        ("second", "acc_norm", 6, 0.5),
+    ]
+    assert (tmp_path / "cache" / "datasets").is_dir()
+
+
+def test_a_task_whose_metric_is_no_mean_is_refused(model, tokenizer, tmp_path, yaml_folder) -> None:
+    shared = yaml_folder / "shared.yaml"
+    shared.write_text(
+        shared.read_text().split("metric_list")[0]
+        + "metric_list:\n  - {metric: mcc, aggregation: matthews_corrcoef, higher_is_better: true}\n"
+    )
+    with pytest.raises(ConfigurationError, match="first has no metric that is a mean"):
+        run(local(yaml_folder, tasks=["first"]), model, tokenizer, tmp_path / "cache")
+
+
+@pytest.mark.skipif(not BLIMP.is_dir(), reason="needs the BLiMP files in ../shared/data/blimp")
+def test_minimal_pair_files_run_as_tasks(model, tokenizer, tmp_path) -> None:
+    outcome = run(local(BLIMP, items_per_task=10), model, tokenizer, tmp_path)
+    assert [t.task for t in outcome.tasks] == [file.stem for file in sorted(BLIMP.glob("*.jsonl"))]
+    assert all(t.metric == "acc" and t.chance == 0.5 and t.items == 10 for t in outcome.tasks)
