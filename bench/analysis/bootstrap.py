@@ -133,7 +133,12 @@ class Resampler:
 
 
 def paired(
-    values: Floats, *, rng: np.random.Generator | Resampler, weights: Floats | None = None, draws: int = DRAWS
+    values: Floats,
+    *,
+    rng: np.random.Generator | Resampler,
+    weights: Floats | None = None,
+    draws: int = DRAWS,
+    right_or_wrong: bool | None = None,
 ) -> Paired:
     """Mean of paired differences (or of scores) with its bootstrap over seeds and examples.
 
@@ -143,6 +148,7 @@ def paired(
         weights: shape (examples,) or (seeds, examples), for example tokens of a loss or bytes of bits per byte;
             the mean is sum(weight * value) / sum(weight). None weighs all alike.
         draws: bootstrap draws.
+        right_or_wrong: whether the values are differences of 0/1 scores; None looks whether all are -1, 0 or 1.
 
     Raises:
         ValueError: for another shape, nothing, a value that is not finite, or weights that are not positive.
@@ -154,7 +160,7 @@ def paired(
     resampler = rng if isinstance(rng, Resampler) else Resampler(rng, draws)
     resampled = np.sort(_draws(values, weights, mean, error, resampler))
     discordant = None
-    if np.isin(values, (-1.0, 0.0, 1.0)).all():
+    if np.isin(values, (-1.0, 0.0, 1.0)).all() if right_or_wrong is None else right_or_wrong:
         discordant = int((values > 0).sum()), int((values < 0).sum())
     return Paired(mean, resampled, error, seeds, examples, discordant)
 

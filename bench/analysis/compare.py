@@ -70,7 +70,7 @@ class Comparison:
     low: float  # 95% interval of the difference
     high: float
     p: float
-    p_holm: float  # adjusted over the comparisons of the same kind (score, loss, regression)
+    p_holm: float  # adjusted over its family: the primary score, the other scores, the loss, or the regression suite
     test: str  # "bootstrap", or "McNemar" for right/wrong answers of one seed
     margin: float
     verdict: str  # better, worse, equivalent, inconclusive
@@ -93,8 +93,8 @@ class Findings:
 
     @property
     def primary(self) -> Measure | None:
-        """The task's first metric."""
-        return next((measure for measure in self.tables if measure.kind == "score"), None)
+        """The task's first metric; None where nothing was scored."""
+        return primary_measure(self.tables)
 
     def estimate(self, measure: Measure | None, arm: str) -> Estimate | None:
         """The arm's own mean, if it has one."""
@@ -139,7 +139,13 @@ def compare(
         made, unmeasured = _contrasts(arm, baseline, pairs, tables, resampler) if pairs else ([], [])
         contrasts += made
         refusals += refused + unmeasured
-    return Findings(arms, tables, estimates, _judged(contrasts, margins or Margins()), refusals)
+    primary = primary_measure(tables)
+    return Findings(arms, tables, estimates, _judged(contrasts, primary, margins or Margins()), refusals)
+
+
+def primary_measure(tables: Mapping[Measure, Table]) -> Measure | None:
+    """The task's first metric; None where nothing was scored."""
+    return next((measure for measure in tables if measure.kind == "score"), None)
 
 
 def _contrasts(
@@ -186,12 +192,18 @@ class _Contrast:
         return self.result.p_value()
 
 
-def _judged(contrasts: Sequence[_Contrast], margins: Margins) -> list[Comparison]:
-    """Adjust p within scores, losses and regression apart, then say the verdicts."""
+def _judged(contrasts: Sequence[_Contrast], primary: Measure | None, margins: Margins) -> list[Comparison]:
+    """Adjust p within each family, then say the verdicts.
+
+    The primary score is a family of its own, so that showing more metrics beside it costs it no power.
+    """
     p_values = [contrast.p for contrast in contrasts]
+    families: dict[str, list[int]] = {}
+    for place, contrast in enumerate(contrasts):
+        family = "primary" if contrast.measure == primary else contrast.measure.kind
+        families.setdefault(family, []).append(place)
     adjusted: dict[int, float] = {}
-    for kind in ("score", "loss", "regression"):
-        places = [place for place, contrast in enumerate(contrasts) if contrast.measure.kind == kind]
+    for places in families.values():
         adjusted |= dict(zip(places, stats.holm([p_values[place] for place in places]), strict=True))
     return [_comparison(c, p_values[place], adjusted[place], margins) for place, c in enumerate(contrasts)]
 

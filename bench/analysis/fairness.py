@@ -114,7 +114,8 @@ def settings_of_arms(arms: Mapping[str, Sequence[Record]]) -> tuple[dict[str, st
 
 def _described(record: Record) -> dict[str, str]:
     skipped = ("paths.", "tracking.", "sweep", "method.name", "seed")
-    values = {k: _text(v) for k, v in flat(record.config).items() if not k.startswith(skipped)}
+    settings = flat(record.config)
+    values = {k: _text(v) for k, v in settings.items() if v is not None and not k.startswith(skipped)}
     if is_base(record):
         values = {k: v for k, v in values.items() if not k.startswith("train.")}
     if record.train:
@@ -133,8 +134,6 @@ def _described(record: Record) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "-"
     if isinstance(value, list):
         return ", ".join(str(entry) for entry in value) or "-"
     return str(value)

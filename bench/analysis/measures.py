@@ -108,11 +108,10 @@ def paired_difference(table: Table, pairs: Pairs, rng: np.random.Generator | Res
     Returns:
         The result, or the reason why the values cannot be paired.
     """
-    sides = [([table.get(run) for run in pair], pair) for pair in pairs]
-    missing = [run for frames, pair in sides for frame, run in zip(frames, pair, strict=True) if frame is None]
+    missing = sorted({run for pair in pairs for run in pair if run not in table})
     if missing or not pairs:
-        return f"no values of {', '.join(sorted(set(missing))) or 'either'}"
-    frames = [frame for both, _ in sides for frame in both if frame is not None]
+        return f"no values of {', '.join(missing) or 'either'}"
+    frames = [table[run] for pair in pairs for run in pair]
     if any(not frame.index.is_unique for frame in frames):
         return "an example occurs twice in one run"
     shared = _shared_index(frames)
@@ -120,14 +119,20 @@ def paired_difference(table: Table, pairs: Pairs, rng: np.random.Generator | Res
     if len(shared) < largest:
         return f"they were tested on different examples ({len(shared)} of {largest} in common)"
     method, baseline = frames[0::2], frames[1::2]
-    difference = _matrix(method, shared, "value") - _matrix(baseline, shared, "value")
-    return _complete(difference, _matrix(method, shared, "weight"), rng)
+    sides = _matrix(method, shared, "value"), _matrix(baseline, shared, "value")
+    # Asked of the scores: equal ROUGE scores differ by 0 as well, and are no right/wrong answers.
+    binary = all(bool(np.isin(values, (0.0, 1.0)).all()) for values in sides)
+    return _complete(sides[0] - sides[1], _matrix(method, shared, "weight"), rng, binary)
 
 
-def _complete(values: np.ndarray, weights: np.ndarray, rng: np.random.Generator | Resampler) -> Paired | str:
+def _complete(
+    values: np.ndarray, weights: np.ndarray, rng: np.random.Generator | Resampler, binary: bool = False
+) -> Paired | str:
     """Examples without a value in some run (a loss that is not finite) are left out of all."""
     kept = np.isfinite(values).all(axis=0) & np.isfinite(weights).all(axis=0)
-    return paired(values[:, kept], weights=weights[:, kept], rng=rng) if kept.any() else "no finite values"
+    if not kept.any():
+        return "no finite values"
+    return paired(values[:, kept], weights=weights[:, kept], rng=rng, right_or_wrong=binary)
 
 
 def _shared_index(frames: Sequence[pd.DataFrame]) -> pd.Index:

@@ -2,8 +2,8 @@
 
 The best arm is the one with the highest primary score. The arm to use is the cheapest (peak training memory, then
 training time; an untrained model costs nothing) that is shown to be not worse than the best by more than the
-margin. Where that is shown for none but the best, although the data would allow it, the sentence says what the data
-cannot decide.
+margin. Where a cheaper arm is neither shown to be as good nor shown to be worse, the sentence says that the data
+cannot decide between the two, and what would.
 
     >>> recommend(findings, arms_frame(runs), rng=np.random.default_rng(0)).sentence
     'Use qlora: its rougeL of 0.291 [0.270, 0.312] is shown not to be 0.009 or more below that of full (0.297), ...'
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import stats
-from bench.analysis.compare import Findings, Margins
+from bench.analysis.compare import Estimate, Findings, Margins
 from bench.analysis.measures import Measure, paired_difference
 from bench.analysis.order import is_base
 from bench.analysis.pairing import fair_pairs
@@ -32,9 +32,9 @@ class Recommendation:
 
     Attributes:
         sentence: for a person; numbers with their units.
-        chosen: the arm to use; None where nothing was scored.
+        chosen: the arm to use as far as the data show; None where nothing can be said.
         best: the arm with the highest primary score.
-        undecided: cheaper arms that the data neither rule out nor show to be as good.
+        undecided: cheaper arms that are neither shown to be as good nor shown to be worse.
         caveats: what limits the conclusion, a sentence each.
     """
 
@@ -77,24 +77,51 @@ def recommend(
     if primary is None or not scored:
         return Recommendation("No arm was scored; there is nothing to recommend.", None, None, [], [])
     best = max(scored, key=lambda estimate: estimate.mean)
+    if problem := _undecidable(scored):
+        return Recommendation(f"The data cannot decide: {problem}.", None, None, [], [])
     margin = (margins or Margins()).of(primary, best.mean)
-    as_good, undecided = [best.arm], []
+    as_good, open_results = [best.arm], {}
     for estimate in scored:
-        if estimate.arm == best.arm:
-            continue
-        result = _against(findings, primary, estimate.arm, best.arm, rng)
+        result = _against(findings, primary, estimate.arm, best.arm, rng) if estimate.arm != best.arm else ""
         if isinstance(result, str):
             continue
         if stats.is_not_worse(result, margin):
             as_good.append(estimate.arm)
-        elif result.interval(0.90)[1] > -margin:  # neither shown to be as good nor ruled out
-            undecided.append(estimate.arm)
+        elif result.interval()[1] >= 0:  # neither shown to be as good nor shown to be worse
+            open_results[estimate.arm] = result
     chosen = min(as_good, key=lambda arm: _cost(findings, arms, arm))
-    cheaper = [arm for arm in undecided if _cost(findings, arms, arm) < _cost(findings, arms, chosen)]
-    sentence = _sentence(findings, arms, primary, chosen, best.arm, margin)
-    if cheaper:
-        sentence += f" The data cannot decide whether {_listed(cheaper)}, which costs less, is as good."
-    return Recommendation(sentence, chosen, best.arm, cheaper, _caveats(findings, primary, chosen))
+    undecided = [arm for arm in open_results if _cost(findings, arms, arm) < _cost(findings, arms, chosen)]
+    reason = _reason(findings, arms, primary, chosen, best.arm, margin)
+    sentence = f"Use {chosen}: {reason}"
+    if undecided:
+        needed = [stats.examples_to_decide(open_results[arm], margin) for arm in undecided]
+        still_open = _undecided_clause(undecided, needed, best.examples)
+        sentence = f"The data cannot decide between {_listed([chosen, *undecided])}. {chosen}: {reason} {still_open}"
+    return Recommendation(sentence, chosen, best.arm, undecided, _caveats(findings, primary, chosen))
+
+
+def _undecidable(scored: Sequence[Estimate]) -> str:
+    """Why no recommendation can be drawn at all; empty when one can."""
+    examples = min(estimate.examples for estimate in scored)
+    name = scored[0].measure.name
+    if examples < stats.FEWEST_EXAMPLES:
+        return f"{examples} test example(s) are too few; take some hundreds (at least {stats.FEWEST_EXAMPLES})"
+    if all(estimate.mean == 0 for estimate in scored):
+        return f"every method scored 0 in {name}"
+    return ""
+
+
+def _undecided_clause(undecided: Sequence[str], needed: Sequence[int | None], examples: int) -> str:
+    """What is open, and what would settle it."""
+    costs = "costs" if len(undecided) == 1 else "cost"
+    enough = [count for count in needed if count is not None and count > examples]
+    if None in needed:
+        remedy = "more seeds would decide"
+    elif enough:
+        remedy = f"about {max(enough):,} test examples would decide"
+    else:
+        remedy = "more seeds or examples would decide"
+    return f"{_listed(undecided)} {costs} less and is neither shown to be as good nor to be worse: {remedy}."
 
 
 def _against(findings: Findings, measure: Measure, arm: str, best: str, rng: np.random.Generator) -> stats.Paired | str:
@@ -123,7 +150,7 @@ def _number(arms: pd.DataFrame, arm: str, column: str) -> float:
     return value if np.isfinite(value) else np.inf
 
 
-def _sentence(findings: Findings, arms: pd.DataFrame, primary: Measure, chosen: str, best: str, margin: float) -> str:
+def _reason(findings: Findings, arms: pd.DataFrame, primary: Measure, chosen: str, best: str, margin: float) -> str:
     own, top = findings.estimate(primary, chosen), findings.estimate(primary, best)
     if own is None or top is None:
         raise ValueError(f"{chosen} or {best} has no estimate of {primary.name}; only scored arms are recommended")
@@ -135,7 +162,7 @@ def _sentence(findings: Findings, arms: pd.DataFrame, primary: Measure, chosen: 
     else:
         text = f"its {score} is the highest, and no cheaper method is shown to come within {margin:.3f} of it"
     costs = [_cost_clause(findings, arms, arm) for arm in dict.fromkeys((chosen, best))]
-    return f"Use {chosen}: {text}. It takes {' against '.join(costs)}."
+    return f"{text}. It takes {' against '.join(costs)}."
 
 
 def _cost_clause(findings: Findings, arms: pd.DataFrame, arm: str) -> str:

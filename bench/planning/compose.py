@@ -26,6 +26,7 @@ from bench.spec.failure import ConfigurationError
 from bench.spec.identity import run_id
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
+TEMPLATES = ("task.prompt", "task.target", "task.system", "task.train_prompt", "task.train_target")
 
 
 def explicit(overrides: list[str]) -> list[str]:
@@ -36,7 +37,7 @@ def explicit(overrides: list[str]) -> list[str]:
     """
     problems: list[str] = []
     result = []
-    for text in overrides:
+    for text in map(_quoted_template, overrides):
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
@@ -50,6 +51,15 @@ def explicit(overrides: list[str]) -> list[str]:
     if problems:
         raise ConfigurationError(problems)
     return result
+
+
+def _quoted_template(text: str) -> str:
+    """Let `task.prompt={question}` mean its text: without quotes, Hydra's grammar takes braces for a dictionary."""
+    key, equals, value = text.partition("=")
+    if key not in TEMPLATES or not equals or value[:1] in ("'", '"'):
+        return text
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:

@@ -14,8 +14,8 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description="Write the report of a sweep.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="results/<sweep>; the report is written "
-                        "into the first one and covers all of them")  # fmt: skip
+    help_text = "results/<sweep>; the report is written into the first one and covers all of them"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=help_text)
     folders = parser.parse_args(arguments).folders
     from bench.report.build import NoRecordsError, build_report  # pandas and matplotlib: only when there is work
 

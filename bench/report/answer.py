@@ -77,10 +77,16 @@ def _row(group: Group, arm: str, primary: Measure | None) -> list[str]:
         mean_and_range(column(runs, "train_peak_bytes"), 2, 2**-30),
         mean_and_range(column(runs, "train_tokens_per_second"), 0),
         mean_and_range(column(runs, "train_seconds"), 1, 1 / 60),
-        mean_and_range(column(runs, "checkpoint_bytes"), 0, 2**-20),
+        _size(column(runs, "checkpoint_bytes")),
         percent(mean(column(runs, "trainable_share")), 2),
         _regression(group, arm),
     ]
+
+
+def _size(sizes_bytes: list[float]) -> str:
+    """MiB; tiny checkpoints keep two decimals."""
+    small = max(sizes_bytes, default=0.0) < 10 * 2**20
+    return mean_and_range(sizes_bytes, 2 if small else 0, 2**-20)
 
 
 def _loss(runs: pd.DataFrame) -> str:

@@ -1,31 +1,35 @@
 """The tables behind the answer: differences, regression by task, what was identical, what was refused.
 
->>> print(differences_table(group, kinds=("score", "loss")))
-| method | against | measure | baseline | difference | p (Holm) | verdict | examples x seeds |
+>>> print(differences_table(group, primary=True))
+| method | against | measure | verdict | difference [95%] | baseline | p (Holm) | examples x seeds |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bench.analysis.compare import Comparison
 from bench.analysis.fairness import settings_of_arms
 from bench.analysis.measures import Measure
+from bench.analysis.stats import FEWEST_EXAMPLES
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, known, number, p_text, table, with_interval
 
 
-def differences_table(group: Group, kinds: Sequence[str] = ("score", "loss")) -> str:
-    """One row a paired comparison; empty when there is none."""
-    shown = [c for c in group.findings.comparisons if c.measure.kind in kinds]
+def differences_table(group: Group, *, primary: bool) -> str:
+    """One row a paired comparison of the primary score and the loss, or of the other scores; empty without any."""
+    shown = [
+        c
+        for c in group.findings.comparisons
+        if c.measure.kind != "regression"
+        and (c.measure == group.findings.primary or c.measure.kind == "loss") == primary
+    ]
     headers = [
         "method",
         "against",
         "measure",
-        "baseline",
-        "difference [95%]",
-        "p (Holm)",
         "verdict",
+        "difference [95%]",
+        "baseline",
+        "p (Holm)",
         "examples x seeds",
     ]
     rows = [
@@ -33,15 +37,15 @@ def differences_table(group: Group, kinds: Sequence[str] = ("score", "loss")) ->
             cell(c.arm),
             cell(c.baseline),
             cell(_measure_name(c.measure)),
-            number(c.baseline_mean),
-            with_interval(c.difference, c.low, c.high, sign=True),
-            p_text(c.p_holm) + (" (McNemar)" if c.test == "McNemar" else ""),
             verdict_text(c),
+            with_interval(c.difference, c.low, c.high, sign=True),
+            number(c.baseline_mean),
+            p_text(c.p_holm) + (" (McNemar)" if c.test == "McNemar" else ""),
             f"{c.examples} x {c.seeds}",
         ]
         for c in shown
     ]
-    return table(headers, rows, text_columns=3) if rows else ""
+    return table(headers, rows, text_columns=4) if rows else ""
 
 
 def _measure_name(measure: Measure) -> str:
@@ -60,6 +64,8 @@ def verdict_text(comparison: Comparison) -> str:
 
 def _to_decide(comparison: Comparison) -> str:
     needed = comparison.examples_to_decide
+    if comparison.examples < FEWEST_EXAMPLES:
+        return f"fewer than {FEWEST_EXAMPLES} examples"
     if needed is not None and needed > comparison.examples:
         return f"about {_rounded(needed)} examples would decide"
     if needed is None:
@@ -112,7 +118,8 @@ def sensitivity_table(group: Group) -> str:
     changes = [c for c in group.findings.comparisons if c.measure.kind == "regression" and c.measure.higher_is_better]
     changes = [c for c in changes if c.baseline == _base(group) and known(c.detectable)]
     arms = [arm for arm in group.arms if any(c.arm == arm for c in changes)]
-    found = {(c.measure.name, c.arm): c.detectable for c in changes}
+    # No spread at all (no item changed) says nothing about what would have been seen.
+    found = {(c.measure.name, c.arm): c.detectable or None for c in changes}
     tasks = list(dict.fromkeys(c.measure.name for c in changes))
     rows = [[cell(task), *(number(found.get((task, arm)), 1, 100) for arm in arms)] for task in tasks]
     return table(["task", *(cell(arm) for arm in arms)], rows) if rows else ""

@@ -30,6 +30,7 @@ def to_html(markdown: str, folder: Path) -> str:
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("image", _inline_image)
+    parser.add_render_rule("text", _text)
     parser.add_render_rule("table_open", _table_open)
     parser.add_render_rule("table_close", _table_close)
     environment: dict[str, Any] = {"folder": folder.resolve()}
@@ -58,6 +59,14 @@ def _name_headings(tokens: Sequence[Token]) -> list[tuple[str, str, str]]:
         token.attrSet("id", unique)
         named.append((token.tag, text, unique))
     return named
+
+
+def _text(self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
+    # A number's interval or range stays on one line: cells break before it, never inside.
+    return _RANGE.sub(lambda found: found[0].replace(" ", "&nbsp;"), html.escape(tokens[place].content))
+
+
+_RANGE = re.compile(r"[\[(][-+.\d]+(?:,| to) [-+.\d]+[\])]")
 
 
 def _inline_image(

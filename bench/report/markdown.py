@@ -60,7 +60,8 @@ def _group_values(group: Group, plots: Sequence[Plot], *, single: bool) -> dict[
         "answer": answer_table(group),
         "primary_definition": _primary_definition(group),
         "plots": plots,
-        "differences": evidence.differences_table(group),
+        "differences": evidence.differences_table(group, primary=True),
+        "other_differences": evidence.differences_table(group, primary=False),
         "margins": f"{margins.score_relative:.0%} of the baseline's score, {margins.loss_relative:.0%} of its loss or "
         f"bits per byte, {100 * margins.accuracy:.0f} points of accuracy in the regression suite",
         "regression": evidence.regression_table(group),

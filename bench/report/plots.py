@@ -16,8 +16,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from bench.analysis.compare import Comparison, Findings
+from bench.analysis.compare import Comparison, Estimate, Findings
 from bench.analysis.order import is_base
 from bench.analysis.recommend import pareto_set
 
@@ -64,7 +65,8 @@ def quality_against_cost(findings: Findings, runs: pd.DataFrame) -> Figure | Non
         axes = figure.add_subplot(1, 2, place + 1)
         for arm, point in points.iterrows():
             estimate = estimates[str(arm)]
-            error = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+            low, high = _ends(estimate)
+            error = [[estimate.mean - low], [high - estimate.mean]]
             axes.errorbar(
                 point[column], estimate.mean, yerr=error, **look[str(arm)], ms=8, capsize=4, lw=1.5, ls="none"
             )
@@ -74,6 +76,9 @@ def quality_against_cost(findings: Findings, runs: pd.DataFrame) -> Figure | Non
         axes.set_xlabel(label)
         axes.set_xlim(0, float(points[column].max()) * 1.12 if points[column].notna().any() else 1)
         _finish(axes)
+        lows, highs = zip(*map(_ends, estimates.values()), strict=True)
+        if max(highs) - min(lows) < 1e-6:  # all scores equal: no scale of their own
+            axes.set_ylim(min(lows) - 0.05, max(highs) + 0.05)
         axes.set_ylabel(f"{primary.name}, 95% interval" if place == 0 else "")
     handles = [_handle(arm, look) for arm in findings.arms if arm in estimates]
     ring = Line2D(
@@ -81,6 +86,11 @@ def quality_against_cost(findings: Findings, runs: pd.DataFrame) -> Figure | Non
     )
     figure.legend(handles=[*handles, ring], loc="outside lower center", ncols=6, frameon=False)
     return figure
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """The interval to draw; that of a single example is infinite and not drawn."""
+    return (estimate.low, estimate.high) if np.isfinite(estimate.high) else (estimate.mean, estimate.mean)
 
 
 def _points(runs: pd.DataFrame, quality: dict[str, float]) -> pd.DataFrame:
@@ -91,12 +101,12 @@ def _points(runs: pd.DataFrame, quality: dict[str, float]) -> pd.DataFrame:
     return points
 
 
-def _base_lines(axes: Axes, findings: Findings, estimates: dict[str, Any], look: Styles) -> None:
+def _base_lines(axes: Axes, findings: Findings, estimates: dict[str, Estimate], look: Styles) -> None:
     """Untrained arms have no training cost: a line across, with its interval as a band."""
     for arm in (arm for arm, records in findings.arms.items() if is_base(records[0]) and arm in estimates):
         estimate = estimates[arm]
         axes.axhline(estimate.mean, color=look[arm]["color"], lw=1.5, ls="--")
-        axes.axhspan(estimate.low, estimate.high, color=look[arm]["color"], alpha=0.12, lw=0)
+        axes.axhspan(*_ends(estimate), color=look[arm]["color"], alpha=0.12, lw=0)
 
 
 def _handle(arm: str, look: Styles) -> Line2D:
@@ -128,6 +138,8 @@ def loss_curves(steps: pd.DataFrame, heldout: pd.DataFrame, arms: Sequence[str])
             )
         for (arm, _), rows in heldout.groupby(["arm", "run_id"], sort=False):
             axes.plot(rows[of_heldout] / unit, rows["loss"].astype(float), **look[str(arm)], lw=2.2, ms=5)
+        if of_steps == "step":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(label)
         axes.set_ylabel("loss, nats per token" if place == 0 else "")
         _finish(axes)
@@ -182,6 +194,7 @@ def regression_changes(comparisons: Sequence[Comparison], arms: Sequence[str]) -
         rows = [c for c in shown if c.arm == arm]
         where = [tasks.index(c.measure.name) + offset for c in rows]
         values = np.array([(c.difference, c.low, c.high) for c in rows]) * 100
+        values[~np.isfinite(values).all(axis=1), 1:] = np.nan  # a single item has an infinite interval
         error = np.abs(values[:, 1:].T - values[:, 0])
         axes.errorbar(values[:, 0], where, xerr=error, **look[arm], ls="none", ms=6, capsize=3, lw=1.4, label=arm)
     axes.axvline(0, color="black", lw=1)

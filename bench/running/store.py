@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,10 +45,3 @@ def claim(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def free_bytes(path: Path) -> int:
-    """Free disk space at a path that may not exist yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -85,11 +85,11 @@ def compile_layers(model: torch.nn.Module) -> Callable[[], None]:
     """
     layers = _decoder_layers(model)
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
     def restore() -> None:
         for layer in layers:
-            del layer.forward  # type: ignore[attr-defined]  # uncovers the class's own
+            del layer.forward  # uncovers the class's own
 
     return restore
 

@@ -31,11 +31,14 @@ OPTIMIZERS = {  # ours -> transformers.TrainingArguments.optim
 
 
 def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.dtype, **options: Any) -> Any:
-    """The model as the method keeps it while training, before anything is made trainable."""
+    """The model as the method keeps it while training, before anything is made trainable.
+
+    Without bf16 arithmetic (`compute_dtype` float32) there is no autocast, so the weights are fp32 for all methods.
+    """
     return load_weights(
         config.model,
         source,
-        dtype=getattr(torch, config.method.weights_dtype),
+        dtype=compute_dtype if compute_dtype is torch.float32 else getattr(torch, config.method.weights_dtype),
         quantization_config=_quantization(config.method.quantization, compute_dtype),
         device_map={"": device},
         **options,
@@ -57,7 +60,7 @@ def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> t
 def save_trained(model: torch.nn.Module, folder: Path) -> None:
     """Write what was trained: the adapter as it is, or all weights in bf16, the form that is shipped."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
         return
     assert isinstance(model, PreTrainedModel)
     model.save_pretrained(folder, state_dict={k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
@@ -67,8 +70,7 @@ def load_trained(config: RunConfig, source: str, weights: Path, device: str, com
     """The tuned model for evaluation: the saved weights, or the base with its adapter (not merged)."""
     method = config.method
     if method.trains == "all_weights":
-        model = load_weights(config.model, str(weights), dtype=torch.bfloat16, device_map={"": device})
-        return model
+        return load_weights(config.model, str(weights), dtype=compute_dtype, device_map={"": device})
     base = load_base(config, source, device, compute_dtype)
     if method.adapter is None:
         return base
@@ -80,8 +82,8 @@ def load_trained(config: RunConfig, source: str, weights: Path, device: str, com
 
 def parameters_total(model: torch.nn.Module) -> int:
     """Parameters of the model and its adapter; a 4-bit weight, stored two to a byte, counts as two."""
-    packed = {id(p) for p in model.parameters() if getattr(p, "quant_state", None) is not None}
-    return sum(p.quant_state.shape.numel() if id(p) in packed else p.numel() for p in model.parameters())  # type: ignore[attr-defined]
+    states = [(p, getattr(p, "quant_state", None)) for p in model.parameters()]
+    return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
 
 
 def checkpoint_dtype(model: torch.nn.Module) -> str:

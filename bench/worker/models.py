@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -52,6 +53,15 @@ def locate(model: ModelConfig, cache: Path) -> str:
     return model.location
 
 
+def fetch(model: ModelConfig, cache: Path) -> str:
+    """`locate`, after downloading a hub model's weights, tokenizer and configuration (safetensors only)."""
+    if model.source != "hub":
+        return locate(model, cache)
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    _or_explain(model, lambda: snapshot_download(model.location, revision=model.revision, allow_patterns=patterns))
+    return model.location
+
+
 def load_tokenizer(model: ModelConfig, source: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with a padding token and the config's chat template if it sets one.
 
@@ -75,7 +85,8 @@ def load_weights(model: ModelConfig, source: str, *, dtype: torch.dtype, **optio
     options = {"dtype": dtype, "use_safetensors": True, **_hub_options(model), **options}
     loaded: PreTrainedModel = _or_explain(model, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
     _forget_sampling(loaded)
-    return loaded.eval()
+    loaded.eval()
+    return loaded
 
 
 def _forget_sampling(model: PreTrainedModel) -> None:
@@ -141,7 +152,7 @@ def _dequantize(gguf: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
     )
-    model.to(torch.bfloat16).save_pretrained(target)
+    model.bfloat16().save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
 
 
@@ -178,5 +189,5 @@ def _make_random(target: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -167,4 +167,4 @@ def _chance(task: Task, metric: str, samples: list[dict[str, Any]]) -> float | N
         return None
     if getattr(task, "multiple_target", 0):
         return None
-    return math.fsum(1 / len(sample["arguments"]) for sample in samples) / len(samples)
+    return math.fsum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)

@@ -18,9 +18,10 @@ from typing import Any
 
 from bench.analysis import metrics
 from bench.spec.config import RunConfig
+from bench.spec.failure import ConfigurationError
 from bench.spec.layout import artifact_folder, data_folder
 from bench.spec.record import EvaluateResult, RegressionResult, Sample, TrainResult
-from bench.worker import data, device, heldout, methods, models, prepare, train
+from bench.worker import checks, data, device, heldout, methods, models, prepare, train
 from bench.worker.generate import generate
 from bench.worker.instruments.clock import Clock, step_times
 from bench.worker.instruments.memory import Memory, open_memory
@@ -56,8 +57,12 @@ class Context:
 def prepare_stage(context: Context) -> dict[str, Any]:
     """Fetch or build model and data; every mistake in either is found here, before any training."""
     config = context.config
+    context.progress.phase("check")
+    problems = checks.before_download(config)
+    if problems:
+        raise ConfigurationError(problems)
     context.progress.phase("model")
-    source = models.locate(config.model, context.cache)
+    source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
     context.progress.phase("data")
     summary = prepare.prepare(config, tokenizer, data_folder(config))

@@ -113,8 +113,9 @@ class Observer(TrainerCallback):
         self._step_counts = sum(counts, TokenCounts())
         self.counts = self.counts + self._step_counts
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **options: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Called by the trainer right after every step, with the gradient norm and the rate that were used."""
+        logs = options["logs"]
         if "grad_norm" not in logs:
             return
         done = state.global_step

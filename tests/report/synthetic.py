@@ -204,6 +204,8 @@ def make_samples(method: str, seed: int) -> list[Sample]:
 
 
 def _sample(place: int, method: str, rouge: float, rng: np.random.Generator) -> Sample:
+    if place == 0:  # the example on which the methods disagree most, so that the report shows it
+        rouge = 0.0 if method == "base" else 0.9
     prediction = SCRIPT + " ```" if place == 0 else f"{method}: synthetic answer {place} | with a bar"
     prompt = f"Synthetic prompt {place}. " + "def f(x): return x\n" * 40
     tokens = 10 + place % 7

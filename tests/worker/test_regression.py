@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -166,6 +167,31 @@ def test_own_yaml_tasks_run_under_their_own_names(model, tokenizer, tmp_path, ya
         ("second", "acc_norm", 6, 0.5),
     ]
     assert (tmp_path / "cache" / "datasets").is_dir()
+
+
+def test_groups_of_tags_and_tasks_are_loaded_once(model, tokenizer, tmp_path, yaml_folder) -> None:
+    for name in ("first", "second"):
+        with (yaml_folder / f"{name}.yaml").open("a") as file:
+            file.write("tag: tagged\n")
+    (yaml_folder / "group.yaml").write_text("group: both\ntask: [tagged]\n")
+    outcome = run(local(yaml_folder), model, tokenizer, tmp_path / "cache")
+    assert [t.task for t in outcome.tasks] == ["first", "second"]
+
+
+def test_one_filter_of_a_shipped_generation_task_is_kept(model, tokenizer, tmp_path) -> None:
+    """lm-eval's own gsm8k (few-shot, two filters), over rows of our own."""
+    lm_eval = Path(str(importlib.util.find_spec("lm_eval").origin)).parent
+    rows = [{"question": f"What is {n} plus 1?", "answer": f"It is {n + 1}. #### {n + 1}"} for n in range(6)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "sums.yaml").write_text(
+        f"include: {lm_eval / 'tasks' / 'gsm8k' / 'gsm8k.yaml'}\ntask: sums\ndataset_path: json\n"
+        f"dataset_name: null\ndataset_kwargs: {{data_files: {{train: {data}, test: {data}}}}}\n"
+        "num_fewshot: 2\ngeneration_kwargs: {until: [], max_gen_toks: 4, do_sample: true}\n"
+    )
+    outcome = run(local(tmp_path, tasks=["sums"]), model, tokenizer, tmp_path / "cache")
+    assert [(t.task, t.metric, t.items, t.chance) for t in outcome.tasks] == [("sums", "exact_match", 6, None)]
+    assert len(outcome.items) == 6
 
 
 def test_a_task_whose_metric_is_no_mean_is_refused(model, tokenizer, tmp_path, yaml_folder) -> None:

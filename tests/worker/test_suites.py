@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.spec.config import SuiteConfig
-from bench.worker.suites import instructions, local, quick
+from bench.worker.suites import check, instructions, local, quick
 from bench.worker.suites.check import check_suite
 from bench.worker.suites.documents import by_hash, choice_task
 from bench.worker.suites.quick import quick_tasks
@@ -128,9 +128,16 @@ def test_registry_knows_the_general_suite_and_names_what_it_does_not_know() -> N
 
     file = Path(__file__).parents[2] / "conf" / "suite" / "general.yaml"
     suite = SuiteConfig(**yaml.safe_load(file.read_text()))
-    assert check_suite(suite) == []
+    assert [problem for problem in check_suite(suite) if "no task" in problem] == []
     (problem,) = check_suite(SuiteConfig(name="mine", source="lm_eval", tasks=["helaswag"]))
     assert "did you mean 'hellaswag'" in problem
+
+
+def test_packages_that_a_task_needs_are_named(monkeypatch) -> None:
+    monkeypatch.setattr(check, "registry_names", lambda: ["ifeval", "piqa"])
+    monkeypatch.setattr(check, "_IFEVAL_PACKAGES", ("json", "no_such_package"))
+    (problem,) = check_suite(SuiteConfig(name="mine", source="lm_eval", tasks=["ifeval", "piqa"]))
+    assert "ifeval needs no_such_package" in problem
 
 
 @pytest.mark.parametrize("name", ["quick", "none", "general", "local"])

@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from functools import cache
 from pathlib import Path
 
 from bench.spec.config import SuiteConfig, suggest
 from bench.worker.suites import local
 from bench.worker.suites.quick import quick_tasks
+
+_IFEVAL_PACKAGES = ("langdetect", "immutabledict", "nltk")  # of lm-eval's extra; its import would fail after training
 
 
 def check_suite(suite: SuiteConfig) -> list[str]:
@@ -25,12 +28,23 @@ def check_suite(suite: SuiteConfig) -> list[str]:
     if suite.source == "quick":
         return _unknown(suite.tasks, [task.name for task in quick_tasks()])
     if suite.source == "lm_eval":
-        return _unknown(suite.tasks, registry_names()) if suite.tasks else ["suite.tasks: empty; name an lm-eval task"]
+        if not suite.tasks:
+            return ["suite.tasks: empty; name at least one lm-eval task, or choose suite=none"]
+        return _unknown(suite.tasks, registry_names()) + _missing_packages(suite.tasks)
     folder = Path(suite.path or "")
     if not suite.path or not folder.is_dir():
         return [f"suite.path: no folder {suite.path!r}; give a folder of lm-eval YAML tasks or minimal-pair .jsonl"]
     found = local.problems(folder)
     return found + (_unknown(suite.tasks, local.names(folder)) if not found else [])
+
+
+def _missing_packages(tasks: list[str]) -> list[str]:
+    missing = [p for p in _IFEVAL_PACKAGES if importlib.util.find_spec(p) is None]
+    return [
+        f"suite.tasks: {name} needs {', '.join(missing)}; install them (pip install 'lm-eval[ifeval]') or leave it out"
+        for name in tasks
+        if missing and "ifeval" in name
+    ]
 
 
 @cache

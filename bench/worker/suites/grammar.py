@@ -59,7 +59,7 @@ def subject_verb() -> QuickTask:
 
 
 def subject_verb_attractor() -> QuickTask:
-    """The picture of the cups is / *are green: the nearer noun has the other number."""
+    """The picture near the cups is / *are green: the nearer noun has the other number."""
     pairs = []
     for (one, many), (other_one, other_many), state in product(_THINGS, _THINGS, _STATES):
         if one != other_one:

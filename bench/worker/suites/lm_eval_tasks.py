@@ -64,9 +64,21 @@ def _load(suite: SuiteConfig) -> dict[str, Task]:
 
 def _roots(manager: TaskManager) -> list[str]:
     """All groups, and the tasks that are in none of them: naming both would load a task twice."""
-    members = {m for g in manager.all_groups for m in (manager.task_index[g].cfg or {}).get("task", [])}
-    grouped = {m["task"] if isinstance(m, dict) else m for m in members}
+    grouped: set[str] = set()
+    for group in manager.all_groups:
+        grouped |= _members(manager, (manager.task_index[group].cfg or {}).get("task"))
     return [name for name in [*manager.all_groups, *manager.all_subtasks] if name not in grouped]
+
+
+def _members(manager: TaskManager, listed: Any) -> set[str]:
+    """The names in a group's list, tags replaced by their tasks and inline groups by theirs."""
+    names: set[str] = set()
+    for member in listed if isinstance(listed, list) else [listed]:
+        if isinstance(member, dict):
+            names |= _members(manager, member.get("task") or member.get("group"))
+        elif isinstance(member, str):
+            names |= manager.task_index[member].tags if member in manager.all_tags else {member}
+    return names
 
 
 def _settle(task: Task) -> None:

@@ -1,0 +1,43 @@
+"""What can be known to be wrong before anything is downloaded: names, columns, disk space."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from bench.spec.config import RunConfig
+from bench.worker.sources import hub
+from bench.worker.suites.check import check_suite
+
+BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
+
+
+def before_download(config: RunConfig) -> list[str]:
+    """All problems with the suite's task names, the data's columns and splits, and the disk."""
+    problems = check_suite(config.suite)
+    if config.task.source == "hub":
+        problems += hub.check_columns_without_download(config.task)
+    return problems + disk_problems(config)
+
+
+def disk_problems(config: RunConfig) -> list[str]:
+    """Whether the model and one checkpoint of it fit, from its number of parameters."""
+    if config.model.parameters is None:
+        return []
+    needed = BYTES_PER_PARAMETER * config.model.parameters
+    model_folder = Path(HF_HUB_CACHE) if config.model.source == "hub" else Path(config.paths.cache)
+    places = [("the model", model_folder), ("a checkpoint", Path(config.paths.artifacts))]
+    return [
+        f"disk: {what} takes {needed / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
+        "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
+        for what, folder in places
+        if (free := free_bytes(folder)) < needed
+    ]
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk space where a folder is or will be."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free

@@ -1,0 +1,68 @@
+"""Shared fixtures: a composed smoke run in a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.planning.compose import compose
+from bench.spec.config import RunConfig
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests run by `pytest -m gpu` on a GPU box; elsewhere they say why they do not."""
+    marked = [item for item in items if "gpu" in item.keywords]
+    if marked:
+        import torch
+
+        for item in marked if not torch.cuda.is_available() else []:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared models and data, made once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    """Forty short questions and answers."""
+    import json
+
+    file = tmp_path / "sums.jsonl"
+    rows = [{"question": f"{a} + {b} = ?", "answer": str(a + b)} for a in range(8) for b in range(5)]
+    file.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return file
+
+
+@pytest.fixture
+def smoke(tmp_path: Path, task_file: Path, shared_cache: Path):
+    """Returns a function from extra overrides to the overrides of a run on a tiny random model."""
+
+    def overrides(*extra: str) -> list[str]:
+        return [
+            "experiment=smoke",
+            "task=jsonl",
+            f"task.train_file={task_file}",
+            "task.prompt={question}",
+            "task.target={answer}",
+            "task.metrics=[numeric,exact_match]",
+            "task.max_new_tokens=8",
+            "task.validation_examples=4",
+            "task.test_examples=4",
+            f"paths.results={tmp_path / 'results'}",
+            f"paths.artifacts={tmp_path / 'artifacts'}",
+            f"paths.cache={shared_cache}",
+            *extra,
+        ]
+
+    return overrides
+
+
+@pytest.fixture
+def smoke_config(smoke) -> RunConfig:
+    """One LoRA run on the tiny model."""
+    (config,) = compose(smoke("method=lora"), multirun=False)
+    return config

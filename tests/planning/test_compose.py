@@ -1,0 +1,72 @@
+"""Overrides become checked runs; every YAML file composes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.planning.compose import CONFIG_FOLDER, choices, compose, explicit
+from bench.spec.failure import ConfigurationError
+
+GROUPS = ("model", "method", "task", "suite", "train", "hardware", "tracking", "experiment")
+COMPLETIONS = {  # what a file leaves to the user
+    ("model", "folder"): ["model.location=somewhere"],
+    ("task", "jsonl"): ["task.train_file=data.jsonl"],
+    ("suite", "local"): ["suite.path=somewhere"],
+}
+FILES = [(group, name) for group in GROUPS for name in choices(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids="/".join)
+def test_every_yaml_file_composes(group: str, name: str) -> None:
+    extra = COMPLETIONS.get((group, name), [])
+    configs = compose([f"{group}={name}", *extra], multirun=group == "experiment")
+    assert configs
+    if group in ("model", "method", "suite", "train", "hardware", "tracking"):
+        described = getattr(configs[0], group)
+        assert getattr(described, "name", name) == name
+
+
+def test_no_yaml_file_is_missed() -> None:
+    found = {p.relative_to(CONFIG_FOLDER) for p in CONFIG_FOLDER.rglob("*.yaml")}
+    assert found == {Path(f"{group}/{name}.yaml") for group, name in FILES} | {Path("config.yaml")}
+    assert len(choices("model")) >= 12
+
+
+def test_all_wrong_overrides_are_told_at_once() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        explicit(["method=lorra", "train.epoch=2", "nonsense", "seeds=1"])
+    text = caught.value.message()
+    assert len(caught.value.problems) == 4
+    assert "did you mean 'lora'?" in text
+    assert "did you mean 'epochs'?" in text
+    assert "did you mean 'seed'?" in text
+
+
+def test_a_wrong_value_in_any_job_stops_the_whole_sweep() -> None:
+    with pytest.raises(ConfigurationError, match=r"train\.micro_batch: 3 does not divide"):
+        compose(["method=full,lora", "train.micro_batch=8,3"], multirun=True)
+
+
+def test_a_sweep_is_the_product_of_its_lists() -> None:
+    configs = compose(["method=full,lora", "seed=0,1,2"], multirun=True)
+    assert {(c.method.name, c.seed) for c in configs} == {(m, s) for m in ("full", "lora") for s in (0, 1, 2)}
+
+
+def test_a_setting_need_not_stand_in_the_yaml_file() -> None:
+    (config,) = compose(["task.system=Be brief.", "hardware.threads=2"], multirun=False)
+    assert config.task.system == "Be brief."
+    assert config.hardware.threads == 2
+
+
+def test_templates_need_no_quotes_of_their_own() -> None:
+    (config,) = compose(["task.prompt={code} isn't {name}, is it?"], multirun=False)
+    assert config.task.prompt == "{code} isn't {name}, is it?"
+
+
+def test_lora_and_qlora_differ_in_the_base_alone() -> None:
+    lora, qlora = compose(["method=lora,qlora"], multirun=True)
+    assert lora.method.adapter == qlora.method.adapter
+    assert lora.method.learning_rate == qlora.method.learning_rate
+    assert qlora.method.quantization is not None

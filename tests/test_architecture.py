@@ -1,0 +1,80 @@
+"""Dependencies run one way, and the parent and the analysis stay free of torch: proven by reading imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "bench").rglob("*.py"))
+ALLOWED = {  # package -> what it may import of bench; `bench` stands for the modules at the top
+    "spec": {"spec"},
+    "planning": {"spec", "planning"},
+    "analysis": {"spec", "analysis"},
+    "running": {"spec", "planning", "analysis", "running"},
+    "worker": {"spec", "planning", "analysis", "worker"},
+    "report": {"spec", "planning", "analysis", "report"},
+    "bench": {"spec", "planning", "analysis", "running", "report", "bench"},
+}
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm_eval"}
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "bench").parts
+    return parts[0] if len(parts) > 1 else "bench"
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside functions; type-checking imports too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_dependencies_run_one_way(path: Path) -> None:
+    own = package_of(path)
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("bench.")}
+    packages = {name if (ROOT / "bench" / name).is_dir() else "bench" for name in used}
+    assert packages <= ALLOWED[own], f"{path.name} of {own} imports {packages - ALLOWED[own]}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if package_of(p) != "worker"], ids=lambda p: p.name)
+def test_only_the_worker_imports_torch(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+def test_every_module_says_why_it_exists() -> None:
+    silent = [str(p) for p in MODULES if p.read_text().strip() and ast.get_docstring(ast.parse(p.read_text())) is None]
+    assert silent == []
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['bench', '--help']\n"
+        "from bench.cli import main\n"
+        "assert main() == 0\n"
+        f"assert not {HEAVY!r} & set(sys.modules), set(sys.modules) & {HEAVY!r}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Groups" in done.stdout
+
+
+def test_the_methods_differ_in_two_places_only() -> None:
+    """No other module asks which method runs."""
+    for path in MODULES:
+        if path.name in ("methods.py", "config.py") or package_of(path) in ("analysis", "report"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                assert not words & {"full", "lora", "qlora"}, f"{path} asks for a method by name"

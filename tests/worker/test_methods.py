@@ -1,0 +1,118 @@
+"""What full, LoRA and QLoRA train, in which dtypes, and that they start alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.planning.compose import compose
+from bench.worker import methods, models
+from bench.worker.device import Device
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+BF16 = Device("cpu", torch.bfloat16, "sdpa", "off")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    (config,) = compose(["model=tiny-random"], multirun=False)
+    return models.locate(config.model, tmp_path_factory.mktemp("cache"))
+
+
+def trainable_model(source: str, method: str, *overrides: str, seed: int = 0):
+    (config,) = compose(["model=tiny-random", f"method={method}", *overrides], multirun=False)
+    base = methods.load_base(config, source, "cpu", torch.bfloat16)
+    return methods.make_trainable(base, config.method, seed), config
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("full", torch.float32), ("full_bf16", torch.bfloat16)])
+def test_full_trains_every_weight(source: str, method: str, dtype: torch.dtype) -> None:
+    model, _ = trainable_model(source, method)
+    assert all(p.requires_grad and p.dtype is dtype for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_are_fp32_over_a_frozen_base(source: str, method: str) -> None:
+    model, _ = trainable_model(source, method)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name and p.dtype is torch.float32 for name, p in trained.items())
+    kinds = {name.split(".lora_")[0].split(".")[-1] for name in trained}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_qlora_keeps_norms_and_embeddings_as_lora_does(source: str) -> None:
+    def dtypes(method: str) -> dict[str, torch.dtype]:
+        model, _ = trainable_model(source, method)
+        return {n: p.dtype for n, p in model.named_parameters() if "norm" in n or "embed" in n}
+
+    assert dtypes("lora") == dtypes("qlora")
+
+
+def test_the_adapter_starts_as_the_seed_says_and_changes_nothing(source: str) -> None:
+    def first_a(method: str, seed: int) -> torch.Tensor:
+        torch.manual_seed(999)  # whatever happened before
+        model, _ = trainable_model(source, method, seed=seed)
+        return next(p for n, p in model.named_parameters() if "lora_A" in n).detach()
+
+    torch.testing.assert_close(first_a("lora", 1), first_a("lora", 1))
+    torch.testing.assert_close(first_a("lora", 1), first_a("qlora", 1))
+    assert not torch.equal(first_a("lora", 1), first_a("lora", 2))
+
+    (config,) = compose(["model=tiny-random", "method=lora"], multirun=False)
+    base = methods.load_base(config, source, "cpu", torch.float32)
+    with torch.no_grad(), BF16.autocast():
+        before = base(IDS).logits.clone()
+        after = methods.make_trainable(base, config.method, 0)(IDS).logits
+    torch.testing.assert_close(before.float(), after.float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_without_bf16_everything_computes_in_fp32(source: str, method: str) -> None:
+    (config,) = compose(["model=tiny-random", f"method={method}"], multirun=False)
+    model = methods.make_trainable(methods.load_base(config, source, "cpu", torch.float32), config.method, 0)
+    assert model(IDS).logits.dtype is torch.float32
+    assert torch.bfloat16 not in {p.dtype for p in model.parameters()}
+
+
+def test_parameters_total_counts_a_4_bit_weight_as_two(source: str) -> None:
+    lora, _ = trainable_model(source, "lora")
+    qlora, _ = trainable_model(source, "qlora")
+    assert methods.parameters_total(lora) == methods.parameters_total(qlora)
+    assert sum(p.numel() for p in qlora.parameters()) < methods.parameters_total(qlora)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_what_is_saved_is_what_is_evaluated(source: str, method: str, tmp_path: Path) -> None:
+    model, config = trainable_model(source, method)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape))
+        methods.save_trained(model.eval(), tmp_path)
+        loaded = methods.load_trained(config, source, tmp_path, "cpu", torch.bfloat16)
+        with BF16.autocast():
+            expected, found = model(IDS).logits.float(), loaded(IDS).logits.float()
+    assert list(tmp_path.glob("*.safetensors"))
+    tolerance = 0.05 if method == "full" else 0.02  # full is rounded to bf16 when it is saved
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def test_adding_in_fp32_keeps_a_young_adapter(source: str) -> None:
+    """The branch after one step of 1e-4 is below half a bf16 step of the output: in bf16 it is rounded away."""
+
+    def distance(add_in_fp32: str) -> float:
+        model, _ = trainable_model(source, "lora", f"method.adapter.add_in_fp32={add_in_fp32}")
+        layer = model.base_model.model.model.layers[0].mlp.down_proj
+        x = torch.ones(1, 128)
+        with torch.no_grad():
+            layer.get_base_layer().weight.fill_(1 / 128)
+            layer.lora_B["default"].weight.fill_(1e-5)
+            layer.lora_A["default"].weight.fill_(1e-2)
+            with BF16.autocast():
+                return (layer(x).float() - 1).abs().max().item()
+
+    assert distance("false") == 0
+    assert distance("true") == pytest.approx(16 * 1e-5 * 128 * 1e-2 * 2, rel=0.02)
