@@ -63,7 +63,7 @@ class AdapterConfig:
     use_dora: bool = False
     use_rslora: bool = False
     init: str = "default"  # PEFT's init_lora_weights: default, gaussian, pissa, loftq, ...
-    add_in_fp32: bool = True  # add the branch to the layer's output before rounding; see docs/numerics.md
+    add_in_fp32: bool = True  # when not compiled, add the branch before rounding to bf16; see docs/numerics.md
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -131,7 +131,7 @@ class TrainConfig:
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None  # optimizer steps; None: what the epochs give
     batch_size: PositiveInt = 16  # examples per optimizer step, whatever the micro-batch
-    micro_batch: PositiveInt = 8  # examples per forward pass
+    micro_batch: PositiveInt = 4  # examples per forward pass
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup_fraction: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -151,7 +151,7 @@ class HardwareConfig:
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the autocast region
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     threads: PositiveInt | None = None  # None: every core this process may use
-    generate_batch: PositiveInt = 32  # test prompts decoded together
+    generate_batch: PositiveInt = 64  # test prompts decoded together
     stage_timeout_seconds: PositiveInt = 86_400
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # address-space cap of a child (CPU)
     price_usd_per_hour: Annotated[float, Field(ge=0)] | None = None

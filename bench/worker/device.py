@@ -37,10 +37,14 @@ class Device:
         if self.type == "cuda":
             torch.cuda.synchronize()
 
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """bfloat16, or None where everything computes in fp32."""
+        return None if self.compute_dtype is torch.float32 else self.compute_dtype
+
     def autocast(self) -> torch.autocast:
         """The numerics of training, for evaluation too."""
-        enabled = self.compute_dtype is torch.bfloat16
-        return torch.autocast(self.type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.type, dtype=torch.bfloat16, enabled=self.autocast_dtype is not None)
 
     def environment(self) -> Environment:
         """What a comparison of speed needs to be equal."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,18 @@ from bench.worker.device import Device
 from bench.worker.loss import SupervisedHead
 
 Rows = Sequence[dict[str, Any]]
+
+
+@contextmanager
+def inference(model: torch.nn.Module, device: Device) -> Iterator[None]:
+    """Evaluation mode, without gradients, under the numerics of training; training mode is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), device.autocast():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def example_losses(

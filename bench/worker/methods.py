@@ -7,20 +7,23 @@ A method is a way to load the base and a way to make some of it trainable; every
     qlora   4-bit base, frozen; the same fp32 adapters, the same numerics
 
 `peft.prepare_model_for_kbit_training` is not used: it would upcast the norms and embeddings of QLoRA alone.
+
+PEFT and bitsandbytes take seconds to import, and are imported by the methods that need them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from bench.spec.config import AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
 from bench.worker.models import load_weights
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 OPTIMIZERS = {  # ours -> transformers.TrainingArguments.optim
     "adamw": "adamw_torch",
@@ -35,7 +38,7 @@ def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.
 
     Without bf16 arithmetic (`compute_dtype` float32) there is no autocast, so the weights are fp32 for all methods.
     """
-    return load_weights(
+    model = load_weights(
         config.model,
         source,
         dtype=compute_dtype if compute_dtype is torch.float32 else getattr(torch, config.method.weights_dtype),
@@ -43,6 +46,13 @@ def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.
         device_map={"": device},
         **options,
     )
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes' 4-bit layers would repack their weights at every change between training and evaluation,
+            # which takes seconds and which compiled layers cannot follow. Only CPUs look at this.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> torch.nn.Module:
@@ -50,20 +60,35 @@ def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> t
     set_seed(seed)
     if method.adapter is None:
         return model.requires_grad_(True)
+    from peft import get_peft_model
+
     model.requires_grad_(False)
-    tuned = get_peft_model(model, _lora(method.adapter), autocast_adapter_dtype=True)
-    if method.adapter.add_in_fp32:
-        _add_adapters_in_fp32(tuned)
-    return tuned
+    return get_peft_model(model, _lora(method.adapter), autocast_adapter_dtype=True)
 
 
-def save_trained(model: torch.nn.Module, folder: Path) -> None:
-    """Write what was trained: the adapter as it is, or all weights in bf16, the form that is shipped."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder))
+def add_adapters_in_fp32(model: torch.nn.Module, method: MethodConfig) -> None:
+    """Let each adapter's branch be added to its layer's output in fp32, for training without compilation.
+
+    PEFT adds in the output's dtype. In bf16 a young adapter's branch is below half a step of the output's
+    mantissa and is rounded away, so that LoRA's first steps do nothing, which full fine-tuning's do not suffer.
+    Compiled layers fuse the addition and keep it. See docs/numerics.md.
+    """
+    if method.adapter is None or not method.adapter.add_in_fp32:
         return
-    assert isinstance(model, PreTrainedModel)
-    model.save_pretrained(folder, state_dict={k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.get_base_layer().register_forward_hook(_to_fp32)
+
+
+def save_trained(model: torch.nn.Module, method: MethodConfig, folder: Path) -> None:
+    """Write what was trained: the adapter as it is, or all weights in bf16, the form that is shipped."""
+    save = cast("PreTrainedModel", model).save_pretrained
+    if method.adapter is not None:
+        save(str(folder))
+    else:
+        save(str(folder), state_dict={k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
 
 
 def load_trained(config: RunConfig, source: str, weights: Path, device: str, compute_dtype: torch.dtype) -> Any:
@@ -72,12 +97,14 @@ def load_trained(config: RunConfig, source: str, weights: Path, device: str, com
     if method.trains == "all_weights":
         return load_weights(config.model, str(weights), dtype=compute_dtype, device_map={"": device})
     base = load_base(config, source, device, compute_dtype)
+    if device == "cpu" and method.quantization is not None and method.quantization.scheme != "int8":
+        # bitsandbytes has no 4-bit product for a CPU and dequantizes at each call: once is the same, but faster
+        base = base.dequantize(compute_dtype)
     if method.adapter is None:
         return base
-    model = PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=True)
-    if method.adapter.add_in_fp32:
-        _add_adapters_in_fp32(model)
-    return model.eval()
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=True).eval()
 
 
 def parameters_total(model: torch.nn.Module) -> int:
@@ -86,9 +113,9 @@ def parameters_total(model: torch.nn.Module) -> int:
     return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
 
 
-def checkpoint_dtype(model: torch.nn.Module) -> str:
+def checkpoint_dtype(model: torch.nn.Module, method: MethodConfig) -> str:
     """The dtype of what `save_trained` writes."""
-    if not isinstance(model, PeftModel):
+    if method.adapter is None:
         return "bfloat16"
     return str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch.")
 
@@ -107,6 +134,8 @@ def _quantization(quantization: QuantizationConfig | None, compute_dtype: torch.
 
 
 def _lora(adapter: AdapterConfig) -> LoraConfig:
+    from peft import LoraConfig
+
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -117,17 +146,6 @@ def _lora(adapter: AdapterConfig) -> LoraConfig:
         use_rslora=adapter.use_rslora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,  # type: ignore[arg-type]
     )
-
-
-def _add_adapters_in_fp32(model: torch.nn.Module) -> None:
-    """Let each adapter's branch be added to its layer's output in fp32.
-
-    PEFT adds in the output's dtype. In bf16 a young adapter's branch is below half a step of the output's
-    mantissa and is rounded away, which costs LoRA held-out loss that full fine-tuning does not pay.
-    """
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.get_base_layer().register_forward_hook(_to_fp32)
 
 
 def _to_fp32(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:

@@ -14,19 +14,22 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.analysis import metrics
 from bench.spec.config import RunConfig
 from bench.spec.failure import ConfigurationError
 from bench.spec.layout import artifact_folder, data_folder
 from bench.spec.record import EvaluateResult, RegressionResult, Sample, TrainResult
-from bench.worker import checks, data, device, heldout, methods, models, prepare, train
+from bench.worker import checks, data, device, heldout, methods, models, prepare
 from bench.worker.generate import generate
 from bench.worker.instruments.clock import Clock, step_times
 from bench.worker.instruments.memory import Memory, open_memory
 from bench.worker.loss import SupervisedHead
 from bench.worker.progress import Progress
+
+if TYPE_CHECKING:
+    from bench.worker.train import Observer
 
 
 @dataclass
@@ -71,6 +74,8 @@ def prepare_stage(context: Context) -> dict[str, Any]:
 
 def train_stage(context: Context) -> TrainResult:
     """Train, save the weights, and say what it took."""
+    from bench.worker import train  # the trainer takes a second to import
+
     config, clock, progress = context.config, context.clock, context.progress
     rows = prepare.load_prepared(data_folder(config))
     order = data.training_order(
@@ -95,9 +100,11 @@ def train_stage(context: Context) -> TrainResult:
         head = SupervisedHead(model)
     if resolved.compiled == "regional":
         device.compile_layers(model)
+    else:
+        methods.add_adapters_in_fp32(model, config.method)
 
     def measure_heldout() -> float:
-        with train.inference(model, resolved):
+        with heldout.inference(model, resolved):
             losses = heldout.example_losses(
                 model,
                 head,
@@ -130,20 +137,20 @@ def train_stage(context: Context) -> TrainResult:
     trainer.train()
     memory.enter("save")
     with clock.span("save"):
-        checkpoint_bytes = _save(model, context.weights)
+        checkpoint_bytes = _save(model, config, context.weights)
     return _train_result(context, resolved, observer, model, checkpoint_bytes)
 
 
-def _save(model: Any, folder: Path) -> int:
+def _save(model: Any, config: RunConfig, folder: Path) -> int:
     """Write the weights, then the marker that they are whole. Returns the bytes of the weight files."""
     shutil.rmtree(folder, ignore_errors=True)
-    methods.save_trained(model, folder)
+    methods.save_trained(model, config.method, folder)
     (folder / "complete").touch()
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
 
 def _train_result(
-    context: Context, resolved: device.Device, observer: train.Observer, model: Any, checkpoint_bytes: int
+    context: Context, resolved: device.Device, observer: Observer, model: Any, checkpoint_bytes: int
 ) -> TrainResult:
     timed = [s for s in observer.steps if s.timed]
     seconds = sum(s.seconds for s in timed)
@@ -178,7 +185,7 @@ def _train_result(
         parameters_trainable=sum(p.numel() for p in trainable),
         trainable_dtype=str(trainable[0].dtype).removeprefix("torch."),
         checkpoint_bytes=checkpoint_bytes,
-        checkpoint_dtype=methods.checkpoint_dtype(model),
+        checkpoint_dtype=methods.checkpoint_dtype(model, context.config.method),
         memory=context.memory.close(),
         breakdown=observer.breakdown,
         spans_seconds=dict(context.clock.spans_seconds),
@@ -208,7 +215,7 @@ def evaluate_stage(context: Context) -> EvaluateResult:
     assert context.memory is not None
     context.memory.enter("heldout")
     progress.phase("test loss", len(rows))
-    with clock.span("heldout"), train.inference(model, resolved):
+    with clock.span("heldout"), heldout.inference(model, resolved):
         losses = heldout.example_losses(
             model,
             SupervisedHead(model),
@@ -220,7 +227,7 @@ def evaluate_stage(context: Context) -> EvaluateResult:
         )
     context.memory.enter("generate")
     progress.phase("generate", len(rows))
-    with clock.span("generate"), train.inference(model, resolved):
+    with clock.span("generate"), heldout.inference(model, resolved):
         answers = generate(
             model,
             tokenizer,
@@ -265,9 +272,14 @@ def regression_stage(context: Context) -> RegressionResult:
     assert context.memory is not None
     context.memory.enter("regression")
     context.progress.phase("regression")
-    with context.clock.span("regression"), train.inference(model, resolved):
+    with context.clock.span("regression"), heldout.inference(model, resolved):
         outcome = run_suite(
-            config.suite, model, tokenizer, context.cache, min(config.train.max_length, config.model.max_context)
+            config.suite,
+            model,
+            tokenizer,
+            context.cache,
+            max_length=min(config.train.max_length, config.model.max_context),
+            autocast_dtype=resolved.autocast_dtype,
         )
     write_lines(context.folder / "regression_items.jsonl.gz", (asdict(item) for item in outcome.items))
     return RegressionResult(

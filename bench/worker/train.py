@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -197,18 +195,6 @@ def heldout_steps(total_steps: int, points: int) -> set[int]:
     """
     points = min(points, total_steps)
     return {round(total_steps * (i + 1) / points) for i in range(points)}
-
-
-@contextmanager
-def inference(model: torch.nn.Module, device: Device) -> Iterator[None]:
-    """Evaluation mode, without gradients, under the numerics of training; training mode is restored."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), device.autocast():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _finite(value: float | None) -> float | None:

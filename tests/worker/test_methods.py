@@ -91,7 +91,7 @@ def test_what_is_saved_is_what_is_evaluated(source: str, method: str, tmp_path: 
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape))
-        methods.save_trained(model.eval(), tmp_path)
+        methods.save_trained(model.eval(), config.method, tmp_path)
         loaded = methods.load_trained(config, source, tmp_path, "cpu", torch.bfloat16)
         with BF16.autocast():
             expected, found = model(IDS).logits.float(), loaded(IDS).logits.float()
@@ -104,7 +104,8 @@ def test_adding_in_fp32_keeps_a_young_adapter(source: str) -> None:
     """The branch after one step of 1e-4 is below half a bf16 step of the output: in bf16 it is rounded away."""
 
     def distance(add_in_fp32: str) -> float:
-        model, _ = trainable_model(source, "lora", f"method.adapter.add_in_fp32={add_in_fp32}")
+        model, config = trainable_model(source, "lora", f"method.adapter.add_in_fp32={add_in_fp32}")
+        methods.add_adapters_in_fp32(model, config.method)
         layer = model.base_model.model.model.layers[0].mlp.down_proj
         x = torch.ones(1, 128)
         with torch.no_grad():

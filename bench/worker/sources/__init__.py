@@ -11,9 +11,11 @@ hub          data sets of the Hugging Face hub
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bench.spec.config import TaskConfig
 from bench.worker.sources import docstrings, files, hub
-from bench.worker.sources.example import SPLITS, Example, Loaded
+from bench.worker.sources.example import SPLITS, Example, Loaded, content_hash
 
 __all__ = ["SPLITS", "Example", "Loaded", "load", "stamp"]
 
@@ -31,8 +33,14 @@ def stamp(task: TaskConfig) -> dict[str, str]:
     """What of the outside world decides the examples, cheap to ask for.
 
     Prepared data are kept by the task's settings; when the stamp has changed since (an edited file, an upgraded
-    package), they are prepared anew. Hub data are named by `hub_revision` alone.
+    package, a changed rule in this folder), they are prepared anew. Hub data are named by `hub_revision` alone.
     """
-    if task.source == "docstrings":
-        return docstrings.versions()
-    return files.checksums(task) if task.source == "files" else {}
+    outside = {"docstrings": docstrings.versions, "files": lambda: files.checksums(task), "hub": dict}[task.source]()
+    return outside | {"rules": _rules_sha256()}
+
+
+def _rules_sha256() -> str:
+    """Of the code that reads, filters and tokenizes: another rule makes other data."""
+    folder = Path(__file__).parent
+    code = [*sorted(folder.glob("*.py")), folder.parent / "tokenizing.py", folder.parent / "prompts.py"]
+    return content_hash(*(path.read_text() for path in code))

@@ -52,7 +52,7 @@ SKIPPED_FOLDERS = {
     *("lib2to3", "idlelib", "turtledemo", "ensurepip", "distutils", "pydoc_data", "tkinter", "__pycache__"),
 }
 FILE_BYTES_MAXIMUM = 40_000  # larger ones are tables or generated, and parsing them takes half of the time
-CODE_CHARACTERS = (80, 600)
+CODE_CHARACTERS = (80, 450)
 
 
 def load(task: TaskConfig) -> Loaded:
@@ -168,7 +168,7 @@ def rows_of_module(module: str, tree: ast.Module, lines: list[str], dropped: Cou
         if code is None:
             dropped["code: nothing but the docstring"] += 1
         elif not CODE_CHARACTERS[0] <= len(code) <= CODE_CHARACTERS[1]:
-            dropped["code: not 80 to 600 characters"] += 1
+            dropped["code: not 80 to 450 characters"] += 1
         elif not code.isascii() or "<|" in code:  # "<|": chat markup in the code would break the prompt
             dropped["code: not plain ASCII"] += 1
         else:

