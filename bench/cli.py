@@ -19,6 +19,7 @@ from bench.console import Console
 from bench.planning.compose import CONFIG_FOLDER, compose, explicit, to_run_config
 from bench.running.execute import execute, prepare
 from bench.running.store import is_finished, read_record
+from bench.running.tracking import track
 from bench.spec.config import RunConfig
 from bench.spec.failure import ConfigurationError, Status
 from bench.spec.identity import data_key, run_id
@@ -58,6 +59,8 @@ def _job(composed: DictConfig) -> float | None:
     with console.run(config) as watch:
         record = execute(config, watch)
     console.ended(record)
+    if trouble := track(config, record):
+        console.problem(trouble)
     return record.train.heldout[-1].loss if record.train and record.train.heldout else None
 
 

@@ -4,7 +4,7 @@ Grammar, geography, arithmetic, instruction following and bits per byte, generat
 packages: the same items on every machine with the same package versions (`fingerprint`).
 
     >>> sum(len(task.documents) for task in quick_tasks())
-    1166
+    944
 """
 
 from __future__ import annotations
