@@ -118,6 +118,7 @@ class TrainResult:
     breakdown: MemoryBreakdown | None
     spans_seconds: dict[str, float]  # named, never subtracted
     environment: Environment
+    model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
 
 
 @dataclass(frozen=True, config=_STRICT)

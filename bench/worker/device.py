@@ -19,7 +19,7 @@ from bench.spec.config import HardwareConfig, RunConfig
 from bench.spec.failure import ConfigurationError
 from bench.spec.record import Environment
 
-COMPILE_REPAYS_FROM_STEPS = 25  # measured: docs/performance.md
+COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
 
 

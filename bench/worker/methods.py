@@ -88,7 +88,12 @@ def save_trained(model: torch.nn.Module, method: MethodConfig, folder: Path) -> 
     if method.adapter is not None:
         save(str(folder))
     else:
-        save(str(folder), state_dict={k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
+        in_bf16: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay tied and are written once
+        state = {
+            name: in_bf16.setdefault(tensor.data_ptr(), tensor.to(torch.bfloat16))
+            for name, tensor in model.state_dict().items()
+        }
+        save(str(folder), state_dict=state)
 
 
 def load_trained(config: RunConfig, source: str, weights: Path, device: str, compute_dtype: torch.dtype) -> Any:

@@ -190,6 +190,7 @@ def _train_result(
         breakdown=observer.breakdown,
         spans_seconds=dict(context.clock.spans_seconds),
         environment=resolved.environment(),
+        model_revision=getattr(model.config, "_commit_hash", None),
     )
 
 

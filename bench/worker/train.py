@@ -87,7 +87,7 @@ class Observer(TrainerCallback):
         self._consumed: list[tuple[Batch, torch.Tensor]] = []
         self._started = self._seconds = self._elapsed = 0.0
         self._step_counts = TokenCounts()
-        self._file = open(folder / "steps.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed at the end of training
+        self._steps_file = folder / "steps.jsonl"
 
     def step_starts(self) -> None:
         self._started = self._clock.mark()
@@ -97,6 +97,7 @@ class Observer(TrainerCallback):
         self._consumed.append((batch, loss))
 
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
+        self._steps_file.write_text("")
         self._take_heldout(step=0)
         self._enter_training()
 
@@ -132,16 +133,13 @@ class Observer(TrainerCallback):
             timed=done > self._untimed,
         )
         self.steps.append(step)
-        self._file.write(json.dumps(asdict(step)) + "\n")
-        self._file.flush()
+        with self._steps_file.open("a", encoding="utf-8") as file:  # closed each time: a killed run keeps its steps
+            file.write(json.dumps(asdict(step)) + "\n")
         self._progress.advance(done, loss=step.loss, tokens_per_second=step.tokens / step.seconds)
         if done in self._heldout_steps:
             self._take_heldout(done)
             if done < self._total:
                 self._enter_training()
-
-    def on_train_end(self, *arguments: Any, **options: Any) -> None:
-        self._file.close()
 
     def _enter_training(self) -> None:
         self._memory.enter("train")
@@ -174,8 +172,8 @@ def training_arguments(config: RunConfig, device: Device, steps: int, output: Pa
         max_grad_norm=train.max_grad_norm,
         optim=optimizer,
         bf16=device.compute_dtype is torch.bfloat16,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        activation_checkpointing=train.gradient_checkpointing or None,
+        activation_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         use_cpu=device.type == "cpu",
         seed=config.seed,
         logging_steps=1,

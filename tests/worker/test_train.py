@@ -1,0 +1,136 @@
+"""The training stage against a plain loop that shares no code with it but the model and the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from bench.planning.compose import compose
+from bench.spec.config import RunConfig
+from bench.spec.layout import artifact_folder, data_folder
+from bench.spec.record import TrainResult
+from bench.worker import data, methods, models, prepare
+from bench.worker.instruments.clock import Clock
+from bench.worker.progress import Progress
+from bench.worker.stages import Context, prepare_stage, train_stage
+
+STEPS = 20
+FP32 = ("hardware.compute_dtype=float32", "train.batch_size=4", f"train.max_steps={STEPS}", "train.epochs=8")
+
+
+def configured(smoke, *overrides: str) -> RunConfig:
+    (config,) = compose(smoke(*overrides), multirun=False)
+    return config
+
+
+def trained(config: RunConfig, folder: Path) -> tuple[TrainResult, list[dict]]:
+    folder.mkdir(exist_ok=True)
+    context = Context(folder, config, Progress(folder, "train"), Clock())
+    prepare_stage(context)
+    result = train_stage(context)
+    return result, [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+def plain_loop(config: RunConfig) -> list[tuple[float, float]]:
+    """(loss, gradient norm) by step: whole batches, transformers' own loss over all positions, no accumulation."""
+    source = models.locate(config.model, Path(config.paths.cache))
+    rows = prepare.load_prepared(data_folder(config)).train
+    order = data.training_order(
+        [data.row_length(r) for r in rows], seed=config.seed, epochs=8, batch_size=4, max_steps=STEPS
+    )
+    base = methods.load_base(config, source, "cpu", torch.float32)
+    model = methods.make_trainable(base, config.method, config.seed).train()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config.method.learning_rate, weight_decay=0)
+    warmup = math.ceil(config.train.warmup_fraction * STEPS)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, STEPS)
+    seen = []
+    for step in range(STEPS):
+        batch = data.collate([rows[i] for i in order[4 * step : 4 * step + 4]], pad_id=0)
+        loss = model(**batch).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trainable, config.train.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seen.append((loss.item(), norm.item()))
+    return seen
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_losses_and_gradient_norms_equal_a_plain_loop(smoke, tmp_path: Path, method: str) -> None:
+    config = configured(smoke, f"method={method}", "train.micro_batch=2", *FP32)
+    result, steps = trained(config, tmp_path / "run")
+    expected = plain_loop(config)
+    assert result.steps == STEPS
+    assert [s["loss"] for s in steps] == pytest.approx([loss for loss, _ in expected], rel=1e-4)
+    assert [s["gradient_norm"] for s in steps] == pytest.approx([norm for _, norm in expected], rel=1e-4)
+
+
+def test_the_micro_batch_changes_neither_data_nor_losses(smoke, tmp_path: Path) -> None:
+    runs = [
+        trained(configured(smoke, "method=lora", f"train.micro_batch={size}", *FP32), tmp_path / str(size))
+        for size in (1, 4)
+    ]
+    assert runs[0][0].data_stream_sha256 == runs[1][0].data_stream_sha256
+    one, four = ([s["loss"] for s in steps] for _, steps in runs)
+    assert one == pytest.approx(four, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_run(smoke, tmp_path: Path) -> None:
+    config = configured(smoke, "method=lora")
+    first, again = (trained(config, tmp_path / name)[1] for name in ("a", "b"))
+    assert [s["loss"] for s in first] == [s["loss"] for s in again]
+    other = configured(smoke, "method=lora", "seed=1")
+    assert [s["loss"] for s in trained(other, tmp_path / "c")[1]] != [s["loss"] for s in first]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile imports torch's own deprecated parts
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_compiled_layers_train_and_evaluate_as_eager_ones(smoke, tmp_path: Path, method: str) -> None:
+    overrides = (f"method={method}", "train.max_steps=3", "train.batch_size=4", "train.micro_batch=2")
+    eager, eager_steps = trained(configured(smoke, *overrides), tmp_path / "eager")
+    compiled, steps = trained(configured(smoke, *overrides, "train.compile=regional"), tmp_path / "compiled")
+    assert compiled.environment.compiled == "regional"
+    assert eager.environment.compiled == "off"
+    assert [s["loss"] for s in steps] == pytest.approx([s["loss"] for s in eager_steps], rel=0.02)
+    assert compiled.heldout[-1].loss == pytest.approx(eager.heldout[-1].loss, rel=0.02)
+
+
+def test_speed_counts_timed_steps_only(smoke, tmp_path: Path) -> None:
+    result, steps = trained(configured(smoke, "method=lora", "train.untimed_steps=2"), tmp_path / "run")
+    timed = [s for s in steps if s["timed"]]
+    assert (result.timed_steps, len(timed)) == (2, 2)
+    rate = sum(s["tokens"] for s in timed) / sum(s["seconds"] for s in timed)
+    assert result.train_tokens_per_second == pytest.approx(rate)
+    assert result.spans_seconds["train_steps"] == pytest.approx(sum(s["seconds"] for s in steps))
+    assert result.tokens == sum(s["tokens"] for s in steps)
+
+
+def test_weights_are_whole_or_not_marked_as_such(smoke, tmp_path: Path) -> None:
+    config = configured(smoke, "method=full")
+    result, _ = trained(config, tmp_path / "run")
+    weights = artifact_folder(config)
+    assert (weights / "complete").exists()
+    assert result.checkpoint_bytes == sum(f.stat().st_size for f in weights.glob("*.safetensors"))
+    assert result.checkpoint_bytes == pytest.approx(2 * result.parameters_total, rel=0.05)
+    assert dataclasses.is_dataclass(result)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_training_on_a_gpu(smoke, tmp_path: Path, method: str) -> None:
+    config = configured(smoke, f"method={method}", "hardware.device=cuda")
+    result, steps = trained(config, tmp_path / "run")
+    assert result.environment.device.startswith("cuda")
+    assert result.environment.compute_dtype == "bfloat16"
+    assert all(s["loss"] is not None for s in steps)
+    peak = {m.phase: m for m in result.memory}["train"]
+    assert peak.peak_bytes >= result.breakdown.weights_bytes
