@@ -116,7 +116,20 @@ def test_a_malformed_line_is_named(smoke, task_file: Path, capfd) -> None:
 
 
 def test_too_little_memory_is_a_result(smoke, tmp_path: Path) -> None:
-    assert main(["-m", *smoke("method=lora", "hardware.memory_limit_gib=0.05")]) in (1, 2)
+    """A real allocation fails in a real child; what was finished before stays, and the record says what to do."""
+    assert main(smoke("method=base")) == 0
+    limited = ("hardware.memory_limit_gib=1.5", "train.batch_size=512", "train.micro_batch=512", "train.epochs=32")
+    long_text = "task.prompt={question} " + 900 * "x"
+    assert main(smoke("method=lora", long_text)) == 0  # without the limit it runs, and prepares the data
+    assert main(smoke("method=lora", long_text, "train.max_steps=1", *limited)) == 1
+    failed = [
+        record
+        for path in (tmp_path / "results").rglob("record.json")
+        if (record := from_json(Record, path.read_bytes())).status is not Status.OK
+    ]
+    assert [record.status for record in failed] == [Status.OOM]
+    assert failed[0].failure.stage == "train"
+    assert "micro_batch" in failed[0].failure.next_step
 
 
 def test_a_timeout_is_a_result(smoke, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _TRAIN = [
     "step_seconds_median", "step_seconds_p90", "step_seconds_p99", "train_seconds", "compile_seconds",
     "parameters_total", "parameters_trainable", "trainable_dtype", "checkpoint_bytes", "checkpoint_dtype",
     "steps", "timed_steps", "examples", "tokens", "supervised_tokens", "positions",
+    "needed_flops_per_second", "matmul_peak_flops_per_second", "mfu", "energy_wh",
 ]  # fmt: skip
 # name -> column of the counts that would be ambiguous beside the evaluation's
 _TRAIN_COLUMN = {"examples": "train_examples", "tokens": "train_tokens", "positions": "train_positions",
@@ -36,7 +37,8 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
     Columns: run_id, sweep, method, arm (`order.arm_names`), model, task, suite, seed, status, comparison_key,
     started_at, wall_seconds;
     the fields of `TrainResult` by their own names (its counts as train_examples, train_tokens,
-    train_supervised_tokens, train_positions); trainable_share (0..1);
+    train_supervised_tokens, train_positions); trainable_share (0..1); cost_usd (train_seconds at
+    hardware.price_usd_per_hour, unknown without a price);
     train_peak_bytes and train_peak_above_start_bytes (phase "train"), load_peak_bytes, weights_bytes,
     gradients_bytes, optimizer_bytes, other_bytes (peak - these three; activations, workspace and, on the CPU, the
     process itself), start_bytes (CPU: resident before the model was loaded); heldout_loss_before, heldout_loss_after
@@ -72,6 +74,8 @@ def _train_columns(record: Record) -> dict[str, Any]:
     if train is None:
         return {}
     row = {_TRAIN_COLUMN.get(name, name): getattr(train, name) for name in _TRAIN}
+    price = record.config.get("hardware", {}).get("price_usd_per_hour")
+    row["cost_usd"] = None if price is None else train.train_seconds / 3600 * price
     row["trainable_share"] = train.parameters_trainable / train.parameters_total
     peak = phase_memory(train.memory, "train")
     load = phase_memory(train.memory, "load")

@@ -38,6 +38,9 @@ _SPEEDS = [  # header, column of runs, decimals
     ("p90, s", "step_seconds_p90", 3),
     ("p99, s", "step_seconds_p99", 3),
     ("compiling, s", "compile_seconds", 1),
+    ("MFU", "mfu", 2),
+    ("energy, Wh", "energy_wh", 2),
+    ("cost, USD", "cost_usd", 2),
     ("generation, tokens/s", "generate_tokens_per_second", 0),
 ]
 

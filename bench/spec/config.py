@@ -153,7 +153,7 @@ class HardwareConfig:
     threads: PositiveInt | None = None  # None: every core this process may use
     generate_batch: PositiveInt = 64  # test prompts decoded together
     stage_timeout_seconds: PositiveInt = 86_400
-    memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # address-space cap of a child (CPU)
+    memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # of a child's private memory (RLIMIT_DATA)
     price_usd_per_hour: Annotated[float, Field(ge=0)] | None = None
 
 

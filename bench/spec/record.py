@@ -118,6 +118,10 @@ class TrainResult:
     breakdown: MemoryBreakdown | None
     spans_seconds: dict[str, float]  # named, never subtracted
     environment: Environment
+    needed_flops_per_second: float | None = None  # of the timed steps: what the method needs, not what was done
+    matmul_peak_flops_per_second: float | None = None  # measured on this device in the compute dtype
+    mfu: float | None = None  # the quotient of the two
+    energy_wh: float | None = None  # from the first step to the last, held-out evaluation included; None: no counter
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -31,12 +32,13 @@ def main(folder: Path, stage: str) -> int:
     _confine(config)
     try:
         started = time.perf_counter()
-        from bench.worker.instruments.clock import Clock
-        from bench.worker.stages import STAGES, Context  # here, so that a failing import is a recorded failure
+        module = importlib.import_module(f"bench.worker.stages.{stage}")  # a failing import is a recorded failure
+        from bench.worker.stages.context import Context
 
-        clock = Clock()
-        clock.spans_seconds["import"] = time.perf_counter() - started
-        result = STAGES[stage](Context(folder, config, progress, clock))
+        context = Context(folder, config, progress)
+        context.clock.spans_seconds["import"] = time.perf_counter() - started
+        _limit_memory(config)
+        result = module.run(context)
         write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
         return EXIT_OK
     except ConfigurationError as error:
@@ -69,19 +71,23 @@ def _report(folder: Path, progress: Progress, error: Exception, code: int, **mor
 
 
 def _confine(config: RunConfig) -> None:
-    """Keep the child inside its limits and folders, and let it die with its parent."""
+    """Keep the child inside its folders, and let it die with its parent."""
     with contextlib.suppress(AttributeError, OSError):
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
-    if config.hardware.memory_limit_gib is not None:
-        limit_bytes = int(config.hardware.memory_limit_gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     cache = Path(config.paths.cache).resolve()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     os.environ.setdefault("HF_DATASETS_CACHE", str(cache / "datasets"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
+
+
+def _limit_memory(config: RunConfig) -> None:
+    """Let allocations beyond the limit fail, so that they are reported instead of disturbing the machine."""
+    if config.hardware.memory_limit_gib is not None:
+        limit_bytes = int(config.hardware.memory_limit_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))  # private memory; mapped files are free
 
 
 if __name__ == "__main__":

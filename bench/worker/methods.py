@@ -109,7 +109,8 @@ def load_trained(config: RunConfig, source: str, weights: Path, device: str, com
         return base
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=True).eval()
+    # In the base's dtype: autocast would round fp32 adapters to bf16 at each call, at a price and to the same numbers.
+    return PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=False).eval()
 
 
 def parameters_total(model: torch.nn.Module) -> int:

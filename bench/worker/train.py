@@ -78,6 +78,7 @@ class Observer(TrainerCallback):
         self.heldout: list[HeldoutPoint] = []
         self.steps: list[Step] = []
         self.counts = TokenCounts()
+        self.timed_counts = TokenCounts()  # of the timed steps only
         self.stream = TokenStream()
         self.breakdown: MemoryBreakdown | None = None
         self._untimed, self._total = config.train.untimed_steps, total_steps
@@ -111,6 +112,8 @@ class Observer(TrainerCallback):
         counts = [self.stream.consume(b["input_ids"], b["labels"], b["attention_mask"]) for b, _ in self._consumed]
         self._step_counts = sum(counts, TokenCounts())
         self.counts = self.counts + self._step_counts
+        if state.global_step > self._untimed:
+            self.timed_counts = self.timed_counts + self._step_counts
 
     def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Called by the trainer right after every step, with the gradient norm and the rate that were used."""

@@ -71,7 +71,7 @@ def test_the_run_id_follows_from_what_is_measured(lora) -> None:
     assert with_(tracking=dataclasses.replace(lora.tracking, kind="wandb")) == same
     assert with_(hardware=dataclasses.replace(lora.hardware, price_usd_per_hour=2.0)) == same
     assert with_(seed=1) != same
-    assert with_(train=dataclasses.replace(lora.train, micro_batch=4)) != same
+    assert with_(train=dataclasses.replace(lora.train, micro_batch=8)) != same
 
 
 def test_methods_and_seeds_share_a_comparison_key() -> None:

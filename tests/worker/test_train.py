@@ -16,9 +16,10 @@ from bench.spec.config import RunConfig
 from bench.spec.layout import artifact_folder, data_folder
 from bench.spec.record import TrainResult
 from bench.worker import data, methods, models, prepare
-from bench.worker.instruments.clock import Clock
 from bench.worker.progress import Progress
-from bench.worker.stages import Context, prepare_stage, train_stage
+from bench.worker.stages import prepare as prepare_stage
+from bench.worker.stages import train as train_stage
+from bench.worker.stages.context import Context
 
 STEPS = 20
 FP32 = ("hardware.compute_dtype=float32", "train.batch_size=4", f"train.max_steps={STEPS}", "train.epochs=8")
@@ -31,9 +32,9 @@ def configured(smoke, *overrides: str) -> RunConfig:
 
 def trained(config: RunConfig, folder: Path) -> tuple[TrainResult, list[dict]]:
     folder.mkdir(exist_ok=True)
-    context = Context(folder, config, Progress(folder, "train"), Clock())
-    prepare_stage(context)
-    result = train_stage(context)
+    context = Context(folder, config, Progress(folder, "train"))
+    prepare_stage.run(context)
+    result = train_stage.run(context)
     return result, [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 
 

@@ -122,7 +122,7 @@ class CudaMeter:
         if self._nvml is None:
             return None
         with suppress(self._nvml.NVMLError):
-            handle = self._nvml.nvmlDeviceGetHandleByPciBusId(_pci_bus_id(self._cuda))
+            handle = self._nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id(self._cuda))
             for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle):
                 if process.pid == os.getpid() and process.usedGpuMemory is not None:
                     return int(process.usedGpuMemory)
@@ -170,7 +170,7 @@ def total_bytes(tensors: list[torch.Tensor]) -> int:
     return sum(storages.values())
 
 
-def _pci_bus_id(cuda: Any) -> str:
+def pci_bus_id(cuda: Any) -> str:
     """NVML counts devices without regard to CUDA_VISIBLE_DEVICES; the bus id names the same one in both."""
     p = cuda.get_device_properties(cuda.current_device())
     return f"{p.pci_domain_id:08X}:{p.pci_bus_id:02X}:{p.pci_device_id:02X}.0"

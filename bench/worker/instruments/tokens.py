@@ -23,6 +23,7 @@ class TokenCounts:
     supervised_tokens: int = 0
     positions: int = 0
     examples: int = 0
+    attended_pairs: int = 0  # n (n + 1) / 2 of every sequence of n tokens
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
         return TokenCounts(
@@ -30,6 +31,7 @@ class TokenCounts:
             self.supervised_tokens + other.supervised_tokens,
             self.positions + other.positions,
             self.examples + other.examples,
+            self.attended_pairs + other.attended_pairs,
         )
 
 
@@ -46,11 +48,13 @@ class TokenStream:
             for row in (row_ids, row_labels):
                 self._sha256.update(row[row_real].to(torch.int64).numpy().astype("<i8").tobytes())
             self._sha256.update(b"|")
+        lengths = real.sum(dim=1)
         return TokenCounts(
-            tokens=int(real.sum()),
+            tokens=int(lengths.sum()),
             supervised_tokens=int((labels != IGNORED).sum()),
             positions=input_ids.numel(),
             examples=len(input_ids),
+            attended_pairs=int((lengths * (lengths + 1) // 2).sum()),
         )
 
     def hexdigest(self) -> str:

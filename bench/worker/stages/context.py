@@ -1,0 +1,61 @@
+"""What every stage is given, and what several of them do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.spec.config import RunConfig
+from bench.spec.layout import artifact_folder
+from bench.worker import device, methods, models
+from bench.worker.instruments.clock import Clock
+from bench.worker.instruments.memory import Memory, open_memory
+from bench.worker.progress import Progress
+
+
+@dataclass
+class Context:
+    """What every stage is given."""
+
+    folder: Path
+    config: RunConfig
+    progress: Progress
+    clock: Clock = field(default_factory=Clock)
+
+    def measure_on(self, resolved: device.Device) -> Memory:
+        """Point the clock at the device and open its memory instrument, before anything is loaded on it."""
+        self.clock.synchronize = resolved.synchronize
+        return open_memory(resolved.type)
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.config.paths.cache)
+
+    @property
+    def weights(self) -> Path:
+        return artifact_folder(self.config)
+
+
+def load_tuned(context: Context) -> tuple[Any, Any, device.Device, Memory]:
+    """(model, tokenizer, device, memory instrument): the run's result, ready for evaluation."""
+    config = context.config
+    resolved = device.resolve(config)
+    memory = context.measure_on(resolved)
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype)
+    return model, tokenizer, resolved, memory
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write gzipped JSON lines; the modification time is left out, so that equal content gives equal files."""
+    with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,30 @@
+"""Model and data into the cache; every mistake in either is found here, before any training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from bench.spec.failure import ConfigurationError
+from bench.spec.layout import data_folder
+from bench.worker import checks, models, prepare
+from bench.worker.stages.context import Context
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Fetch or build what the run needs; returns a summary of the data.
+
+    Raises:
+        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
+    """
+    config = context.config
+    context.progress.phase("check")
+    problems = checks.before_download(config)
+    if problems:
+        raise ConfigurationError(problems)
+    context.progress.phase("model")
+    source = models.fetch(config.model, context.cache)
+    tokenizer = models.load_tokenizer(config.model, source)
+    context.progress.phase("data")
+    summary = prepare.prepare(config, tokenizer, data_folder(config))
+    return {"data": asdict(summary)}

@@ -1,0 +1,172 @@
+"""Train, save the weights, and say what it took."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bench.spec.config import RunConfig
+from bench.spec.layout import data_folder
+from bench.spec.record import TrainResult
+from bench.worker import data, device, heldout, methods, models, prepare, train
+from bench.worker.instruments import flops
+from bench.worker.instruments.clock import step_times
+from bench.worker.instruments.energy import open_energy
+from bench.worker.instruments.memory import Memory
+from bench.worker.loss import SupervisedHead
+from bench.worker.stages.context import Context
+
+
+def run(context: Context) -> TrainResult:
+    """One SFT run, from the base to saved weights."""
+    config, clock = context.config, context.clock
+    rows = prepare.load_prepared(data_folder(config))
+    order = _order(config, rows)
+    steps = data.steps_of(order, config.train.batch_size)
+    resolved = device.resolve(config, steps)
+    with clock.span("calibrate"):
+        peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
+    memory = context.measure_on(resolved)
+    model, head, tokenizer = _load(context, resolved, memory)
+    validation = list(rows.validation)
+
+    def measure_heldout() -> float:
+        with heldout.inference(model, resolved):
+            size, pad_id = config.train.micro_batch, tokenizer.pad_token_id
+            losses = heldout.example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
+        return heldout.mean_loss(losses)
+
+    observer = train.Observer(
+        folder=context.folder,
+        config=config,
+        total_steps=steps,
+        clock=clock,
+        memory=memory,
+        progress=context.progress,
+        measure_heldout=measure_heldout,
+    )
+    trainer = train.SftTrainer(
+        model=model,
+        args=train.training_arguments(config, resolved, steps, context.weights / "trainer"),
+        train_dataset=rows.train,
+        callbacks=[observer],
+        head=head,
+        rows=[rows.train[i] for i in order],
+        pad_id=tokenizer.pad_token_id,
+        observer=observer,
+    )
+    energy = open_energy(resolved.type)
+    energy.start()
+    trainer.train()
+    energy_wh = energy.watt_hours()
+    memory.enter("save")
+    with clock.span("save"):
+        checkpoint_bytes = _save(model, config, context.weights)
+    return TrainResult(
+        **_consumed(observer),
+        **_speed(config, resolved, observer, model, peak),
+        **_parameters(config, model),
+        heldout=observer.heldout,
+        checkpoint_bytes=checkpoint_bytes,
+        memory=memory.close(),
+        breakdown=observer.breakdown,
+        spans_seconds=dict(clock.spans_seconds) | {"train_steps": observer.steps[-1].elapsed_seconds},
+        environment=resolved.environment(),
+        energy_wh=energy_wh,
+        model_revision=getattr(model.config, "_commit_hash", None),
+    )
+
+
+def _order(config: RunConfig, rows: prepare.Prepared) -> list[int]:
+    return data.training_order(
+        [data.row_length(row) for row in rows.train],
+        seed=config.seed,
+        epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
+        max_steps=config.train.max_steps,
+    )
+
+
+def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
+    """(trainable model, its output head, tokenizer) on the device."""
+    config = context.config
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        base = methods.load_base(
+            config, source, resolved.type, resolved.compute_dtype, attn_implementation=resolved.attention
+        )
+        model = methods.make_trainable(base, config.method, config.seed)
+        head = SupervisedHead(model)
+    if resolved.compiled == "regional":
+        device.compile_layers(model)
+    else:
+        methods.add_adapters_in_fp32(model, config.method)
+    return model, head, tokenizer
+
+
+def _save(model: Any, config: RunConfig, folder: Path) -> int:
+    """Write the weights, then the marker that they are whole. Returns the bytes of the weight files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    methods.save_trained(model, config.method, folder)
+    (folder / "complete").touch()
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+
+
+def _consumed(observer: train.Observer) -> dict[str, Any]:
+    return {
+        "data_stream_sha256": observer.stream.hexdigest(),
+        "steps": len(observer.steps),
+        "examples": observer.counts.examples,
+        "tokens": observer.counts.tokens,
+        "supervised_tokens": observer.counts.supervised_tokens,
+        "positions": observer.counts.positions,
+        "train_seconds": observer.steps[-1].elapsed_seconds,
+    }
+
+
+def _speed(
+    config: RunConfig, resolved: device.Device, observer: train.Observer, model: Any, peak_flops_per_second: float
+) -> dict[str, Any]:
+    """Speeds over the timed steps; None when every step was warm-up."""
+    timed = [s.seconds for s in observer.steps if s.timed]
+    counts = observer.timed_counts
+    needed = flops.needed_flops(
+        flops.linear_costs(model),
+        tokens=counts.tokens,
+        supervised_tokens=counts.supervised_tokens,
+        attended_pairs=counts.attended_pairs,
+    )
+    times = step_times(
+        [s.seconds for s in observer.steps], config.train.untimed_steps, compiled=resolved.compiled == "regional"
+    )
+
+    def per_second(count: int) -> float | None:
+        return count / sum(timed) if timed else None
+
+    return {
+        "timed_steps": len(timed),
+        "train_tokens_per_second": per_second(counts.tokens),
+        "supervised_tokens_per_second": per_second(counts.supervised_tokens),
+        "positions_per_second": per_second(counts.positions),
+        "step_seconds_median": times.median,
+        "step_seconds_p90": times.p90,
+        "step_seconds_p99": times.p99,
+        "compile_seconds": times.compile,
+        "needed_flops_per_second": per_second(needed),
+        "matmul_peak_flops_per_second": peak_flops_per_second,
+        "mfu": needed / sum(timed) / peak_flops_per_second if timed else None,
+    }
+
+
+def _parameters(config: RunConfig, model: Any) -> dict[str, Any]:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "parameters_total": methods.parameters_total(model),
+        "parameters_trainable": sum(p.numel() for p in trainable),
+        "trainable_dtype": str(trainable[0].dtype).removeprefix("torch."),
+        "checkpoint_dtype": methods.checkpoint_dtype(model, config.method),
+    }

@@ -1,0 +1,48 @@
+"""The real thing in small: the embedded model, its task and the quick suite, every method, by the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import load
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("base", "full", "lora", "qlora")
+
+
+@pytest.mark.slow
+def test_every_method_learns_the_embedded_task(tmp_path: Path) -> None:
+    overrides = [
+        f"method={','.join(METHODS)}",
+        "task.train_examples=48",
+        "task.validation_examples=16",
+        "task.test_examples=12",
+        "task.max_new_tokens=16",
+        "suite.items_per_task=3",
+        "train.batch_size=8",
+        "train.heldout_points=1",
+        "train.compile=off",
+        f"paths.results={tmp_path / 'results'}",
+        f"paths.artifacts={tmp_path / 'artifacts'}",
+        f"paths.cache={tmp_path / 'cache'}",
+    ]
+    command = [sys.executable, "-m", "bench", "-m", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    sweep = load(tmp_path / "results" / "default")
+    runs = sweep.runs.set_index("method")
+    assert set(runs.index) == set(METHODS)
+    assert set(runs["status"]) == {"ok"}
+    tuned = runs.drop(index="base")
+    assert tuned["data_stream_sha256"].nunique() == 1
+    assert (tuned["heldout_loss_after"] < tuned["heldout_loss_before"] - 0.2).all()
+    assert runs.loc["full", "parameters_trainable"] == 134_515_008  # as counted from the architecture
+    assert runs.loc["lora", "parameters_trainable"] == runs.loc["qlora", "parameters_trainable"] == 4_884_480
+    assert runs.loc["full", "weights_bytes"] > runs.loc["lora", "weights_bytes"] > runs.loc["qlora", "weights_bytes"]
+    assert sweep.regression.groupby("run_id")["task"].nunique().eq(12).all()
+    assert (tmp_path / "results" / "default" / "report.html").stat().st_size < 5 * 2**20

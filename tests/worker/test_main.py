@@ -1,0 +1,39 @@
+"""What counts as out of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.worker.__main__ import is_out_of_memory
+
+CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
+
+
+def caused_by(cause: BaseException) -> ValueError:
+    error = ValueError("wrapped")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError(CPU_MESSAGE),
+        RuntimeError("CUDA error: out of memory"),
+        OSError(12, "Cannot allocate memory"),
+        caused_by(MemoryError()),
+    ],
+    ids=repr,
+)
+def test_out_of_memory_is_recognised(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("memory"), RuntimeError("shape mismatch"), OSError(28, "No space")], ids=repr
+)
+def test_other_errors_are_not(error: Exception) -> None:
+    assert not is_out_of_memory(error)
