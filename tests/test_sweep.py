@@ -118,7 +118,7 @@ def test_a_malformed_line_is_named(smoke, task_file: Path, capfd) -> None:
 def test_too_little_memory_is_a_result(smoke, tmp_path: Path) -> None:
     """A real allocation fails in a real child; what was finished before stays, and the record says what to do."""
     assert main(smoke("method=base")) == 0
-    limited = ("hardware.memory_limit_gib=1.5", "train.batch_size=512", "train.micro_batch=512", "train.epochs=32")
+    limited = ("hardware.memory_limit_gib=3", "train.batch_size=1024", "train.micro_batch=1024", "train.epochs=64")
     long_text = "task.prompt={question} " + 900 * "x"
     assert main(smoke("method=lora", long_text)) == 0  # without the limit it runs, and prepares the data
     assert main(smoke("method=lora", long_text, "train.max_steps=1", *limited)) == 1
