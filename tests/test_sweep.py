@@ -115,6 +115,12 @@ def test_a_malformed_line_is_named(smoke, task_file: Path, capfd) -> None:
     assert "sums.jsonl:41" in capfd.readouterr().err
 
 
+def test_an_empty_split_is_named(smoke, tmp_path: Path, capfd) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert main(smoke("method=lora", f"task.test_file={tmp_path / 'empty.jsonl'}")) == 2
+    assert "empty.jsonl" in capfd.readouterr().err
+
+
 def test_too_little_memory_is_a_result(smoke, tmp_path: Path) -> None:
     """A real allocation fails in a real child; what was finished before stays, and the record says what to do."""
     assert main(smoke("method=base")) == 0
