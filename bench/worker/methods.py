@@ -49,8 +49,8 @@ def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.
     module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes' 4-bit layers would repack their weights at every change between training and evaluation,
-            # which takes seconds and which compiled layers cannot follow. Only CPUs look at this.
+            # bitsandbytes' 4-bit layers would repack their weights for its CPU inference kernel at every change
+            # between training and evaluation, which compiled layers cannot follow. Only CPUs look at this.
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -103,7 +103,8 @@ def load_trained(config: RunConfig, source: str, weights: Path, device: str, com
         return load_weights(config.model, str(weights), dtype=compute_dtype, device_map={"": device})
     base = load_base(config, source, device, compute_dtype)
     if device == "cpu" and method.quantization is not None and method.quantization.scheme != "int8":
-        # bitsandbytes has no 4-bit product for a CPU and dequantizes at each call: once is the same, but faster
+        # The same weights in bf16 products. bitsandbytes' own CPU inference kernel (AVX-512 bf16) is not used: it
+        # was slower here and its rounding differs; see docs/design.md.
         base = base.dequantize(compute_dtype)
     if method.adapter is None:
         return base
