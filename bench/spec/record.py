@@ -42,6 +42,8 @@ class Step:
     positions: int  # with padding
     elapsed_seconds: float  # training time at its end: the sum of `seconds` until here
     timed: bool  # False for warm-up steps, which are left out of the speed
+    memory_bytes: int | None = None  # held at its end. CUDA: allocated. CPU: resident
+    peak_so_far_bytes: int | None = None  # the highest of the training phase until here, as `PhaseMemory.peak_bytes`
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -56,13 +58,13 @@ class HeldoutPoint:
 
 @dataclass(frozen=True, config=_STRICT)
 class PhaseMemory:
-    """Peak memory of one phase (load, train, evaluate, ...), reset at its start."""
+    """Peak memory of one phase (load, train, evaluate, ...), reset at its start. CUDA: summed over visible devices."""
 
     phase: str
-    peak_bytes: int | None  # CUDA: max allocated. CPU: VmHWM of the process
+    peak_bytes: int | None  # CUDA: max allocated. CPU: VmHWM of the process; None where it cannot be reset
     above_start_bytes: int | None  # CPU: the peak less what was resident before the model was loaded
     peak_reserved_bytes: int | None = None  # CUDA allocator
-    device_used_bytes: int | None = None  # NVML, this process
+    device_used_bytes: int | None = None  # NVML, this process; None where NVML does not tell processes apart
     anonymous_bytes: int | None = None  # CPU, at the end of the phase: RssAnon (without memory-mapped files)
 
 
@@ -86,7 +88,13 @@ class Environment:
     attention: str
     compiled: str  # "regional", "off", or "off: REASON"
     torch: str
-    load_average_1min_at_start: float | None = None
+    load_average_1min_at_start: float | None = None  # counts the run itself: for a person, never judged by
+    cpus: int | None = None  # processors that the process may use
+    cpu_affinity: str | None = None  # which ones: "0-15,32"
+    cpu_governor: str | None = None  # None: not visible (most virtual machines)
+    other_cpu_cores: float | None = None  # of these, kept busy by other processes while it was measured, on average
+    stolen_cpu_cores: float | None = None  # processors' worth of time that the hypervisor gave to others meanwhile
+    other_gpu_processes: int | None = None  # that computed on the device too, at the start or at the end
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -121,8 +129,9 @@ class TrainResult:
     needed_flops_per_second: float | None = None  # of the timed steps: what the method needs, not what was done
     matmul_peak_flops_per_second: float | None = None  # measured on this device in the compute dtype
     mfu: float | None = None  # the quotient of the two
-    energy_wh: float | None = None  # from the first step to the last, held-out evaluation included; None: no counter
+    energy_wh: float | None = None  # of the phase "train", held-out evaluation excluded; None: no counter
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
+    step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
 
 
 @dataclass(frozen=True, config=_STRICT)
