@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from bench.running import store
 from bench.running.launch import Outcome, Watch, run_stage
 from bench.running.provenance import provenance
+from bench.running.reuse import take_over
 from bench.spec.config import RunConfig, to_mapping
 from bench.spec.failure import Status
 from bench.spec.identity import comparison_key, run_id
@@ -71,7 +72,7 @@ def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
         (folder / "record.json").unlink(missing_ok=True)
         if not (data_folder(config) / "summary.json").exists():  # on a cluster node with a cache of its own
             run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
-        record = _run_stages(config, folder, watch)
+        record = take_over(config, folder) or _run_stages(config, folder, watch)
         store.write_record(folder, record)
         return record
 

@@ -249,6 +249,7 @@ class Record:
     failure: Failure | None = None
     stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage
     reused_stages: list[str] = field(default_factory=list)  # finished by an earlier, interrupted call
+    reused_from: str | None = None  # the sweep whose equal, untrained run was taken over
     schema_version: int = SCHEMA_VERSION
 
 
