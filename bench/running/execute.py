@@ -35,7 +35,12 @@ RESULT_OF: dict[Stage, type] = {"train": TrainResult, "evaluate": EvaluateResult
 
 
 def stages(config: RunConfig) -> list[Stage]:
-    """The stages of a run, in order; data are prepared before, once for all runs that share them."""
+    """The stages of a run, in order; data are prepared before, once for all runs that share them.
+
+    A trial of a learning rate only trains: the test split is not for choosing.
+    """
+    if config.trial is not None:
+        return ["train"]
     wanted: list[Stage] = ["evaluate"]
     if config.method.trains != "nothing":
         wanted.insert(0, "train")

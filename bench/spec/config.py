@@ -177,6 +177,14 @@ class PathsConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class TrialConfig:
+    """A trial of `bench.tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
+
+    best_losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss) of the best trial so far
+    hopeless_below: Fraction = 0.5  # ends early when its loss fell by less than this share of that trial's fall
+
+
+@dataclass(frozen=True, config=_STRICT)
 class RunConfig:
     """One run. Equal configs give equal run ids (`identity.run_id`)."""
 
@@ -190,6 +198,9 @@ class RunConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "default"
+    rates: str | None = None  # file of `make tune` that the learning rate is taken from
+    learning_rate_source: str = "config"  # or "tuned: FILE sha256 ..."; filled in by planning
+    trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench.tune`
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from bench.spec.config import RunConfig, to_mapping
 
-_NOT_IDENTITY = ("tracking", "paths", "sweep")  # where results go does not change what is measured
+# Where results go, and where the learning rate came from, does not change what is measured.
+_NOT_IDENTITY = ("tracking", "paths", "sweep", "rates", "learning_rate_source")
 _NOT_MEASURED = ("name", "stage_timeout_seconds", "price_usd_per_hour")  # of hardware
+_NOT_TUNED_FOR = {  # settings that leave the best learning rate what it is
+    "method": ("learning_rate",),
+    "task": ("metrics", "max_new_tokens"),
+    "train": ("micro_batch", "heldout_points", "untimed_steps", "gradient_checkpointing", "compile", "packing",
+              "kernels"),
+}  # fmt: skip
 
 
 def canonical_json(value: Any) -> str:
@@ -32,6 +40,8 @@ def _measured(config: RunConfig) -> dict[str, Any]:
         del mapping[name]
     for name in _NOT_MEASURED:
         del mapping["hardware"][name]
+    if mapping.pop("trial") is not None:
+        mapping["trial"] = True  # never compared with, nor taken for, an ordinary run; its rivals are not its identity
     return mapping
 
 
@@ -60,6 +70,20 @@ def comparison_key(config: RunConfig) -> str:
     mapping = _measured(config)
     del mapping["method"], mapping["seed"], mapping["train"]["micro_batch"]
     return digest(mapping)[:12]
+
+
+def tuning_key(config: RunConfig) -> str:
+    """Equal for runs that one search of the learning rate holds for: same model, method, task and budget."""
+    return tuning_key_of(to_mapping(config))
+
+
+def tuning_key_of(mapping: Mapping[str, Any]) -> str:
+    """`tuning_key` from a record's `config`."""
+    parts = {
+        part: {k: v for k, v in mapping.get(part, {}).items() if k not in _NOT_TUNED_FOR.get(part, ())}
+        for part in ("model", "method", "task", "train")
+    }
+    return digest(parts)[:12]
 
 
 def data_key(config: RunConfig) -> str:

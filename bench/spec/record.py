@@ -120,7 +120,7 @@ class TrainResult:
     parameters_total: int
     parameters_trainable: int
     trainable_dtype: str
-    checkpoint_bytes: int
+    checkpoint_bytes: int | None  # None: a trial, which keeps no weights
     checkpoint_dtype: str
     memory: list[PhaseMemory]
     breakdown: MemoryBreakdown | None
@@ -132,6 +132,7 @@ class TrainResult:
     energy_wh: float | None = None  # of the phase "train", held-out evaluation excluded; None: no counter
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
+    stopped_early: str | None = None  # why a trial of `bench.tune` ended before its last step
 
 
 @dataclass(frozen=True, config=_STRICT)
