@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from bench.analysis.rates import hopeless
 from bench.spec.config import RunConfig
 from bench.spec.record import HeldoutPoint, MemoryBreakdown, Step
 from bench.worker import data
@@ -81,6 +82,8 @@ class Observer(TrainerCallback):
         self.timed_counts = TokenCounts()  # of the timed steps only
         self.stream = TokenStream()
         self.breakdown: MemoryBreakdown | None = None
+        self.stopped_early: str | None = None
+        self._trial = config.trial
         self._untimed, self._total = config.train.untimed_steps, total_steps
         self._heldout_steps = heldout_steps(total_steps, config.train.heldout_points)
         self._clock, self._memory, self._progress = clock, memory, progress
@@ -142,7 +145,15 @@ class Observer(TrainerCallback):
         if done in self._heldout_steps:
             self._take_heldout(done)
             if done < self._total:
-                self._enter_training()
+                self._continue(control)
+
+    def _continue(self, control: Any) -> None:
+        """Go on training, unless this is a trial of a learning rate that proves hopeless."""
+        self.stopped_early = hopeless(self._trial, self.heldout) if self._trial else None
+        if self.stopped_early:
+            control.should_training_stop = True
+        else:
+            self._enter_training()
 
     def _enter_training(self) -> None:
         self._memory.enter("train")

@@ -71,6 +71,7 @@ def run(context: Context) -> TrainResult:
         checkpoint_bytes=checkpoint_bytes,
         memory=memory.close(),
         breakdown=observer.breakdown,
+        stopped_early=observer.stopped_early,
         spans_seconds=dict(clock.spans_seconds) | {"train_steps": observer.steps[-1].elapsed_seconds},
         environment=resolved.environment(),
         energy_wh=energy_wh,
@@ -108,9 +109,11 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
     return model, head, tokenizer
 
 
-def _save(model: Any, config: RunConfig, folder: Path) -> int:
-    """Write the weights, then the marker that they are whole. Returns the bytes of the weight files."""
+def _save(model: Any, config: RunConfig, folder: Path) -> int | None:
+    """Write the weights, then the marker that they are whole. Returns their bytes; None: a trial keeps none."""
     shutil.rmtree(folder, ignore_errors=True)
+    if config.trial is not None:
+        return None
     methods.save_trained(model, config.method, folder)
     (folder / "complete").touch()
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
