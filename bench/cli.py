@@ -3,14 +3,15 @@
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep and its report
 
-Exit codes: 0 all runs are ok; 1 some failed (their records say why); 2 mistakes in the configuration, nothing
-was run; 130 stopped by Ctrl-C, what was finished is kept.
+Exit codes: 0 all runs are ok and reported; 1 some failed (their records say why) or could not be written down; 2
+mistakes in the configuration, nothing was run; 130 stopped by Ctrl-C, what was finished is kept.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -18,13 +19,14 @@ from omegaconf import DictConfig
 from bench.console import Console
 from bench.planning.compose import CONFIG_FOLDER, compose, explicit, to_run_config
 from bench.running.execute import execute, prepare
-from bench.running.store import is_finished, read_record
+from bench.running.store import claim, is_finished, unwritable_folders
 from bench.running.tracking import track
 from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError, Status
+from bench.spec.failure import ConfigurationError
 from bench.spec.identity import data_key, run_id
 from bench.spec.layout import run_folder, sweep_folder
 
+COMMAND_AGAIN = "The same command again runs only what is missing."
 _INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 console = Console()
 
@@ -38,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not set(flags) & set(_INFORMATION):
             configs = compose(overrides, multirun)
-            if _nothing_to_do(configs):
-                return 0
-            _prepare(configs)
+            pending = [c for c in configs if not is_finished(c)]
+            console.plan(configs, pending)
+            if not pending:
+                return _conclude(configs)
+            _prepare(pending)
         sys.argv[1:] = flags + explicit(overrides)
         _job()
         return 0 if set(flags) & set(_INFORMATION) else _conclude(configs)
@@ -48,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.problem(error.message())
         return 2
     except KeyboardInterrupt:
-        console.problem("Stopped. Finished runs are kept; the same command again runs only what is missing.")
+        console.problem(f"Stopped. Finished runs are kept. {COMMAND_AGAIN}")
         return 130
 
 
@@ -57,30 +61,27 @@ def _job(composed: DictConfig) -> float | None:
     """One Hydra job: one run. Returns its held-out loss, which sweepers such as Optuna minimize."""
     config = to_run_config(composed)
     with console.run(config) as watch:
-        record = execute(config, watch)
+        try:
+            record = execute(config, watch)
+        except OSError as error:  # a full disk, a folder gone: this run has no record, the others may
+            console.problem(f"{run_id(config)}: not written down: {error}. {COMMAND_AGAIN}")
+            return None
     console.ended(record)
     if trouble := track(config, record):
         console.problem(trouble)
     return record.train.heldout[-1].loss if record.train and record.train.heldout else None
 
 
-def _nothing_to_do(configs: list[RunConfig]) -> bool:
-    pending = [c for c in configs if not is_finished(c)]
-    console.plan(configs, pending)
-    if not pending:
-        _report(configs)
-    return not pending
-
-
-def _prepare(configs: list[RunConfig]) -> None:
+def _prepare(pending: list[RunConfig]) -> None:
     """Make the model and data of the pending runs, once each; all their mistakes are told together.
 
     Raises:
-        ConfigurationError: mistakes in the data, the suite or the names of models.
+        ConfigurationError: folders that cannot be written to; mistakes in the data, the suite or the names of models.
     """
-    pending = {data_key(c): c for c in reversed(configs) if not is_finished(c)}
-    problems: dict[str, None] = {}
-    for config in pending.values():
+    problems = dict.fromkeys(problem for config in pending for problem in unwritable_folders(config))
+    if problems:
+        raise ConfigurationError(list(problems))
+    for config in {data_key(c): c for c in reversed(pending)}.values():
         try:
             with console.stage(f"prepare {config.model.name}, {config.task.name}") as watch:
                 outcome = prepare(config, watch)
@@ -94,16 +95,20 @@ def _prepare(configs: list[RunConfig]) -> None:
 
 
 def _conclude(configs: list[RunConfig]) -> int:
-    """Write the reports; 0 when every run is ok."""
-    _report(configs)
-    records = {run_id(c): read_record(run_folder(c)) for c in configs}
-    return 0 if all(r is not None and r.status is Status.OK for r in records.values()) else 1
+    """Write the reports; 0 when every run is ok and reported."""
+    reported = [_report(folder) for folder in sorted({sweep_folder(c) for c in configs})]
+    return 0 if all(reported) and all(is_finished(c) for c in configs) else 1
 
 
-def _report(configs: list[RunConfig]) -> None:
-    from bench.report.build import build_report  # plotting takes a second to import
+def _report(folder: Path) -> bool:
+    """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written."""
+    from bench.report.build import NoRecordsError, build_report  # plotting takes a second to import
 
-    for folder in sorted({sweep_folder(c) for c in configs}):
-        with warnings.catch_warnings():
+    try:
+        with claim(folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             console.say(f"Report: {build_report(folder)}")
+    except (OSError, NoRecordsError) as error:
+        console.problem(f"The report could not be written: {error}. Every record is kept. {COMMAND_AGAIN}")
+        return False
+    return True

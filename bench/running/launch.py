@@ -18,11 +18,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.spec.failure import EXIT_CONFIGURATION, EXIT_OK, EXIT_OOM, NEXT_STEP, ConfigurationError, Status
+from bench.spec.failure import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, Status, next_step
 from bench.spec.record import Failure, Stage
 
 POLL_SECONDS = 0.5  # asleep in between: 0.3% of a core, measured
@@ -63,28 +63,34 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
             start_new_session=True,  # Ctrl-C reaches the parent only, which then stops the child in order
         )
         try:
-            timed_out = _wait(child, folder, started + timeout_seconds, watch)
+            timed_out, resident_bytes = _wait(child, folder, started + timeout_seconds, watch)
         finally:
             _stop(child)
     wall_seconds = time.monotonic() - started
     code = child.returncode
-    status = _status(code, timed_out, (folder / f"{stage}.json").exists(), _kernel_oom_kills() > oom_kills)
+    killed_by_kernel = code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills
+    status = _status(folder, stage, code, timed_out=timed_out, killed_by_kernel=killed_by_kernel)
     if code == EXIT_CONFIGURATION:
         raise ConfigurationError(_read(folder / "error.json").get("problems") or [_tail(folder, stage)])
     if status is Status.OK:
         return Outcome(status, wall_seconds)
-    return Outcome(status, wall_seconds, _failure(folder, stage, status, code, timeout_seconds))
+    failure = _failure(folder, stage, status, code, timeout_seconds)
+    if killed_by_kernel and resident_bytes:  # host memory ran out, whatever the device's instrument said last
+        failure = replace(failure, last_known_peak_bytes=resident_bytes)
+    return Outcome(status, wall_seconds, failure)
 
 
-def _wait(child: subprocess.Popen[bytes], folder: Path, deadline: float, watch: Watch) -> bool:
-    """Sleep until the child ends (False) or the deadline passes (True)."""
+def _wait(child: subprocess.Popen[bytes], folder: Path, deadline: float, watch: Watch) -> tuple[bool, int | None]:
+    """Sleep until the child ends or the deadline passes: (whether it passed, the most that was seen resident)."""
+    resident_bytes = None
     while True:
         try:
             child.wait(POLL_SECONDS)
-            return False
+            return False, resident_bytes
         except subprocess.TimeoutExpired:
             if time.monotonic() > deadline:
-                return True
+                return True, resident_bytes
+            resident_bytes = max(resident_bytes or 0, _resident_peak_bytes(child.pid) or 0) or None
             if progress := _read(folder / "progress.json"):
                 watch(progress)
 
@@ -102,14 +108,22 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)  # orphans of its process group, such as compile workers
 
 
-def _status(code: int, timed_out: bool, has_result: bool, kernel_killed: bool) -> Status:
+def _status(folder: Path, stage: Stage, code: int, *, timed_out: bool, killed_by_kernel: bool) -> Status:
     if timed_out:
         return Status.TIMEOUT
     if code == EXIT_OK:
-        return Status.OK if has_result else Status.ERROR
-    if code == EXIT_OOM or (code == -signal.SIGKILL and kernel_killed):
+        return Status.OK if (folder / f"{stage}.json").exists() else Status.ERROR
+    if code == EXIT_OOM or killed_by_kernel or _gave_up_on_memory(folder, stage, code):
         return Status.OOM
     return Status.KILLED if code < 0 else Status.ERROR
+
+
+def _gave_up_on_memory(folder: Path, stage: Stage, code: int) -> bool:
+    """Whether compiled code ended the child itself: C++ and Rust abort, bitsandbytes exits, each with these words."""
+    if code not in (-signal.SIGABRT, EXIT_ERROR) or (folder / "error.json").exists():
+        return False
+    end = _tail(folder, stage)
+    return any(words in end for words in ("std::bad_alloc", "memory allocation of", "Error out of memory at line"))
 
 
 def _failure(folder: Path, stage: Stage, status: Status, code: int, timeout_seconds: float) -> Failure:
@@ -121,12 +135,12 @@ def _failure(folder: Path, stage: Stage, status: Status, code: int, timeout_seco
     elif code == EXIT_OK:
         message = f"exit code 0, but no {stage}.json"
     else:
-        message = error.get("message") or f"exit code {code}"
+        message = error.get("message") or f"exit code {code}: {_last_line(folder, stage)}"
     return Failure(
         stage=stage,
         phase=error.get("phase") or progress.get("phase"),
         message=message,
-        next_step=NEXT_STEP[status],
+        next_step=next_step(status, stage, message),
         exit_code=code,
         log_tail=_tail(folder, stage),
         last_known_peak_bytes=error.get("peak_bytes") or progress.get("peak_bytes"),
@@ -144,6 +158,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _tail(folder: Path, stage: Stage) -> str:
     return (folder / f"{stage}.log").read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+
+
+def _last_line(folder: Path, stage: Stage) -> str:
+    return (_tail(folder, stage).strip() or "nothing in its log").splitlines()[-1]
+
+
+def _resident_peak_bytes(pid: int) -> int | None:
+    """The peak resident set of a process since it last reset it; None where /proc tells none."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _kernel_oom_kills() -> int:

@@ -1,4 +1,4 @@
-"""The records in run folders: what is finished, and who is at work on what.
+"""The records in run folders: what is finished, who is at work on what, and whether there is room for more.
 
 `record.json` is written last, by temp file and rename; a run whose record says `ok` is finished. Two sweeps on
 one folder share the work: `claim` lets one process at a time run a run.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from pydantic import ValidationError
 
 from bench.spec.config import RunConfig
 from bench.spec.failure import Status
-from bench.spec.layout import run_folder, write_atomic
+from bench.spec.layout import run_folder, sweep_folder, write_atomic
 from bench.spec.record import Record, from_json, to_json
+
+SPARE_BYTES = 1 << 20  # for the small files of a run; weights and models are checked by `worker.checks`
 
 
 def read_record(folder: Path) -> Record | None:
@@ -45,3 +48,24 @@ def claim(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def unwritable_folders(config: RunConfig) -> list[str]:
+    """Folders that a run could not write its files to, found by writing: one line each, with what to do."""
+    folders = {
+        "results": sweep_folder(config),
+        "artifacts": Path(config.paths.artifacts),
+        "cache": Path(config.paths.cache),
+    }
+    problems = []
+    for name, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(SPARE_BYTES))
+        except OSError as error:
+            problems.append(
+                f"paths.{name}: cannot write {SPARE_BYTES // 2**20} MiB to {str(folder)!r} ({error.strerror}); free "
+                f"some space, mend the access rights, or name another folder by paths.{name}=..."
+            )
+    return problems

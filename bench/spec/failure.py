@@ -31,6 +31,22 @@ NEXT_STEP = {
     Status.ERROR: "Read the log named above; the same command again repeats only this run.",
 }
 
+_OOM_IN_EVALUATION = {
+    "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
+    "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
+}
+_FULL_DISK = "Free some space, or name other folders (paths.results, paths.artifacts, paths.cache); the same command "
+_FULL_DISK += "again runs only what is missing."
+
+
+def next_step(status: Status, stage: str, message: str) -> str:
+    """What a person does about a failed stage, told from how, where and with which words it ended."""
+    if status is Status.OOM and stage in _OOM_IN_EVALUATION:
+        return _OOM_IN_EVALUATION[stage]
+    if status is Status.ERROR and ("No space left on device" in message or "Disk quota exceeded" in message):
+        return _FULL_DISK
+    return NEXT_STEP[status]
+
 
 class ConfigurationError(Exception):
     """Mistakes in what the user asked for, found before anything ran.

@@ -31,13 +31,13 @@ def data_folder(config: RunConfig) -> Path:
     return Path(config.paths.cache) / "data" / data_key(config)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, even if the machine stops."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, even if the machine stops. Text is written as UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -46,3 +46,11 @@ def write_atomic(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def flush_to_disk(folder: Path) -> None:
+    """Wait until the folder's files are on the disk, so that a marker written next does not outlive them."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

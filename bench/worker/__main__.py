@@ -1,6 +1,7 @@
 """`python -m bench.worker RUN_DIR STAGE`: run one stage, write `<stage>.json`, exit.
 
-The exit code and the files in RUN_DIR are the whole answer: `<stage>.json` on success, else `error.json`.
+The exit code and the files in RUN_DIR are the whole answer: `<stage>.json` on success, else `error.json`, with the
+message, the phase and the highest memory until then.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ def main(folder: Path, stage: str) -> int:
         write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
         return EXIT_OK
     except ConfigurationError as error:
+        _unlimit_memory()
         return _report(folder, progress, error, EXIT_CONFIGURATION, problems=error.problems)
     except Exception as error:
-        traceback.print_exc()
+        _unlimit_memory()
+        with contextlib.suppress(OSError):  # the log may be on a full disk
+            traceback.print_exc()
         return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error) else EXIT_ERROR)
 
 
@@ -65,8 +69,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report(folder: Path, progress: Progress, error: Exception, code: int, **more: Any) -> int:
-    message = f"{type(error).__name__}: {error}"
-    write_atomic(folder / "error.json", json.dumps({"message": message, "phase": progress.current_phase, **more}))
+    content = {"message": f"{type(error).__name__}: {error}", "phase": progress.current_phase, **more}
+    with contextlib.suppress(Exception):  # a device that failed may not answer any more
+        content["peak_bytes"] = progress.peak_bytes()
+    with contextlib.suppress(OSError):  # a full disk: the exit code and the log still tell
+        write_atomic(folder / "error.json", json.dumps(content))
     return code
 
 
@@ -87,7 +94,14 @@ def _limit_memory(config: RunConfig) -> None:
     """Let allocations beyond the limit fail, so that they are reported instead of disturbing the machine."""
     if config.hardware.memory_limit_gib is not None:
         limit_bytes = int(config.hardware.memory_limit_gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))  # private memory; mapped files are free
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)  # of private memory; mapped files are free
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, most))
+
+
+def _unlimit_memory() -> None:
+    """Make room to tell what went wrong."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 if __name__ == "__main__":

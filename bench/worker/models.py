@@ -11,8 +11,8 @@ the same file into memory. Hub models load by name; safetensors only, no remote 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -34,6 +35,7 @@ from transformers import (
 
 from bench.spec.config import ModelConfig
 from bench.spec.failure import ConfigurationError
+from bench.spec.layout import flush_to_disk
 
 
 def locate(model: ModelConfig, cache: Path) -> str:
@@ -132,19 +134,35 @@ def _gguf_file(package: str) -> Path:
 
 
 def _make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Fill a folder by `make`, whole or not at all; keeps what another process made first."""
-    if not folder.exists():
+    """Fill a folder by `make`; keeps what another process made first, makes again what is not whole."""
+    if not _is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             target = Path(temporary) / "model"
             make(target)
+            flush_to_disk(target)
+            if folder.exists() and not _is_whole(folder):  # cut short by a full disk or a lost machine
+                os.rename(folder, Path(temporary) / "torn")
             try:
                 os.rename(target, folder)
             except OSError:
-                if not folder.exists():
+                if not _is_whole(folder):
                     raise
-                shutil.rmtree(target)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached model can be read: its weights as long as their header says, its JSON files complete."""
+    try:
+        for name in ("config.json", "tokenizer.json"):
+            json.loads((folder / name).read_bytes())
+        weights = list(folder.glob("*.safetensors"))
+        for file in weights:
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return bool(weights)
 
 
 def _dequantize(gguf: Path, target: Path) -> None:

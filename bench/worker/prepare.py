@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -129,12 +128,16 @@ def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: s
 
 
 def _summary_if_current(folder: Path, stamp: dict[str, str]) -> DataSummary | None:
+    """The summary of what is there; None when it is missing, torn or made from an older source."""
     try:
         if json.loads((folder / "stamp.json").read_text()) != stamp:
             return None
-        return from_json(DataSummary, (folder / "summary.json").read_bytes())
-    except FileNotFoundError:
+        there = load_prepared(folder)
+    except (OSError, ValueError):  # no file; cut short: JSON's, pydantic's and Arrow's errors are ValueErrors
         return None
+    rows, summary = [len(there.train), len(there.validation), len(there.test)], there.summary
+    whole = rows == [summary.train_examples, summary.validation_examples, summary.test_examples]
+    return summary if whole else None
 
 
 def _write(folder: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> DataSummary:
@@ -154,7 +157,6 @@ def _write(folder: Path, splits: dict[str, list[Record]], summary: DataSummary, 
             present = _summary_if_current(folder, stamp)
             if present is not None:
                 return present  # another process was first: its data are the same
-            # What is there was made from an older source.
-            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(folder, Path(temporary, "outdated"))  # or torn
             os.rename(built, folder)
     return summary
