@@ -11,6 +11,10 @@ from bench.planning.compose import compose
 from bench.spec.config import RunConfig
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="store the loss curves as they are now")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """GPU tests run by `pytest -m gpu` on a GPU box; elsewhere they say why they do not."""
     marked = [item for item in items if "gpu" in item.keywords]

@@ -140,6 +140,8 @@ class TrainConfig:
     untimed_steps: Annotated[int, Field(ge=0)] = 3  # warm-up steps left out of the speed
     gradient_checkpointing: bool = False
     compile: Literal["auto", "off", "regional"] = "auto"  # torch.compile layer by layer
+    packing: bool = False  # a micro-batch as one row without padding; examples do not see one another
+    kernels: Literal["torch", "liger"] = "torch"  # liger: Triton kernels for norms, rotations and MLPs (CUDA)
 
 
 @dataclass(frozen=True, config=_STRICT)

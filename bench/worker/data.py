@@ -5,6 +5,7 @@ examples are sorted by length, so that micro-batches hold little padding while t
 
     >>> order = training_order(lengths, seed=0, epochs=1, batch_size=16, max_steps=None)
     >>> batch = collate([row, row], pad_id=2)
+    >>> batch = pack([row, row])
 """
 
 from __future__ import annotations
@@ -59,3 +60,31 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.T
         batch["attention_mask"][i, :end] = 1
         batch["labels"][i, len(prompt) : end] = torch.tensor(answer)
     return batch
+
+
+def pack(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Rows one after the other in a single row without padding; each tensor is (1, tokens).
+
+    `position_ids` start at 0 with every example. Given these and no attention mask, transformers keeps the examples
+    apart in every attention kernel: by a mask (sdpa, eager) or by sequence lengths (flash attention).
+    """
+    lengths = [row_length(row) for row in rows]
+    ids = [token for row in rows for token in [*row["prompt_ids"], *row["answer_ids"]]]
+    labels = [label for row in rows for label in [*[IGNORED] * len(row["prompt_ids"]), *row["answer_ids"]]]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
+    }
+
+
+def unpack(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """A padded batch as it is; a packed one as its examples, each a batch of one row."""
+    if "position_ids" not in batch:
+        return [batch]
+    starts = (batch["position_ids"][0] == 0).nonzero()[1:, 0].tolist()
+    ids, labels = (batch[name].tensor_split(starts, dim=1) for name in ("input_ids", "labels"))
+    return [
+        {"input_ids": i, "labels": label, "attention_mask": torch.ones_like(i)}
+        for i, label in zip(ids, labels, strict=True)
+    ]

@@ -38,7 +38,8 @@ class SupervisedHead:
         """Negative log-likelihoods of the labelled tokens.
 
         Args:
-            batch: input_ids, attention_mask, labels, each (batch, length); unlabelled positions hold -100.
+            batch: input_ids, labels and attention_mask, or position_ids of a packed row, each (batch, length);
+                unlabelled positions hold -100.
 
         Returns:
             (losses in nats, row of the batch that each belongs to), each (supervised,).
@@ -47,10 +48,15 @@ class SupervisedHead:
         predicts_label = torch.zeros_like(labels, dtype=torch.bool)
         predicts_label[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
         targets = labels[:, 1:][labels[:, 1:] != IGNORED]
-        self._keep = predicts_label
+        logits = self.logits(model, predicts_label, **{name: batch[name] for name in batch if name != "labels"})
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        return losses, predicts_label.nonzero()[:, 0]
+
+    def logits(self, model: torch.nn.Module, keep: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Logits of the positions where `keep` (batch, length) is true, row by row: (kept, vocabulary)."""
+        self._keep = keep
         try:
-            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
         finally:
             self._keep = None
-        losses = F.cross_entropy(output.logits[0].float(), targets, reduction="none")
-        return losses, predicts_label.nonzero()[:, 0]
+        return logits

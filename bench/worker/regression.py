@@ -33,6 +33,7 @@ from bench.spec.config import SuiteConfig
 from bench.spec.failure import ConfigurationError
 from bench.spec.identity import digest
 from bench.spec.record import RegressionItem, RegressionTask
+from bench.worker.scoring import PrefixScorer
 from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
 
 # The first that a task has is reported. acc_norm corrects for the length of the answers; a bare acc means that the
@@ -80,7 +81,7 @@ def run_suite(
     metrics = _chosen_metrics(tasks)
     model.eval()
     with quiet("lm_eval"):  # it warns that a loaded model was given, which is what we want
-        lm = HFLM(
+        lm = _scorer(model)(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=suite.batch_size,
@@ -94,6 +95,11 @@ def run_suite(
     samples = _evaluate(lm, scoring, suite, chat=False)
     samples |= _evaluate(lm, generating, suite, chat=bool(tokenizer.chat_template))
     return _outcome(tasks, metrics, samples)
+
+
+def _scorer(model: Any) -> type[HFLM]:
+    """Shared prefixes need a mask of our own, which sdpa takes; other kernels get lm-eval's own way."""
+    return PrefixScorer if model.config._attn_implementation == "sdpa" else HFLM
 
 
 def _evaluate(lm: HFLM, tasks: dict[str, Task], suite: SuiteConfig, chat: bool) -> dict[str, Any]:

@@ -27,15 +27,19 @@ from bench.worker.loss import Batch, SupervisedHead
 from bench.worker.methods import OPTIMIZERS
 from bench.worker.progress import Progress
 
+# The head and the loss stay ours: they see supervised positions only.
+_LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant_with_warmup": "constant_with_warmup"}
 
 
 class SftTrainer(Trainer):
     """`Trainer` with the loss on supervised positions and the examples in a fixed order."""
 
-    def __init__(self, *, head: SupervisedHead, rows: Any, pad_id: int, observer: Observer, **options: Any):
+    def __init__(
+        self, *, head: SupervisedHead, rows: Any, pad_id: int, packing: bool, observer: Observer, **options: Any
+    ):
         super().__init__(**options)
-        self._head, self._rows, self._pad_id, self._observer = head, rows, pad_id, observer
+        self._head, self._rows, self._pad_id, self._packing, self._observer = head, rows, pad_id, packing, observer
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the effective batch's tokens,
         self.model_accepts_loss_kwargs = True  # which the trainer counts and passes when this is set
 
@@ -44,7 +48,7 @@ class SftTrainer(Trainer):
             self._rows,
             batch_size=self.args.per_device_train_batch_size,
             shuffle=False,  # the rows are in training order already
-            collate_fn=lambda rows: data.collate(rows, self._pad_id),
+            collate_fn=data.pack if self._packing else lambda rows: data.collate(rows, self._pad_id),
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
@@ -56,6 +60,7 @@ class SftTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
+        self._observer.forward_starts()
         losses, _ = self._head.token_losses(model, inputs)
         loss = losses.sum() / num_items_in_batch
         self._observer.consumed(inputs, loss.detach())
@@ -96,14 +101,21 @@ class Observer(TrainerCallback):
     def step_starts(self) -> None:
         self._started = self._clock.mark()
 
+    def forward_starts(self) -> None:
+        self._progress.part = "forward"
+
     def consumed(self, batch: Batch, loss: torch.Tensor) -> None:
         """Keep a micro-batch; it is hashed and counted after the step, outside the timed region."""
+        self._progress.part = "backward"
         self._consumed.append((batch, loss))
 
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
         self._steps_file.write_text("")
         self._take_heldout(step=0)
         self._enter_training()
+
+    def on_pre_optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        self._progress.part = "optimizer"
 
     def on_optimizer_step(self, *arguments: Any, **options: Any) -> None:
         if self.breakdown is None:  # in the first warm-up step: gradients and optimizer state both exist
@@ -112,7 +124,9 @@ class Observer(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         self._seconds = self._clock.mark() - self._started
         self._elapsed += self._seconds
-        counts = [self.stream.consume(b["input_ids"], b["labels"], b["attention_mask"]) for b, _ in self._consumed]
+        self._progress.part = None
+        rows = [part for batch, _ in self._consumed for part in data.unpack(batch)]
+        counts = [self.stream.consume(b["input_ids"], b["labels"], b["attention_mask"]) for b in rows]
         self._step_counts = sum(counts, TokenCounts())
         self.counts = self.counts + self._step_counts
         if state.global_step > self._untimed:
@@ -171,9 +185,6 @@ class Observer(TrainerCallback):
 def training_arguments(config: RunConfig, device: Device, steps: int, output: Path) -> TrainingArguments:
     """Our settings in `transformers`' terms; saving, logging to services and evaluation are ours."""
     train, method = config.train, config.method
-    optimizer = OPTIMIZERS[method.optimizer]
-    if optimizer == "adamw_torch" and device.type == "cuda":
-        optimizer = "adamw_torch_fused"
     return TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=train.micro_batch,
@@ -184,7 +195,7 @@ def training_arguments(config: RunConfig, device: Device, steps: int, output: Pa
         warmup_steps=math.ceil(train.warmup_fraction * steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        optim=optimizer,
+        optim=OPTIMIZERS[method.optimizer],
         bf16=device.compute_dtype is torch.bfloat16,
         activation_checkpointing=train.gradient_checkpointing or None,
         activation_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
@@ -192,6 +203,8 @@ def training_arguments(config: RunConfig, device: Device, steps: int, output: Pa
         seed=config.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
+        use_liger_kernel=train.kernels == "liger",
+        liger_kernel_config=_LIGER,
         disable_tqdm=True,
         report_to=[],
         save_strategy="no",

@@ -81,3 +81,14 @@ def test_heldout_points_are_spread_and_end_at_the_end() -> None:
     assert heldout_steps(32, 4) == {8, 16, 24, 32}
     assert heldout_steps(3, 4) == {1, 2, 3}
     assert heldout_steps(10, 1) == {10}
+
+
+def test_packing_keeps_examples_apart_and_can_be_undone() -> None:
+    rows = [{"prompt_ids": [1, 2], "answer_ids": [3, 4]}, {"prompt_ids": [5], "answer_ids": [6]}]
+    batch = data.pack(rows)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert batch["labels"].tolist() == [[-100, -100, 3, 4, -100, 6]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
+    parts = data.unpack(batch)
+    assert [part["input_ids"].tolist() for part in parts] == [[[1, 2, 3, 4]], [[5, 6]]]
+    assert [part["labels"].tolist() for part in parts] == [[[-100, -100, 3, 4]], [[-100, 6]]]

@@ -16,6 +16,7 @@ from bench.spec.config import RunConfig
 from bench.spec.layout import artifact_folder, data_folder
 from bench.spec.record import TrainResult
 from bench.worker import data, methods, models, prepare
+from bench.worker.compiling import compile_layers
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage
 from bench.worker.stages import train as train_stage
@@ -84,6 +85,18 @@ def test_the_micro_batch_changes_neither_data_nor_losses(smoke, tmp_path: Path) 
     assert one == pytest.approx(four, rel=1e-4)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packing_changes_neither_data_nor_losses(smoke, tmp_path: Path, attention: str) -> None:
+    settings = ("method=lora", "train.micro_batch=4", f"hardware.attention={attention}", *FP32)
+    padded, packed = (
+        trained(configured(smoke, f"train.packing={packing}", *settings), tmp_path / packing)
+        for packing in ("false", "true")
+    )
+    assert padded[0].data_stream_sha256 == packed[0].data_stream_sha256
+    assert [s["loss"] for s in packed[1]] == pytest.approx([s["loss"] for s in padded[1]], rel=1e-4)
+    assert packed[0].positions == packed[0].tokens == padded[0].tokens <= padded[0].positions
+
+
 def test_the_same_seed_gives_the_same_run(smoke, tmp_path: Path) -> None:
     config = configured(smoke, "method=lora")
     first, again = (trained(config, tmp_path / name)[1] for name in ("a", "b"))
@@ -103,6 +116,31 @@ def test_compiled_layers_train_and_evaluate_as_eager_ones(smoke, tmp_path: Path,
     assert eager.environment.compiled == "off"
     assert [s["loss"] for s in steps] == pytest.approx([s["loss"] for s in eager_steps], rel=0.02)
     assert compiled.heldout[-1].loss == pytest.approx(eager.heldout[-1].loss, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_compiled_layers_do_not_keep_dequantized_weights(smoke, tmp_path: Path) -> None:
+    config = configured(smoke, "method=qlora", "hardware.compute_dtype=bfloat16")
+    prepare_stage.run(Context(tmp_path, config, Progress(tmp_path, "prepare")))
+    source = models.locate(config.model, Path(config.paths.cache))
+    base = methods.load_base(config, source, "cpu", torch.bfloat16)
+    shapes = {tuple(m.weight.quant_state.shape) for m in base.modules() if hasattr(m, "quant_state")}
+    model = methods.make_trainable(base, config.method, seed=0)
+    kept: list[tuple[int, ...]] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    compile_layers(model)
+    batch = data.collate([prepare.load_prepared(data_folder(config)).train[0]], pad_id=0)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert shapes  # the layers are quantized
+    assert kept  # and the compiled graph saves something for the backward
+    assert not shapes & {*kept, *(shape[::-1] for shape in kept)}
 
 
 def test_speed_counts_timed_steps_only(smoke, tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Log-likelihoods for lm-eval with each shared prefix computed once and logits only where they are asked for.
+
+The choices of a multiple-choice item share their question, the sentences of a minimal pair most of their words.
+lm-eval runs every choice alone and computes the whole vocabulary at every position. Here the choices of one item are
+branches of one row: prefix, then the branches one after the other, each seeing the prefix and itself (a mask), at the
+positions they would have alone. The numbers are those of lm-eval up to rounding (tests/worker/test_scoring.py).
+
+    row        The capital of France is | Paris | Rome
+    positions   0    1     2    3    4      5      5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from bench.worker.loss import SupervisedHead
+
+Request = tuple[Any, list[int], list[int]]  # lm-eval's: (text or None, context tokens, continuation tokens)
+_ROWS_AT_ONCE = 512  # positions whose logits are in fp32 at one time: 100 MB with 50,000 words
+
+
+@dataclass(frozen=True)
+class Branched:
+    """Sequences with a common prefix, as one row.
+
+    Attributes:
+        sequences: context and continuation of each member, cut on the left to what the model takes.
+        asked: how many last tokens of each are the continuation.
+        shared: length of the common prefix.
+    """
+
+    members: list[int]  # places in the list of requests
+    sequences: list[list[int]]
+    asked: list[int]
+    shared: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the row; the last token of a sequence is predicted and never read."""
+        return self.shared + sum(len(s) - 1 - self.shared for s in self.sequences)
+
+    def starts(self) -> list[int]:
+        """Where each branch begins in the row."""
+        starts = [self.shared]
+        for sequence in self.sequences[:-1]:
+            starts.append(starts[-1] + len(sequence) - 1 - self.shared)
+        return starts
+
+
+class PrefixScorer(HFLM):
+    """lm-eval's model over a loaded Hugging Face one, with `_loglikelihood_tokens` replaced; needs sdpa attention."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._head = SupervisedHead(self.model)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding would write it) of each continuation."""
+        size = override_bs or self.batch_size
+        rows = sorted(branched(requests, self.max_length), key=lambda row: -row.length)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for batch in _batches(rows, size):
+            for member, answer in self._score(batch):
+                answers[member] = answer
+        return answers
+
+    def _score(self, rows: Sequence[Branched]) -> Iterator[tuple[int, tuple[float, bool]]]:
+        inputs, places = _tensors(rows)
+        keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        for row, positions, _ in places.values():
+            keep[row, positions] = True
+        on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        with (
+            torch.no_grad(),
+            torch.autocast(
+                self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
+            ),
+        ):
+            logits = self._head.logits(self.model, keep.to(self.device), **on_device)  # (kept, vocabulary)
+        kept_before = keep.flatten().cumsum(0).reshape(keep.shape) - 1
+        for member, (row, positions, targets) in places.items():
+            chosen = logits[kept_before[row, positions].to(logits.device)]
+            yield member, _answer(chosen, torch.tensor(targets, device=logits.device))
+
+
+def branched(requests: Sequence[Request], max_length: int) -> list[Branched]:
+    """Requests grouped in their order while half of every member is shared."""
+    groups: list[Branched] = []
+    for place, (_, context, continuation) in enumerate(requests):
+        sequence = (context + continuation)[-(max_length + 1) :]
+        alone = Branched([place], [sequence], [len(continuation)], len(sequence) - 1)
+        joined = _join(groups[-1], alone) if groups else None
+        if joined is None or joined.length > max_length:
+            groups.append(alone)
+        else:
+            groups[-1] = joined
+    return groups
+
+
+def _join(group: Branched, alone: Branched) -> Branched | None:
+    """Both in one row; None when too little is shared."""
+    (sequence,) = alone.sequences
+    limit = min(group.shared, len(sequence) - 1)
+    first = group.sequences[0]
+    shared = next((i for i in range(limit) if first[i] != sequence[i]), limit)
+    longest = max(len(s) for s in [*group.sequences, sequence])
+    if 2 * shared < longest:
+        return None
+    return Branched(group.members + alone.members, group.sequences + alone.sequences, group.asked + alone.asked, shared)
+
+
+def _batches(rows: Sequence[Branched], size: int) -> Iterator[list[Branched]]:
+    """Rows together until they hold `size` sequences."""
+    batch: list[Branched] = []
+    for row in rows:
+        if batch and sum(len(r.members) for r in batch) + len(row.members) > size:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _tensors(rows: Sequence[Branched]) -> tuple[dict[str, torch.Tensor], dict[int, tuple[int, list[int], list[int]]]]:
+    """(the model's inputs, member -> (row, positions that predict its continuation, the continuation))."""
+    length = max(row.length for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    seen = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no empty softmax
+    places = {}
+    for r, row in enumerate(rows):
+        shared = row.shared
+        ids[r, :shared] = torch.tensor(row.sequences[0][:shared])
+        positions[r, :shared] = torch.arange(shared)
+        seen[r, :shared, :shared] = torch.ones(shared, shared, dtype=torch.bool).tril()
+        for member, sequence, asked, start in zip(row.members, row.sequences, row.asked, row.starts(), strict=True):
+            own = len(sequence) - 1 - shared
+            end = start + own
+            ids[r, start:end] = torch.tensor(sequence[shared:-1])
+            positions[r, start:end] = torch.arange(shared, shared + own)
+            seen[r, start:end, :shared] = True
+            seen[r, start:end, start:end] = torch.ones(own, own, dtype=torch.bool).tril()
+            before = range(len(sequence) - 1 - asked, len(sequence) - 1)
+            places[member] = (r, [t if t < shared else start + t - shared for t in before], sequence[-asked:])
+    return {"input_ids": ids, "position_ids": positions, "attention_mask": seen.unsqueeze(1)}, places
+
+
+def _answer(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, bool]:
+    """The continuation's log-likelihood and whether each of its tokens is the likeliest; logits (asked, vocabulary)."""
+    nats, greedy = 0.0, True
+    for some, expected in zip(logits.split(_ROWS_AT_ONCE), targets.split(_ROWS_AT_ONCE), strict=True):
+        rows = some.float()
+        nats += float((rows.gather(1, expected[:, None])[:, 0] - rows.logsumexp(1)).double().sum())
+        greedy &= bool((rows.argmax(1) == expected).all())
+    return nats, greedy

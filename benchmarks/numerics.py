@@ -1,0 +1,126 @@
+"""Does a method learn in bf16 as it does in fp32? Whole short runs, for each way to compute and each learning rate.
+
+    python -m benchmarks.numerics                         the table of docs/numerics.md
+    python -m benchmarks.numerics --methods lora --rates 1e-4 --steps 8
+
+Every row is a run of its own in a child process: the embedded model and task, the same seed and stream, compared with
+the fp32 run of the same method and rate. The last held-out loss is computed in fp32 for all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+WAYS = {  # name -> overrides; the first is what the others are compared with
+    "fp32": ["hardware.compute_dtype=float32", "train.compile=off"],
+    "bf16, eager, added in bf16": ["train.compile=off", "method.adapter.add_in_fp32=false"],
+    "bf16, eager, added in fp32": ["train.compile=off"],
+    "bf16, compiled": ["train.compile=regional"],
+}
+RATES = {"full": [5e-5], "lora": [1e-4, 5e-4], "qlora": [1e-4]}
+ADAPTERS_ONLY = "bf16, eager, added in bf16"
+
+
+def main() -> None:
+    """Run every row and print the table; rows that are stored already are not run again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=list(RATES))
+    parser.add_argument("--rates", nargs="+", type=float, help="instead of each method's own")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/numerics.json"))
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(_run(options.one)))
+        return
+    runs = json.loads(options.output.read_text()) if options.output.exists() else {}
+    for method in options.methods:
+        for rate in options.rates or RATES[method]:
+            for way, overrides in WAYS.items():
+                if way == ADAPTERS_ONLY and method == "full":
+                    continue
+                name = f"{method}|{rate:g}|{way}|{options.steps}x{options.batch}"
+                if name not in runs:
+                    budget = [f"train.max_steps={options.steps}", f"train.batch_size={options.batch}"]
+                    runs[name] = _child([f"method={method}", f"method.learning_rate={rate}", *budget, *overrides])
+                    options.output.parent.mkdir(parents=True, exist_ok=True)
+                    options.output.write_text(json.dumps(runs, indent=1))
+                print(name, runs[name]["final"], flush=True)
+    print(table(runs))
+
+
+def table(runs: dict[str, Any]) -> str:
+    """Markdown: each row's losses less those of the fp32 run of the same method, rate and budget."""
+    rows = []
+    for name, run in runs.items():
+        method, rate, way, budget = name.split("|")
+        exact = runs[f"{method}|{rate}|fp32|{budget}"]
+        difference = [a - b for a, b in zip(run["losses"], exact["losses"], strict=True)]
+        middle = run["heldout"][1] - exact["heldout"][1]
+        rows.append([method, rate, way, difference[1], max(difference, key=abs), middle, run["final"]])
+        rows[-1].append(run["final"] - exact["final"])
+    headers = ["method", "rate", "numerics", "loss at step 2", "largest difference of a step", "held-out, a quarter in"]
+    return tabulate(rows, [*headers, "held-out at the end", "less fp32's"], "github", floatfmt=".4f")
+
+
+def _child(overrides: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.numerics", "--one", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return outcome
+
+
+def _run(overrides: list[str]) -> dict[str, Any]:
+    """Train, then take the held-out loss in fp32."""
+    import dataclasses
+
+    import torch
+
+    from bench.planning.compose import compose
+    from bench.spec.layout import data_folder
+    from bench.worker import device, heldout, methods, models, prepare
+    from bench.worker.loss import SupervisedHead
+    from bench.worker.progress import Progress
+    from bench.worker.stages import prepare as prepare_stage
+    from bench.worker.stages import train as train_stage
+    from bench.worker.stages.context import Context
+
+    with tempfile.TemporaryDirectory() as folder:
+        kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
+        (config,) = compose([*overrides, *kept, "suite=none", "train.heldout_points=4"], multirun=False)
+        context = Context(Path(folder), config, Progress(Path(folder), "train"))
+        prepare_stage.run(context)
+        result = train_stage.run(context)
+        steps = [json.loads(line) for line in (Path(folder) / "steps.jsonl").read_text().splitlines()]
+        hardware = dataclasses.replace(config.hardware, compute_dtype="float32")
+        exact = dataclasses.replace(config, hardware=hardware)
+        resolved = device.resolve(exact)
+        source = models.locate(config.model, context.cache)
+        model = methods.load_trained(exact, source, context.weights, resolved.type, torch.float32)
+        rows = list(prepare.load_prepared(data_folder(config)).validation)
+        pad_id = models.load_tokenizer(config.model, source).pad_token_id
+        with heldout.inference(model, resolved):
+            head = SupervisedHead(model)
+            losses = heldout.example_losses(model, head, rows, batch_size=8, pad_id=pad_id, device=resolved)
+    return {
+        "losses": [step["loss"] for step in steps],
+        "heldout": [point.loss for point in result.heldout],
+        "final": heldout.mean_loss(losses),
+        "environment": result.environment.compiled,
+        "data_stream_sha256": result.data_stream_sha256,
+    }
+
+
+if __name__ == "__main__":
+    main()
