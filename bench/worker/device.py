@@ -17,6 +17,8 @@ import torch
 
 from bench.spec.config import HardwareConfig, RunConfig
 from bench.spec.failure import ConfigurationError
+from bench.worker import processor
+from bench.worker.instruments.load import OtherLoad
 from bench.spec.record import Environment
 
 COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
@@ -46,8 +48,9 @@ class Device:
         """The numerics of training, for evaluation too."""
         return torch.autocast(self.type, dtype=torch.bfloat16, enabled=self.autocast_dtype is not None)
 
-    def environment(self) -> Environment:
-        """What a comparison of speed needs to be equal."""
+    def environment(self, load: OtherLoad) -> Environment:
+        """What a comparison of speed needs to be equal, and what else ran on the machine meanwhile."""
+        cpus = processor.affinity()
         name = torch.cuda.get_device_name() if self.type == "cuda" else _processor_name()
         return Environment(
             device=f"{self.type}: {name}",
@@ -57,7 +60,13 @@ class Device:
             attention=self.attention,
             compiled=self.compiled,
             torch=torch.__version__,
-            load_average_1min_at_start=os.getloadavg()[0],
+            load_average_1min_at_start=load.load_average_1min,
+            cpus=None if cpus is None else len(cpus),
+            cpu_affinity=None if cpus is None else processor.ranges(cpus),
+            cpu_governor=processor.governor(cpus or ()),
+            other_cpu_cores=load.cpu_cores,
+            stolen_cpu_cores=load.stolen_cores,
+            other_gpu_processes=load.gpu_processes,
         )
 
 

@@ -13,6 +13,7 @@ from bench.spec.config import RunConfig
 from bench.spec.layout import artifact_folder
 from bench.worker import device, methods, models
 from bench.worker.instruments.clock import Clock
+from bench.worker.instruments.load import Load, open_load
 from bench.worker.instruments.memory import Memory, open_memory
 from bench.worker.progress import Progress
 
@@ -25,11 +26,15 @@ class Context:
     config: RunConfig
     progress: Progress
     clock: Clock = field(default_factory=Clock)
+    load: Load = field(default_factory=Load)
 
     def measure_on(self, resolved: device.Device) -> Memory:
         """Point the clock at the device and open its memory instrument, before anything is loaded on it."""
         self.clock.synchronize = resolved.synchronize
-        return open_memory(resolved.type)
+        self.load = open_load(resolved.type)
+        memory = open_memory(resolved.type)
+        self.progress.peak_bytes = memory.peak_so_far_bytes
+        return memory
 
     @property
     def cache(self) -> Path:
@@ -51,6 +56,7 @@ def load_tuned(context: Context) -> tuple[Any, Any, device.Device, Memory]:
         source = models.locate(config.model, context.cache)
         tokenizer = models.load_tokenizer(config.model, source)
         model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype)
+    context.load.start()  # other load counts from here: evaluation, not loading
     return model, tokenizer, resolved, memory
 
 

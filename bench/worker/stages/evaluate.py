@@ -64,5 +64,5 @@ def run(context: Context) -> EvaluateResult:
         cut_at_limit=sum(answer.cut_at_limit for answer in answers),
         memory=memory.close(),
         spans_seconds=dict(clock.spans_seconds),
-        environment=resolved.environment(),
+        environment=resolved.environment(context.load.read()),
     )

@@ -31,5 +31,5 @@ def run(context: Context) -> RegressionResult:
         tasks=outcome.tasks,
         memory=memory.close(),
         spans_seconds=dict(context.clock.spans_seconds),
-        environment=resolved.environment(),
+        environment=resolved.environment(context.load.read()),
     )

@@ -59,7 +59,9 @@ def run(context: Context) -> TrainResult:
     energy = open_energy(resolved.type)
     energy.start()
     trainer.train()
+    context.load.start()
     energy_wh = energy.watt_hours()
+    other_load = context.load.read()
     memory.enter("save")
     with clock.span("save"):
         checkpoint_bytes = _save(model, config, context.weights)
@@ -73,7 +75,7 @@ def run(context: Context) -> TrainResult:
         breakdown=observer.breakdown,
         stopped_early=observer.stopped_early,
         spans_seconds=dict(clock.spans_seconds) | {"train_steps": observer.steps[-1].elapsed_seconds},
-        environment=resolved.environment(),
+        environment=resolved.environment(other_load),
         energy_wh=energy_wh,
         model_revision=getattr(model.config, "_commit_hash", None),
     )
