@@ -1,16 +1,25 @@
-"""Instruments against known answers: sleeps, spins, allocations of known size, and a fake CUDA device."""
+"""Clock and memory against known answers: sleeps, spins, allocations of known size, and a fake CUDA device."""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bench.spec.config import RunConfig
+from bench.worker.device import Device
 from bench.worker.instruments.clock import Clock, step_times
-from bench.worker.instruments.memory import CpuMeter, CudaMeter, Memory, breakdown, open_memory, total_bytes
+from bench.worker.instruments.memory import Memory, breakdown, open_memory, total_bytes
+from bench.worker.instruments.meters import CpuMeter, CudaMeter
+from bench.worker.instruments.nvml import Nvml
+from bench.worker.progress import Progress
+from bench.worker.stages.context import Context
 
 MIB = 2**20
 
@@ -36,7 +45,7 @@ def test_a_span_waits_for_queued_device_work() -> None:
     fake.queued_seconds = 5  # work of before: not this span's
     with clock.span("a"):
         fake.queued_seconds = 2  # launched inside, finished later
-    assert clock.spans_seconds == {"a": 2}
+    assert clock.read() == {"a": 2}
 
 
 def test_spans_add_up_and_survive_errors() -> None:
@@ -46,7 +55,33 @@ def test_spans_add_up_and_survive_errors() -> None:
         with pytest.raises(KeyError), clock.span("a"):  # noqa: PT012
             fake.now_seconds += seconds
             raise KeyError
-    assert clock.spans_seconds["a"] == 3
+    assert clock.read() == {"a": 3}
+
+
+def test_a_span_inside_another_interrupts_it_so_that_spans_add_up() -> None:
+    fake = FakeTime()
+    clock = Clock(fake.synchronize, fake.now)
+    with clock.span("outer"):
+        fake.now_seconds += 1
+        with clock.span("inner"):
+            fake.now_seconds += 10
+        fake.now_seconds += 2
+    fake.now_seconds += 100
+    assert clock.read() == {"outer": 3, "inner": 10}
+
+
+def test_the_clock_of_a_stage_waits_for_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, smoke_config: RunConfig, tmp_path: Path
+) -> None:
+    fake = FakeTime()
+    monkeypatch.setattr(torch.cuda, "synchronize", fake.synchronize)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # nothing here for the other instruments to ask
+    context = Context(tmp_path, smoke_config, Progress(tmp_path, "train"), Clock(now=fake.now))
+    for device, expected in (("cpu", 0), ("cuda", 2)):
+        context.measure_on(Device(device, torch.bfloat16, "sdpa", "off"))
+        with context.clock.span(device):
+            fake.queued_seconds = 2
+        assert context.clock.read()[device] == expected
 
 
 @pytest.mark.parametrize("how", ["sleep", "spin"])
@@ -59,7 +94,7 @@ def test_a_real_span_lasts_as_long_as_it_does(how: str) -> None:
         else:
             while time.perf_counter() < end:
                 pass
-    assert 0.2 <= clock.spans_seconds["x"] < 0.25
+    assert 0.2 <= clock.read()["x"] < 0.25
 
 
 def test_step_times_leave_the_warm_up_out() -> None:
@@ -71,15 +106,15 @@ def test_step_times_leave_the_warm_up_out() -> None:
     assert step_times([1.0, 1.0], untimed_steps=3, compiled=True).median is None
 
 
-@pytest.mark.parametrize("mib", [64, 300])
+@pytest.mark.parametrize("mib", [128, 512])
 def test_cpu_memory_sees_what_is_allocated_within_1_percent(mib: int) -> None:
     memory = Memory(CpuMeter())
     memory.enter("empty")
     memory.enter("full")
     block = np.ones(mib * MIB, dtype=np.uint8)
     del block
-    empty, full = memory.close()
-    assert full.peak_bytes - empty.peak_bytes == pytest.approx(mib * MIB, rel=0.01, abs=MIB)
+    peaks = memory.read()
+    assert peaks["full"].peak_bytes - peaks["empty"].peak_bytes == pytest.approx(mib * MIB, rel=0.01)
 
 
 def test_a_peak_belongs_to_its_phase() -> None:
@@ -91,61 +126,124 @@ def test_a_peak_belongs_to_its_phase() -> None:
     block = np.ones(20 * MIB, dtype=np.uint8)
     del block
     memory.enter("big")  # entered again with less: keeps the larger peak
-    peaks = {p.phase: p for p in memory.close()}
+    peaks = memory.read()
     assert list(peaks) == ["big", "small"]
-    assert peaks["big"].peak_bytes - peaks["small"].peak_bytes == pytest.approx(180 * MIB, rel=0.02)
+    assert peaks["big"].peak_bytes - peaks["small"].peak_bytes == pytest.approx(180 * MIB, rel=0.01)
+
+
+def test_the_time_line_shows_what_is_held_and_the_peak_so_far() -> None:
+    memory = Memory(CpuMeter())
+    assert memory.now() == (None, None)
+    memory.enter("train")
+    start, _ = memory.now()
+    block = np.ones(200 * MIB, dtype=np.uint8)
+    held, peak = memory.now()
+    del block
+    after, same_peak = memory.now()
+    memory.enter("train")  # as after an evaluation in between: the peak is that of the phase, not of the entry
+    assert held - start == pytest.approx(200 * MIB, rel=0.01)
+    assert after - start == pytest.approx(0, abs=2 * MIB)
+    assert peak == pytest.approx(held, rel=0.001)  # the kernel counts pages in batches
+    assert peak <= same_peak <= memory.now()[1]
+    assert memory.read()["train"].peak_bytes == pytest.approx(peak, rel=0.001)
+    memory.enter("save")
+    assert memory.now()[1] < memory.peak_so_far_bytes() == memory.read()["train"].peak_bytes
+
+
+def test_parts_of_a_phase_have_peaks_of_their_own_and_leave_the_phase_its_own() -> None:
+    memory = Memory(CpuMeter())
+    memory.enter("train")
+    for part, mib in (("forward", 100), ("backward", 300), ("forward", 150), ("optimizer", 50)):
+        memory.enter_part(part)
+        block = np.ones(mib * MIB, dtype=np.uint8)
+        del block
+    memory.enter_part(None)
+    block = np.ones(200 * MIB, dtype=np.uint8)  # of no part
+    del block
+    parts, phase = memory.read_parts(), memory.read()["train"]
+    assert list(parts) == ["forward", "backward", "optimizer"]
+    above = [parts[name].peak_bytes - parts["optimizer"].peak_bytes for name in ("forward", "backward")]
+    assert above == pytest.approx([100 * MIB, 250 * MIB], rel=0.01)
+    assert phase.peak_bytes == parts["backward"].peak_bytes
+
+
+def test_a_peak_that_cannot_be_reset_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("VmHWM:\t 900 kB\nVmRSS:\t 500 kB\nRssAnon:\t 400 kB\n")
+    (tmp_path / "clear_refs").mkdir()  # cannot be written to
+    memory = Memory(CpuMeter(tmp_path))
+    memory.enter("train")
+    assert memory.now() == (500 * 1024, None)
+    reading = memory.read()["train"]
+    assert (reading.peak_bytes, reading.above_start_bytes, reading.anonymous_bytes) == (None, None, 400 * 1024)
+    (tmp_path / "clear_refs").rmdir()
+    memory.enter("evaluate")
+    assert memory.read()["evaluate"].peak_bytes == 900 * 1024
 
 
 class FakeCuda:
-    """The calls of torch.cuda that the meter makes."""
+    """The calls of torch.cuda that the meter makes, for devices whose allocations are told."""
 
-    def __init__(self) -> None:
-        self.allocated = self.peak = 0
+    def __init__(self, devices: int = 1) -> None:
+        self.allocated = [0] * devices
+        self.peak = [0] * devices
         self.calls: list[str] = []
 
-    def allocate(self, size: int) -> None:
-        self.allocated += size
-        self.peak = max(self.peak, self.allocated)
+    def allocate(self, size: int, device: int = 0) -> None:
+        self.allocated[device] += size
+        self.peak[device] = max(self.peak[device], self.allocated[device])
 
     def empty_cache(self) -> None:
         self.calls.append("empty_cache")
 
-    def reset_peak_memory_stats(self) -> None:
-        self.peak = self.allocated
-
     def synchronize(self) -> None:
         self.calls.append("synchronize")
 
-    def max_memory_allocated(self) -> int:
-        return self.peak
+    def reset_peak_memory_stats(self, device: int) -> None:
+        self.peak[device] = self.allocated[device]
 
-    def max_memory_reserved(self) -> int:
-        return self.peak + 2 * MIB
+    def memory_allocated(self, device: int) -> int:
+        return self.allocated[device]
 
-    def current_device(self) -> int:
-        return 0
+    def max_memory_allocated(self, device: int) -> int:
+        return self.peak[device]
+
+    def max_memory_reserved(self, device: int) -> int:
+        return self.peak[device] + 2 * MIB
+
+    def device_count(self) -> int:
+        return len(self.allocated)
 
     def get_device_properties(self, index: int) -> SimpleNamespace:
-        return SimpleNamespace(pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
+        return SimpleNamespace(pci_domain_id=0, pci_bus_id=0x3B + index, pci_device_id=0)
+
+
+def fake_nvml(cuda: FakeCuda, processes: dict[str, list[tuple[int, int | None]]], **more: Any) -> Nvml:
+    """NVML with (process id, bytes) by bus id."""
+    library = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
+        nvmlDeviceGetComputeRunningProcesses=lambda bus: [
+            SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in processes[bus]
+        ],
+        **more,
+    )
+    return Nvml(library, cuda)
+
+
+FIRST, SECOND, OTHER_PROCESS = "00000000:3B:00.0", "00000000:3C:00.0", 1
 
 
 def test_cuda_memory_by_phase_on_a_fake_device() -> None:
-    import os
-
     cuda = FakeCuda()
-    used = SimpleNamespace(pid=os.getpid(), usedGpuMemory=900 * MIB)
-    nvml = SimpleNamespace(
-        NVMLError=RuntimeError,
-        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: [SimpleNamespace(pid=1, usedGpuMemory=1), used],
-    )
+    nvml = fake_nvml(cuda, {FIRST: [(OTHER_PROCESS, 1), (os.getpid(), 900 * MIB)]})
     memory = Memory(CudaMeter(cuda, nvml))
     memory.enter("load")
     cuda.allocate(300 * MIB)
     memory.enter("train")
     cuda.allocate(500 * MIB)
     cuda.allocate(-500 * MIB)
-    load, train = memory.close()
+    assert memory.now() == (300 * MIB, 800 * MIB)
+    load, train = memory.read().values()
     assert load.peak_bytes == 300 * MIB
     assert train.peak_bytes == 800 * MIB
     assert train.peak_reserved_bytes == 802 * MIB
@@ -153,10 +251,61 @@ def test_cuda_memory_by_phase_on_a_fake_device() -> None:
     assert "synchronize" in cuda.calls
 
 
+def test_a_new_part_leaves_the_cuda_cache_alone() -> None:
+    cuda = FakeCuda()
+    memory = Memory(CudaMeter(cuda))
+    memory.enter("train")
+    emptied = cuda.calls.count("empty_cache")
+    for part, mib in (("forward", 70), ("backward", 90), ("optimizer", 20)):
+        memory.enter_part(part)
+        cuda.allocate(mib * MIB)
+        cuda.allocate(-mib * MIB)
+    assert {name: part.peak_bytes // MIB for name, part in memory.read_parts().items()} == {
+        "forward": 70, "backward": 90, "optimizer": 20,
+    }  # fmt: skip
+    assert memory.read()["train"].peak_bytes == 90 * MIB
+    assert cuda.calls.count("empty_cache") == emptied
+
+
+def test_several_gpus_add_up() -> None:
+    cuda = FakeCuda(devices=2)
+    nvml = fake_nvml(cuda, {FIRST: [(os.getpid(), 400 * MIB)], SECOND: [(os.getpid(), 600 * MIB), (OTHER_PROCESS, 7)]})
+    memory = Memory(CudaMeter(cuda, nvml))
+    memory.enter("train")
+    cuda.allocate(100 * MIB, device=0)
+    cuda.allocate(200 * MIB, device=1)
+    reading = memory.read()["train"]
+    assert (reading.peak_bytes, reading.peak_reserved_bytes) == (300 * MIB, 304 * MIB)
+    assert reading.device_used_bytes == 1000 * MIB
+
+
+def refused(*arguments: Any) -> None:
+    raise RuntimeError("NVML: insufficient permissions")
+
+
+@pytest.mark.parametrize(
+    ("listed", "more"),
+    [
+        ([], {}),  # no CUDA context yet
+        ([(OTHER_PROCESS, 5)], {}),  # a container: our number outside of it is another
+        ([(os.getpid(), None)], {}),  # the driver does not say
+        ([(os.getpid(), 5)], {"nvmlDeviceGetComputeRunningProcesses": refused}),  # MIG, without the right to see all
+    ],
+    ids=["no context", "container", "not available", "refused"],
+)
+def test_device_use_that_nvml_does_not_tell_is_unknown(listed: list[Any], more: dict[str, Any]) -> None:
+    cuda = FakeCuda()
+    nvml = fake_nvml(cuda, {FIRST: listed})
+    vars(nvml._library).update(more)
+    memory = Memory(CudaMeter(cuda, nvml))
+    memory.enter("train")
+    assert memory.read()["train"].device_used_bytes is None
+
+
 def test_cuda_memory_without_nvml_says_unknown() -> None:
     memory = Memory(CudaMeter(FakeCuda(), nvml=None))
     memory.enter("load")
-    assert memory.close()[0].device_used_bytes is None
+    assert memory.read()["load"].device_used_bytes is None
 
 
 def test_breakdown_sums_weights_gradients_and_adam_states() -> None:
@@ -179,8 +328,27 @@ def test_tied_weights_count_once() -> None:
 def test_cuda_memory_on_a_real_device() -> None:
     memory = open_memory("cuda")
     memory.enter("train")
+    start, _ = memory.now()
     block = torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    held, _ = memory.now()
     del block
-    (train,) = memory.close()
-    assert train.peak_bytes == pytest.approx(256 * MIB, rel=0.01)
+    train = memory.read()["train"]
+    assert held - start == 256 * MIB
+    assert train.peak_bytes - start == pytest.approx(256 * MIB, rel=0.01)
     assert train.peak_reserved_bytes >= train.peak_bytes
+    assert train.device_used_bytes is None or train.device_used_bytes > 256 * MIB
+
+
+@pytest.mark.gpu
+def test_a_span_on_a_real_device_lasts_as_long_as_the_device_works() -> None:
+    matrix = torch.randn(8192, 8192, device="cuda")
+    clock = Clock(torch.cuda.synchronize)
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    matrix @ matrix  # the first call loads kernels
+    with clock.span("products"):
+        started.record()
+        for _ in range(20):
+            matrix @ matrix
+        ended.record()
+    device_seconds = started.elapsed_time(ended) / 1000
+    assert clock.read()["products"] == pytest.approx(device_seconds, rel=0.1)

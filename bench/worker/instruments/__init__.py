@@ -1,1 +1,38 @@
-"""What measures a run. The only modules, besides `models` and `methods`, that make device calls."""
+"""What measures a run. The only modules, besides `models` and `methods`, that make device calls.
+
+One contract. An instrument measures by phase, from the first `enter` to `stop`; `Instrument` states it as a type,
+and `tests/worker/test_contract.py` holds every instrument to it:
+
+    enter(phase)   start, or mark a phase: the one before it ends. A phase entered again goes on: what adds up is
+                   added, of peaks the larger is kept
+    stop()         end the phase that runs; nothing is measured until the next `enter`
+    read()         phase -> what was measured so far, the phase that runs included, in the order of first entry
+
+Unknown is None, never 0. Opening an instrument takes its zero, so it is opened before what it measures exists.
+
+    clock    seconds of wall time; `with clock.span(phase)` marks both edges       Clock()
+    memory   PhaseMemory; also the parts of a step, and the memory of this moment  open_memory(device)
+    tokens   TokenCounts of the batches that it was given, and their hash          TokenStream()
+    energy   watt-hours                                                            open_energy(device)
+
+`load`, which says what else used the machine, has a single interval from `start` to `read`. `flops` is no
+instrument but arithmetic on what these read, with one measurement of its own, the matmul peak.
+What each instrument costs and how far it errs: `python -m benchmarks.observer`, `python -m benchmarks.instruments`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar, runtime_checkable
+
+Reading = TypeVar("Reading")
+
+
+@runtime_checkable
+class Instrument(Protocol[Reading]):
+    """Measures by phase. See the module's text for what each call means."""
+
+    def enter(self, phase: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def read(self) -> dict[str, Reading]: ...

@@ -5,69 +5,105 @@ AMD processors count microjoules (RAPL, under /sys/class/powercap, often readabl
 whole device: what else runs on it is counted too.
 
     >>> energy = open_energy("cuda")
-    >>> energy.start(); train(); energy.watt_hours()
-    1.37
+    >>> energy.enter("train"); train(); energy.stop()
+    >>> energy.read()
+    {'train': 1.37}
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from bench.worker.instruments.nvml import open_nvml
 
 _JOULES_PER_WATT_HOUR = 3600
-Reading = Callable[[], float | None]  # joules since some fixed moment; None: unknown
+Joules = Callable[[], float | None]  # since some fixed moment; None: unknown
 
 
 class Energy:
-    """Watt-hours between a start and a reading."""
+    """Accumulates watt-hours by phase; an `Instrument`. None where there is no counter, or where it started over.
 
-    def __init__(self, joules: Reading):
-        self._joules = joules
-        self._started: float | None = None
+    Args:
+        joules: the counter.
+        wraps: whether it starts over by itself, and must be read often (`sample`).
+    """
 
-    def start(self) -> None:
-        self._started = self._joules()
+    def __init__(self, joules: Joules, wraps: bool = False):
+        self._joules, self._wraps = joules, wraps
+        self._phase: str | None = None
+        self._since: float | None = None
+        self._watt_hours: dict[str, float | None] = {}
 
-    def watt_hours(self) -> float | None:
-        """Since `start`; None where there is no counter, or where it started over in between."""
+    def enter(self, phase: str) -> None:
+        self._update()
+        self._phase = phase
+
+    def stop(self) -> None:
+        self._update()
+        self._phase = None
+
+    def read(self) -> dict[str, float | None]:
+        self._update()
+        return dict(self._watt_hours)
+
+    def start(self) -> None:  # TRANSITION
+        self.enter("train")
+
+    def watt_hours(self) -> float | None:  # TRANSITION
+        return self.read()["train"]
+
+    def sample(self) -> None:
+        """Call every few seconds: follows a counter that wraps. Costs nothing where it does not."""
+        if self._wraps:
+            self._update()
+
+    def _update(self) -> None:
         now = self._joules()
-        if now is None or self._started is None or now < self._started:
-            return None
-        return (now - self._started) / _JOULES_PER_WATT_HOUR
+        if self._phase is not None:
+            before, used = self._watt_hours.get(self._phase, 0.0), _watt_hours(self._since, now)
+            self._watt_hours[self._phase] = None if before is None or used is None else before + used
+        self._since = now
+
+
+def _watt_hours(since: float | None, until: float | None) -> float | None:
+    if since is None or until is None or until < since:
+        return None
+    return (until - since) / _JOULES_PER_WATT_HOUR
+
+
+class Rapl:
+    """Joules of all processor packages since this object was made; None without RAPL or the right to read it.
+
+    A package's counter starts over at `max_energy_range_uj`, after about a quarter of an hour at full load, so it must
+    be read more often than that.
+    """
+
+    def __init__(self, root: Path = Path("/sys/class/powercap")):
+        packages = [p for p in sorted(root.glob("intel-rapl:*")) if p.name.count(":") == 1]  # deeper: parts of these
+        self._last_microjoules: dict[Path, int | None] = {p: _read(p / "energy_uj") for p in packages}
+        self._sum_microjoules = 0
+
+    def __call__(self) -> float | None:
+        for package, last in self._last_microjoules.items():
+            now, limit = _read(package / "energy_uj"), _read(package / "max_energy_range_uj")
+            if now is None or last is None or (now < last and limit is None):
+                return None
+            self._sum_microjoules += now - last if now >= last else now - last + (limit or 0)
+            self._last_microjoules[package] = now
+        return self._sum_microjoules / 1e6 if self._last_microjoules else None
 
 
 def open_energy(device: str) -> Energy:
     """The energy instrument of a device type, "cpu" or "cuda"."""
-    return Energy(rapl_joules if device == "cpu" else _nvml_reading())
+    if device == "cpu":
+        return Energy(Rapl(), wraps=True)
+    nvml = open_nvml()
+    return Energy(nvml.joules if nvml else lambda: None)
 
 
-def rapl_joules(root: Path = Path("/sys/class/powercap")) -> float | None:
-    """The sum over processor packages; None without RAPL or without the right to read it."""
-    packages = [p for p in root.glob("intel-rapl:*") if p.name.count(":") == 1]  # deeper ones are parts of these
+def _read(path: Path) -> int | None:
     try:
-        return sum(int((p / "energy_uj").read_text()) for p in packages) / 1e6 if packages else None
-    except OSError:
+        return int(path.read_text())
+    except (OSError, ValueError):
         return None
-
-
-def nvml_joules(nvml: Any, handles: list[Any]) -> float | None:
-    """The sum over devices; None where a device has no counter."""
-    try:
-        return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1e3
-    except nvml.NVMLError:
-        return None
-
-
-def _nvml_reading() -> Reading:
-    import pynvml
-    import torch
-
-    from bench.worker.instruments.memory import pci_bus_id
-
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id(torch.cuda))]
-    except pynvml.NVMLError:
-        return lambda: None
-    return lambda: nvml_joules(pynvml, handles)

@@ -5,8 +5,8 @@ peak of evaluation is never reported as that of training. A phase entered again 
 
     >>> memory = open_memory("cpu")
     >>> memory.enter("train")
-    >>> memory.close()
-    [PhaseMemory(phase='train', peak_bytes=2675965952, ...)]
+    >>> memory.read()
+    {'train': PhaseMemory(phase='train', peak_bytes=2675965952, ...)}
 
 CPU: `VmHWM`, the peak resident set, which counts memory-mapped files once touched. CUDA: the allocator's
 `max_memory_allocated` and `max_memory_reserved`, and this process's memory by NVML.
@@ -14,132 +14,86 @@ CPU: `VmHWM`, the peak resident set, which counts memory-mapped files once touch
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, Protocol
-
 import torch
 
 from bench.spec.record import MemoryBreakdown, PhaseMemory
-
-
-class MemoryMeter(Protocol):
-    """One contract for every device."""
-
-    def reset_peak(self) -> None:
-        """Forget the high-water mark, after giving freed memory back."""
-
-    def read(self, phase: str) -> PhaseMemory:
-        """The peak since the last reset."""
+from bench.worker.instruments.meters import CpuMeter, CudaMeter, MemoryMeter
+from bench.worker.instruments.nvml import open_nvml
+from bench.worker.instruments.nvml import pci_bus_id as pci_bus_id  # TRANSITION
 
 
 class Memory:
-    """Attributes peaks to phases."""
+    """Attributes peaks to phases, an `Instrument`; and to parts of a phase, such as the forward pass of a step."""
 
     def __init__(self, meter: MemoryMeter):
         self._meter = meter
         self._phase: str | None = None
-        self._peaks: dict[str, PhaseMemory] = {}
+        self._part: str | None = None
+        self._phases: dict[str, PhaseMemory] = {}
+        self._parts: dict[str, PhaseMemory] = {}
+        self._seen_bytes: dict[str, int] = {}  # highest peak that `now` has shown, by phase
 
     def enter(self, phase: str) -> None:
-        """Start a phase; the one before it ends."""
-        self._read_current()
-        self._phase = phase
+        """Start a phase; the one before it ends, and what it freed is given back first."""
+        self._update()
+        self._phase, self._part = phase, None
+        self._meter.release()
         self._meter.reset_peak()
 
-    def close(self) -> list[PhaseMemory]:
-        """End the last phase and return all of them, in the order they were first entered."""
-        self._read_current()
-        self._phase = None
-        return list(self._peaks.values())
+    def enter_part(self, part: str | None) -> None:
+        """Start a part of the phase that runs; None ends the last one. Cheap: nothing is given back in between.
 
-    def _read_current(self) -> None:
+        So a part's peak holds what the allocator keeps of the parts before it.
+        """
+        self._update()
+        self._part = part
+        self._meter.reset_peak()
+
+    def stop(self) -> None:
+        self._update()
+        self._phase = self._part = None
+
+    def read(self) -> dict[str, PhaseMemory]:
+        self._update()
+        return dict(self._phases)
+
+    def close(self) -> list[PhaseMemory]:  # TRANSITION
+        return list(self.read().values())
+
+    def read_parts(self) -> dict[str, PhaseMemory]:
+        """Part -> its peak so far."""
+        self._update()
+        return dict(self._parts)
+
+    def now(self) -> tuple[int | None, int | None]:
+        """(bytes held at this moment, peak bytes of the phase so far); None outside of phases or where unknown."""
         if self._phase is None:
-            return
-        reading = self._meter.read(self._phase)
-        before = self._peaks.get(self._phase)
-        if before is None or (reading.peak_bytes or 0) > (before.peak_bytes or 0):
-            self._peaks[self._phase] = reading
+            return None, None
+        held, peak = self._meter.now()
+        if peak is None:
+            return held, None
+        before = self._phases.get(self._phase)
+        peak = max(peak, (before and before.peak_bytes) or 0, self._seen_bytes.get(self._phase, 0))
+        self._seen_bytes[self._phase] = peak  # Linux counts pages in batches: its peak may seem to fall by some
+        return held, peak
 
+    def peak_so_far_bytes(self) -> int | None:
+        """The highest of all phases until now."""
+        peaks = [self.now()[1], *(phase.peak_bytes for phase in self._phases.values())]
+        return max((peak for peak in peaks if peak is not None), default=None)
 
-class CpuMeter:
-    """Resident memory of this process, from Linux's /proc; None elsewhere."""
-
-    def __init__(self, proc: Path = Path("/proc/self")):
-        self._proc = proc
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
-        self._start_bytes = self._status("VmRSS")
-
-    def reset_peak(self) -> None:
-        gc.collect()
-        self._trim(0)  # else the phase inherits what the one before it has freed
-        with suppress(OSError):
-            (self._proc / "clear_refs").write_text("5")
-
-    def read(self, phase: str) -> PhaseMemory:
-        peak = self._status("VmHWM")
-        above = None if peak is None or self._start_bytes is None else peak - self._start_bytes
-        return PhaseMemory(phase, peak, above, anonymous_bytes=self._status("RssAnon"))
-
-    def _status(self, field: str) -> int | None:
-        with suppress(OSError):
-            for line in (self._proc / "status").read_text().splitlines():
-                if line.startswith(f"{field}:"):
-                    return int(line.split()[1]) * 1024
-        return None
-
-
-class CudaMeter:
-    """The CUDA allocator's peaks and the process's device memory by NVML.
-
-    Args:
-        cuda: `torch.cuda`, or a fake of it in tests.
-        nvml: the `pynvml` module, or None where it is missing.
-    """
-
-    def __init__(self, cuda: Any = torch.cuda, nvml: Any = None):
-        self._cuda, self._nvml = cuda, nvml
-
-    def reset_peak(self) -> None:
-        gc.collect()
-        self._cuda.empty_cache()  # reserved memory would else be the largest of all phases before
-        self._cuda.reset_peak_memory_stats()
-
-    def read(self, phase: str) -> PhaseMemory:
-        self._cuda.synchronize()
-        return PhaseMemory(
-            phase,
-            peak_bytes=self._cuda.max_memory_allocated(),
-            above_start_bytes=None,
-            peak_reserved_bytes=self._cuda.max_memory_reserved(),
-            device_used_bytes=self._used_by_process(),
-        )
-
-    def _used_by_process(self) -> int | None:
-        if self._nvml is None:
-            return None
-        with suppress(self._nvml.NVMLError):
-            handle = self._nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id(self._cuda))
-            for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                    return int(process.usedGpuMemory)
-        return None
+    def _update(self) -> None:
+        for name, kept in ((self._phase, self._phases), (self._part, self._parts)):
+            if name is not None:
+                reading = self._meter.read(name)
+                before = kept.get(name)
+                if before is None or (reading.peak_bytes or 0) > (before.peak_bytes or 0):
+                    kept[name] = reading
 
 
 def open_memory(device: str) -> Memory:
     """The memory instrument of a device type, "cpu" or "cuda"."""
-    if device == "cpu":
-        return Memory(CpuMeter())
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return Memory(CudaMeter())
-    return Memory(CudaMeter(nvml=pynvml))
+    return Memory(CpuMeter() if device == "cpu" else CudaMeter(nvml=open_nvml()))
 
 
 def breakdown(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MemoryBreakdown:
@@ -168,9 +122,3 @@ def total_bytes(tensors: list[torch.Tensor]) -> int:
     """Bytes of the distinct storages behind tensors; tied weights count once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
-
-
-def pci_bus_id(cuda: Any) -> str:
-    """NVML counts devices without regard to CUDA_VISIBLE_DEVICES; the bus id names the same one in both."""
-    p = cuda.get_device_properties(cuda.current_device())
-    return f"{p.pci_domain_id:08X}:{p.pci_bus_id:02X}:{p.pci_device_id:02X}.0"

@@ -3,6 +3,12 @@
 Three counts, because published speeds mix them up: non-padding tokens, supervised tokens (those with a label),
 and positions (padding included). The hash runs over the exact token stream, so that two runs with equal digests
 consumed the same examples in the same order, however they were cut into micro-batches.
+
+    >>> stream = TokenStream()
+    >>> stream.enter("timed")
+    >>> stream.consume(input_ids, labels, attention_mask)
+    >>> stream.read()
+    {'timed': TokenCounts(tokens=2327, supervised_tokens=208, positions=2516, examples=16, attended_pairs=189211)}
 """
 
 from __future__ import annotations
@@ -36,26 +42,44 @@ class TokenCounts:
 
 
 class TokenStream:
-    """Hashes (input_ids, labels) row by row, padding removed."""
+    """Counts by phase, an `Instrument`; and hashes (input_ids, labels) row by row, padding removed.
+
+    The hash runs over everything consumed, in whatever phase or none.
+    """
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
+        self._phase: str | None = None
+        self._counts: dict[str, TokenCounts] = {}
+
+    def enter(self, phase: str) -> None:
+        self._phase = phase
+        self._counts.setdefault(phase, TokenCounts())
+
+    def stop(self) -> None:
+        self._phase = None
+
+    def read(self) -> dict[str, TokenCounts]:
+        return dict(self._counts)
 
     def consume(self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor) -> TokenCounts:
-        """Add one right-padded micro-batch; each tensor is (batch, length)."""
+        """Add one right-padded micro-batch; each tensor is (batch, length). Returns the counts of it alone."""
         input_ids, labels, real = input_ids.cpu(), labels.cpu(), attention_mask.cpu().bool()
         for row_ids, row_labels, row_real in zip(input_ids, labels, real, strict=True):
             for row in (row_ids, row_labels):
                 self._sha256.update(row[row_real].to(torch.int64).numpy().astype("<i8").tobytes())
             self._sha256.update(b"|")
         lengths = real.sum(dim=1)
-        return TokenCounts(
+        counts = TokenCounts(
             tokens=int(lengths.sum()),
             supervised_tokens=int((labels != IGNORED).sum()),
             positions=input_ids.numel(),
             examples=len(input_ids),
             attended_pairs=int((lengths * (lengths + 1) // 2).sum()),
         )
+        if self._phase is not None:
+            self._counts[self._phase] = self._counts[self._phase] + counts
+        return counts
 
     def hexdigest(self) -> str:
         """SHA-256 of everything consumed so far."""
