@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import torch
 
 from bench.spec.config import HardwareConfig, RunConfig
 from bench.spec.failure import ConfigurationError
+from bench.spec.record import Environment
 from bench.worker import processor
 from bench.worker.instruments.load import OtherLoad
-from bench.spec.record import Environment
 
 COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
@@ -82,36 +81,14 @@ def resolve(config: RunConfig, steps: int | None = None) -> Device:
     if hardware.device == "cuda" and not has_cuda:
         raise ConfigurationError(["hardware.device: cuda was asked for, but none is visible; use auto or cpu"])
     kind = "cuda" if has_cuda and hardware.device != "cpu" else "cpu"
+    if config.train.kernels == "liger" and (kind != "cuda" or importlib.util.find_spec("liger_kernel") is None):
+        raise ConfigurationError(["train.kernels: liger needs CUDA and the package liger-kernel; use torch"])
     return Device(
         type=kind,
         compute_dtype=_compute_dtype(hardware, kind),
         attention=_attention(hardware, kind),
         compiled=_compilation(config, kind, steps),
     )
-
-
-def compile_layers(model: torch.nn.Module) -> Callable[[], None]:
-    """Compile the repeated decoder layers one by one; all share one graph, so it costs one compilation.
-
-    Returns:
-        a function that puts the layers back as they were.
-    """
-    layers = _decoder_layers(model)
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
-
-    def restore() -> None:
-        for layer in layers:
-            del layer.forward  # uncovers the class's own
-
-    return restore
-
-
-def _decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The longest list of equal modules: the transformer's layers under any wrapper."""
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    alike = [list(m) for m in lists if len({type(child) for child in m}) == 1]
-    return max(alike, key=len, default=[])
 
 
 def _compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:

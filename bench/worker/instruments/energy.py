@@ -47,12 +47,6 @@ class Energy:
         self._update()
         return dict(self._watt_hours)
 
-    def start(self) -> None:  # TRANSITION
-        self.enter("train")
-
-    def watt_hours(self) -> float | None:  # TRANSITION
-        return self.read()["train"]
-
     def sample(self) -> None:
         """Call every few seconds: follows a counter that wraps. Costs nothing where it does not."""
         if self._wraps:

@@ -57,9 +57,6 @@ class Memory:
         self._update()
         return dict(self._phases)
 
-    def close(self) -> list[PhaseMemory]:  # TRANSITION
-        return list(self.read().values())
-
     def read_parts(self) -> dict[str, PhaseMemory]:
         """Part -> its peak so far."""
         self._update()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.spec.config import RunConfig
-from bench.spec.layout import artifact_folder
+from bench.spec.layout import artifact_folder, write_atomic
 from bench.worker import device, methods, models
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.load import Load, open_load
@@ -29,7 +29,7 @@ class Context:
     load: Load = field(default_factory=Load)
 
     def measure_on(self, resolved: device.Device) -> Memory:
-        """Point the clock at the device and open its memory instrument, before anything is loaded on it."""
+        """Point the instruments at the device, before anything is loaded on it."""
         self.clock.synchronize = resolved.synchronize
         self.load = open_load(resolved.type)
         memory = open_memory(resolved.type)
@@ -61,7 +61,6 @@ def load_tuned(context: Context) -> tuple[Any, Any, device.Device, Memory]:
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write gzipped JSON lines; the modification time is left out, so that equal content gives equal files."""
-    with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as file:
-        for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+    """Write gzipped JSON lines, whole or not at all; without a time stamp: equal content gives equal files."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(path, gzip.compress(lines.encode(), mtime=0))

@@ -42,6 +42,7 @@ def run(context: Context) -> EvaluateResult:
             device=resolved,
             advance=progress.advance,
         )
+    progress.phase("score")
     with clock.span("score"):
         scores = metrics.score_all(
             config.task.metrics, [a.text for a in answers], [r["reference"] for r in rows], labels=config.task.labels
@@ -60,9 +61,9 @@ def run(context: Context) -> EvaluateResult:
         heldout_loss=heldout.mean_loss(losses),
         heldout_tokens=sum(tokens for _, tokens in losses),
         generated_tokens=generated,
-        generate_tokens_per_second=generated / clock.spans_seconds["generate"],
+        generate_tokens_per_second=generated / clock.read()["generate"],
         cut_at_limit=sum(answer.cut_at_limit for answer in answers),
-        memory=memory.close(),
-        spans_seconds=dict(clock.spans_seconds),
+        memory=list(memory.read().values()),
+        spans_seconds=clock.read(),
         environment=resolved.environment(context.load.read()),
     )

@@ -29,7 +29,7 @@ def run(context: Context) -> RegressionResult:
     return RegressionResult(
         suite=config.suite.name,
         tasks=outcome.tasks,
-        memory=memory.close(),
-        spans_seconds=dict(context.clock.spans_seconds),
+        memory=list(memory.read().values()),
+        spans_seconds=context.clock.read(),
         environment=resolved.environment(context.load.read()),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.spec.config import RunConfig
-from bench.spec.layout import data_folder
+from bench.spec.layout import data_folder, flush_to_disk
 from bench.spec.record import TrainResult
 from bench.worker import data, device, heldout, methods, models, prepare, train
 from bench.worker.instruments import flops
@@ -15,6 +15,7 @@ from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead
+from bench.worker.observer import Observer
 from bench.worker.stages.context import Context
 
 
@@ -37,12 +38,14 @@ def run(context: Context) -> TrainResult:
             losses = heldout.example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
         return heldout.mean_loss(losses)
 
-    observer = train.Observer(
+    energy = open_energy(resolved.type)
+    observer = Observer(
         folder=context.folder,
         config=config,
         total_steps=steps,
         clock=clock,
         memory=memory,
+        energy=energy,
         progress=context.progress,
         measure_heldout=measure_heldout,
     )
@@ -54,14 +57,14 @@ def run(context: Context) -> TrainResult:
         head=head,
         rows=[rows.train[i] for i in order],
         pad_id=tokenizer.pad_token_id,
+        packing=config.train.packing,
         observer=observer,
     )
-    energy = open_energy(resolved.type)
-    energy.start()
-    trainer.train()
     context.load.start()
-    energy_wh = energy.watt_hours()
+    trainer.train()
     other_load = context.load.read()
+    energy.stop()
+    context.progress.phase("save")
     memory.enter("save")
     with clock.span("save"):
         checkpoint_bytes = _save(model, config, context.weights)
@@ -71,13 +74,14 @@ def run(context: Context) -> TrainResult:
         **_parameters(config, model),
         heldout=observer.heldout,
         checkpoint_bytes=checkpoint_bytes,
-        memory=memory.close(),
+        memory=list(memory.read().values()),
         breakdown=observer.breakdown,
         stopped_early=observer.stopped_early,
-        spans_seconds=dict(clock.spans_seconds) | {"train_steps": observer.steps[-1].elapsed_seconds},
+        spans_seconds=clock.read() | {"train_steps": observer.steps[-1].elapsed_seconds},
         environment=resolved.environment(other_load),
-        energy_wh=energy_wh,
+        energy_wh=energy.read().get("train"),
         model_revision=getattr(model.config, "_commit_hash", None),
+        step_memory=list(memory.read_parts().values()),
     )
 
 
@@ -105,7 +109,9 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
         model = methods.make_trainable(base, config.method, config.seed)
         head = SupervisedHead(model)
     if resolved.compiled == "regional":
-        device.compile_layers(model)
+        from bench.worker.compiling import compile_layers  # seconds to import
+
+        compile_layers(model)
     else:
         methods.add_adapters_in_fp32(model, config.method)
     return model, head, tokenizer
@@ -117,13 +123,14 @@ def _save(model: Any, config: RunConfig, folder: Path) -> int | None:
     if config.trial is not None:
         return None
     methods.save_trained(model, config.method, folder)
+    flush_to_disk(folder)
     (folder / "complete").touch()
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
 
-def _consumed(observer: train.Observer) -> dict[str, Any]:
+def _consumed(observer: Observer) -> dict[str, Any]:
     return {
-        "data_stream_sha256": observer.stream.hexdigest(),
+        "data_stream_sha256": observer.tokens.hexdigest(),
         "steps": len(observer.steps),
         "examples": observer.counts.examples,
         "tokens": observer.counts.tokens,
@@ -134,7 +141,7 @@ def _consumed(observer: train.Observer) -> dict[str, Any]:
 
 
 def _speed(
-    config: RunConfig, resolved: device.Device, observer: train.Observer, model: Any, peak_flops_per_second: float
+    config: RunConfig, resolved: device.Device, observer: Observer, model: Any, peak_flops_per_second: float
 ) -> dict[str, Any]:
     """Speeds over the timed steps; None when every step was warm-up."""
     timed = [s.seconds for s in observer.steps if s.timed]

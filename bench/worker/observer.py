@@ -1,0 +1,191 @@
+"""What is measured of training, step by step: time, tokens, memory, and held-out losses in between.
+
+Inside the timed step nothing happens but reading the clock at its edges and keeping references to the batches. All
+else (hashing, counting, memory, files) waits until the step has been timed.
+
+    >>> observer = Observer(folder=folder, ...)
+    >>> SftTrainer(observer=observer, callbacks=[observer], ...).train()
+    >>> observer.steps[0].seconds
+    5.8
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from bench.analysis.rates import hopeless
+from bench.spec.config import RunConfig
+from bench.spec.record import HeldoutPoint, MemoryBreakdown, Step
+from bench.worker import data
+from bench.worker.instruments.clock import Clock
+from bench.worker.instruments.energy import Energy
+from bench.worker.instruments.memory import Memory, breakdown
+from bench.worker.instruments.tokens import TokenCounts, TokenStream
+from bench.worker.loss import Batch
+from bench.worker.progress import Progress
+
+
+class Observer(TrainerCallback):
+    """Times, counts and writes down every optimizer step; takes held-out losses between steps."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        config: RunConfig,
+        total_steps: int,
+        clock: Clock,
+        memory: Memory,
+        energy: Energy,
+        progress: Progress,
+        measure_heldout: Callable[[], float],
+    ):
+        self.heldout: list[HeldoutPoint] = []
+        self.steps: list[Step] = []
+        self.tokens = TokenStream()  # phases: untimed, timed
+        self.breakdown: MemoryBreakdown | None = None
+        self.stopped_early: str | None = None
+        self._trial = config.trial
+        self._untimed, self._total = config.train.untimed_steps, total_steps
+        self._heldout_steps = heldout_steps(total_steps, config.train.heldout_points)
+        self._clock, self._memory, self._energy, self._progress = clock, memory, energy, progress
+        self._measure_heldout = measure_heldout
+        # The step whose memory is taken by part: a warm-up step, with one behind it to settle in; not the first, which
+        # compiles and makes the optimizer's state, unless there is no other.
+        self._parted_step = max(1, self._untimed - 1) if self._untimed else None
+        self._consumed: list[tuple[Batch, torch.Tensor]] = []
+        self._started = self._seconds = self._elapsed = 0.0
+        self._step_counts = TokenCounts()
+        self._memory_bytes: tuple[int | None, int | None] = (None, None)
+        self._steps_file = folder / "steps.jsonl"
+
+    @property
+    def counts(self) -> TokenCounts:
+        """Of all steps so far."""
+        return sum(self.tokens.read().values(), TokenCounts())
+
+    @property
+    def timed_counts(self) -> TokenCounts:
+        """Of the timed steps so far."""
+        return self.tokens.read().get("timed", TokenCounts())
+
+    def step_starts(self) -> None:
+        self._started = self._clock.mark()
+
+    def forward_starts(self) -> None:
+        self._mark("forward")
+
+    def consumed(self, batch: Batch, loss: torch.Tensor) -> None:
+        """Keep a micro-batch; it is hashed and counted after the step, outside the timed region."""
+        self._mark("backward")
+        self._consumed.append((batch, loss))
+
+    def on_train_begin(self, *arguments: Any, **options: Any) -> None:
+        self._steps_file.write_text("")
+        self._take_heldout(step=0)
+        self._enter_training()
+
+    def on_pre_optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        self._mark("optimizer")
+
+    def on_optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        if self.breakdown is None:  # in the first warm-up step: gradients and optimizer state both exist
+            self.breakdown = breakdown(options["model"], _unwrapped(options["optimizer"]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self._seconds = self._clock.mark() - self._started
+        self._elapsed += self._seconds
+        self._mark(None)
+        self._memory_bytes = self._memory.now()
+        self._energy.sample()
+        self.tokens.enter("timed" if state.global_step > self._untimed else "untimed")
+        rows = [part for batch, _ in self._consumed for part in data.unpack(batch)]
+        counts = [self.tokens.consume(b["input_ids"], b["labels"], b["attention_mask"]) for b in rows]
+        self._step_counts = sum(counts, TokenCounts())
+
+    def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        """Called by the trainer right after every step, with the gradient norm and the rate that were used."""
+        logs = options["logs"]
+        if "grad_norm" not in logs:
+            return
+        done = state.global_step
+        loss = float(sum(loss for _, loss in self._consumed))
+        self._consumed = []
+        step = Step(
+            step=done,
+            loss=loss if math.isfinite(loss) else None,
+            gradient_norm=_finite(logs["grad_norm"]),
+            learning_rate=logs["learning_rate"],
+            seconds=self._seconds,
+            tokens=self._step_counts.tokens,
+            supervised_tokens=self._step_counts.supervised_tokens,
+            positions=self._step_counts.positions,
+            elapsed_seconds=self._elapsed,
+            timed=done > self._untimed,
+            memory_bytes=self._memory_bytes[0],
+            peak_so_far_bytes=self._memory_bytes[1],
+        )
+        self.steps.append(step)
+        with self._steps_file.open("a", encoding="utf-8") as file:  # closed each time: a killed run keeps its steps
+            file.write(json.dumps(asdict(step)) + "\n")
+        self._progress.advance(done, loss=step.loss, tokens_per_second=step.tokens / step.seconds)
+        if done in self._heldout_steps:
+            self._take_heldout(done)
+            if done < self._total:
+                self._continue(control)
+
+    def _continue(self, control: Any) -> None:
+        """Go on training, unless this is a trial of a learning rate that proves hopeless."""
+        self.stopped_early = hopeless(self._trial, self.heldout) if self._trial else None
+        if self.stopped_early:
+            control.should_training_stop = True
+        else:
+            self._enter_training()
+
+    def _enter_training(self) -> None:
+        self._enter("train", self._total)
+        self._progress.advance(len(self.steps))
+
+    def _take_heldout(self, step: int) -> None:
+        self._enter("heldout")
+        with self._clock.span("heldout"):
+            loss = self._measure_heldout()
+        self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, _finite(loss)))
+
+    def _enter(self, phase: str, total: int | None = None) -> None:
+        self._memory.enter(phase)
+        self._energy.enter(phase)
+        self._progress.phase(phase, total)
+
+    def _mark(self, part: str | None) -> None:
+        """Name the part of the step that begins, for an error's message; None: the step is over."""
+        self._progress.part = part
+        if len(self.steps) + 1 == self._parted_step:
+            self._memory.enter_part(part)
+
+
+def heldout_steps(total_steps: int, points: int) -> set[int]:
+    """The steps after which the held-out loss is taken, evenly spread, the last one included.
+
+    >>> heldout_steps(32, 4)
+    {8, 16, 24, 32}
+    """
+    points = min(points, total_steps)
+    return {round(total_steps * (i + 1) / points) for i in range(points)}
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
