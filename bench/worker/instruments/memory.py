@@ -19,7 +19,6 @@ import torch
 from bench.spec.record import MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.meters import CpuMeter, CudaMeter, MemoryMeter
 from bench.worker.instruments.nvml import open_nvml
-from bench.worker.instruments.nvml import pci_bus_id as pci_bus_id  # TRANSITION
 
 
 class Memory:
