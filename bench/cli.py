@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from bench.console import Console
 from bench.planning.compose import CONFIG_FOLDER, compose, explicit, to_run_config
 from bench.running.execute import execute, prepare
+from bench.running.rates import keep_rates
 from bench.running.store import claim, is_finished, unwritable_folders
 from bench.running.tracking import track
 from bench.spec.config import RunConfig
@@ -44,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
             console.plan(configs, pending)
             if not pending:
                 return _conclude(configs)
-            _prepare(pending)
+            for config in configs:
+                keep_rates(config)
+            prepare_all(pending)
         sys.argv[1:] = flags + explicit(overrides)
         _job()
         return 0 if set(flags) & set(_INFORMATION) else _conclude(configs)
@@ -72,7 +75,7 @@ def _job(composed: DictConfig) -> float | None:
     return record.train.heldout[-1].loss if record.train and record.train.heldout else None
 
 
-def _prepare(pending: list[RunConfig]) -> None:
+def prepare_all(pending: list[RunConfig]) -> None:
     """Make the model and data of the pending runs, once each; all their mistakes are told together.
 
     Raises:

@@ -12,7 +12,7 @@ walks from the method's own rate towards lower loss until the best rate has a wo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bench.analysis.order import is_base
 from bench.spec.config import TrialConfig
@@ -112,3 +112,48 @@ def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
     tuning = tuning_of(record, tunings)
     rate = record.config.get("method", {}).get("learning_rate")
     return tuning is not None and rate is not None and rate == tuning.learning_rate
+
+
+def warnings(arms: Mapping[str, Sequence[Record]], tunings: Sequence[Tuning]) -> list[str]:
+    """What a reader must know about the learning rates of the arms (name -> its runs), a sentence each."""
+    trained = {arm: runs for arm, runs in arms.items() if runs and not is_base(runs[0])}
+    untuned = [arm for arm, runs in trained.items() if not all(is_tuned(run, tunings) for run in runs)]
+    tuned = [arm for arm in trained if arm not in untuned]
+    sentences = []
+    if untuned and tuned:
+        sentences.append(
+            f"Only {_listed(tuned)} ran at a learning rate that was searched for; {_listed(untuned)} ran untuned, at "
+            "the rate in the configuration: the comparison may favour what was tuned."
+        )
+    elif untuned:
+        sentences.append(
+            f"Learning rates untuned: {_listed(untuned)} ran at the rate in the configuration. `make tune` finds each "
+            "method's own on the validation split."
+        )
+    for arm in tuned:
+        tuning = tuning_of(trained[arm][0], tunings)
+        sentences += [f"{arm}: {remark}" for remark in remarks(tuning, trained[arm])] if tuning else []
+    return sentences
+
+
+def remarks(tuning: Tuning, runs: Sequence[Record] = ()) -> list[str]:
+    """What limits a search, a sentence each. `runs`: those that used its rate."""
+    found = []
+    if tuning.learning_rate is None:
+        found.append("no rate that was tried ended with a finite loss.")
+    elif tuning.at_edge:
+        ends = {"low": ("lowest", "lower"), "high": ("highest", "higher")}[tuning.at_edge]
+        found.append(
+            f"the best learning rate, {tuning.learning_rate:g}, is the {ends[0]} that was tried; a {ends[1]} one may "
+            "be better."
+        )
+    if tuning.max_steps is not None:
+        found.append(f"its learning rate was chosen on trials of at most {tuning.max_steps} steps.")
+    fingerprints = {run.data.fingerprint for run in runs if run.data}
+    if tuning.data_fingerprint is not None and fingerprints - {tuning.data_fingerprint}:
+        found.append("its learning rate was chosen on other data than it was trained on.")
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

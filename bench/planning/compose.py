@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bench.planning.rates import with_tuned_rate
 from bench.spec.config import RunConfig, from_mapping, known_keys, suggest
 from bench.spec.failure import ConfigurationError
 from bench.spec.identity import run_id
@@ -69,6 +70,9 @@ def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:
         ConfigurationError: with the mistakes of all runs.
     """
     overrides = explicit(overrides)
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if {"rates", "method.learning_rate"} <= given:
+        raise ConfigurationError(["method.learning_rate: given together with rates, which sets it; leave one out"])
     configs: dict[str, RunConfig] = {}
     problems: dict[str, None] = {}  # an ordered set: the same mistake in every run is told once
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
@@ -86,12 +90,16 @@ def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """A composed Hydra config as a checked run description."""
+    """A composed Hydra config as a checked run description, with the learning rate of its `rates` file if it has one.
+
+    Raises:
+        ConfigurationError: with the mistakes of this run.
+    """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigurationError([f"{key}: must be given, for example {key}=..." for key in missing])
     mapping: Any = OmegaConf.to_container(composed, resolve=True)
-    return from_mapping(mapping)
+    return with_tuned_rate(from_mapping(mapping))
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:

@@ -30,7 +30,7 @@ PACKAGES = (
 def provenance() -> dict[str, Any]:
     """A JSON-ready description of the software and the machine; unknown values are None."""
     return {
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
@@ -42,6 +42,12 @@ def provenance() -> dict[str, Any]:
         "load_average_1min": os.getloadavg()[0],
         "cpu_governor": _governor(),
     }
+
+
+def _program() -> str:
+    """The module that `python -m` runs: bench, bench.tune, or another program that uses them."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec else "bench"
 
 
 def _version(package: str) -> str | None:

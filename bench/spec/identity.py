@@ -40,8 +40,8 @@ def _measured(config: RunConfig) -> dict[str, Any]:
         del mapping[name]
     for name in _NOT_MEASURED:
         del mapping["hardware"][name]
-    if mapping.pop("trial") is not None:
-        mapping["trial"] = True  # never compared with, nor taken for, an ordinary run; its rivals are not its identity
+    if (trial := mapping.pop("trial")) is not None:
+        mapping["trial"] = trial["hopeless_below"]  # no ordinary run; which trial was best so far is not its identity
     return mapping
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.analysis.rates import best, edge
 from bench.spec.failure import NEXT_STEP, Status
+from bench.spec.identity import tuning_key_of
 from bench.spec.record import (
     DataSummary,
     Environment,
@@ -35,6 +37,7 @@ from bench.spec.record import (
     TrainResult,
     to_json,
 )
+from bench.spec.tuning import Trial, Tuning
 
 MIB = 2**20
 SCRIPT = "<script>alert(1)</script>"
@@ -140,6 +143,23 @@ def make_record(method: str, seed: int) -> Record:
             [PhaseMemory("regression", 1400 * MIB, 800 * MIB)], {"load": 1.0, "regression": 30.0}, ENVIRONMENT,
         ),
         stage_wall_seconds={"train": 250.0, "evaluate": 70.0, "regression": 45.0} if trained else {"evaluate": 70.0},
+    )  # fmt: skip
+
+
+def with_rate(record: Record, learning_rate: float) -> Record:
+    """The same run as if made with another learning rate."""
+    method = record.config["method"] | {"learning_rate": learning_rate}
+    return replace(record, config=record.config | {"method": method})
+
+
+def make_tuning(record: Record, trials: list[Trial]) -> Tuning:
+    """A search that holds for a run."""
+    winner = best(trials)
+    return Tuning(
+        tuning_key_of(record.config), record.method, record.model, record.task,
+        winner.learning_rate if winner else None, edge(trials) if winner else None, trials, 1000, None,
+        record.data.fingerprint if record.data else None,
+        "python -m bench.tune", "synthetic", False, "2026-01-01T00:00:00+00:00",
     )  # fmt: skip
 
 
