@@ -131,6 +131,7 @@ class TrainResult:
     mfu: float | None = None  # the quotient of the two
     energy_wh: float | None = None  # of the phase "train", held-out evaluation excluded; None: no counter
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
+    parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: a record older than this field
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
     stopped_early: str | None = None  # why a trial of `bench.tune` ended before its last step
 

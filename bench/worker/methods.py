@@ -120,6 +120,13 @@ def parameters_total(model: torch.nn.Module) -> int:
     return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
 
 
+def parameters_quantized(model: torch.nn.Module) -> int:
+    """Parameters stored in 4 or 8 bit, each counted as one."""
+    states = [(p, getattr(p, "quant_state", None)) for p in model.parameters()]
+    in_8_bit = sum(p.numel() for p, state in states if state is None and p.dtype is torch.int8)
+    return in_8_bit + sum(state.shape.numel() for _, state in states if state is not None)
+
+
 def checkpoint_dtype(model: torch.nn.Module, method: MethodConfig) -> str:
     """The dtype of what `save_trained` writes."""
     if method.adapter is None:

@@ -84,6 +84,15 @@ def test_parameters_total_counts_a_4_bit_weight_as_two(source: str) -> None:
     assert sum(p.numel() for p in qlora.parameters()) < methods.parameters_total(qlora)
 
 
+def test_the_quantized_parameters_are_those_of_the_linear_layers(source: str) -> None:
+    lora, _ = trainable_model(source, "lora")
+    linear = sum(m.weight.numel() for n, m in lora.named_modules() if n.endswith("base_layer"))
+    assert methods.parameters_quantized(lora) == 0
+    for overrides in ((), ("method.quantization.scheme=int8",)):
+        qlora, _ = trainable_model(source, "qlora", *overrides)
+        assert methods.parameters_quantized(qlora) == linear > 0
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_what_is_saved_is_what_is_evaluated(source: str, method: str, tmp_path: Path) -> None:
     model, config = trainable_model(source, method)

@@ -179,6 +179,7 @@ def _parameters(config: RunConfig, model: Any) -> dict[str, Any]:
     return {
         "parameters_total": methods.parameters_total(model),
         "parameters_trainable": sum(p.numel() for p in trainable),
+        "parameters_quantized": methods.parameters_quantized(model),
         "trainable_dtype": str(trainable[0].dtype).removeprefix("torch."),
         "checkpoint_dtype": methods.checkpoint_dtype(model, config.method),
     }
