@@ -11,99 +11,23 @@ that may not be compared are listed with the reason, never left out silently.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from bench.analysis import stats
+from bench.analysis.findings import Comparison as Comparison
+from bench.analysis.findings import Estimate as Estimate
+from bench.analysis.findings import Findings as Findings
+from bench.analysis.findings import Margins as Margins
+from bench.analysis.findings import primary_measure
 from bench.analysis.measures import Measure, Table, arm_estimate, measure_tables, paired_difference
-from bench.analysis.pairing import Refusal, fair_partner, group_arms, wanted_pairs
+from bench.analysis.pairing import NONE_ALLOWED, Refusal, fair_partner, group_arms, wanted_pairs
+from bench.spec.agreement import Reason
 from bench.spec.record import Record
 
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Margins:
-    """The largest differences that are of no matter; what "equivalent" means.
-
-    The defaults are conventions, to be set to what matters to the user: 3% of the baseline's score (0.009 at a
-    ROUGE-L of 0.30), 1% of its loss or bits per byte, and 2 points of accuracy in the regression suite.
-    """
-
-    score_relative: float = 0.03
-    loss_relative: float = 0.01
-    accuracy: float = 0.02
-
-    def of(self, measure: Measure, baseline_mean: float) -> float:
-        """In the unit of the measure; positive."""
-        if measure.kind == "score":
-            return max(self.score_relative * abs(baseline_mean), 1e-9)
-        if measure.kind == "loss" or not measure.higher_is_better:
-            return max(self.loss_relative * abs(baseline_mean), 1e-9)
-        return self.accuracy
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One arm's own mean with its 95% interval."""
-
-    measure: Measure
-    arm: str
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    examples: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One paired difference, arm - baseline, in the unit of the measure."""
-
-    measure: Measure
-    arm: str
-    baseline: str
-    baseline_mean: float
-    difference: float
-    low: float  # 95% interval of the difference
-    high: float
-    p: float
-    p_holm: float  # adjusted over its family: the primary score, the other scores, the loss, or the regression suite
-    test: str  # "bootstrap", or "McNemar" for right/wrong answers of one seed
-    margin: float
-    verdict: str  # better, worse, equivalent, inconclusive
-    within_margin: bool  # the difference, though perhaps real, is shown to be smaller than the margin
-    seeds: int
-    examples: int
-    detectable: float  # smallest difference that such data show with 80% power
-    examples_to_decide: int | None  # of an inconclusive one; None: more examples cannot, or it is decided
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the records of one model, task and suite show."""
-
-    arms: dict[str, list[Record]]  # in display order; by seed
-    tables: dict[Measure, Table]
-    estimates: list[Estimate] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
-
-    @property
-    def primary(self) -> Measure | None:
-        """The task's first metric; None where nothing was scored."""
-        return primary_measure(self.tables)
-
-    def estimate(self, measure: Measure | None, arm: str) -> Estimate | None:
-        """The arm's own mean, if it has one."""
-        return next((e for e in self.estimates if e.measure == measure and e.arm == arm), None)
-
-    def comparison(self, measure: Measure | None, arm: str, baseline: str) -> Comparison | None:
-        """The comparison of two arms, if it was made."""
-        wanted = (measure, arm, baseline)
-        return next((c for c in self.comparisons if (c.measure, c.arm, c.baseline) == wanted), None)
 
 
 def compare(
@@ -113,6 +37,7 @@ def compare(
     *,
     rng: np.random.Generator,
     margins: Margins | None = None,
+    allowed: frozenset[str] = NONE_ALLOWED,
 ) -> Findings:
     """All comparisons within records of one model, task and suite.
 
@@ -121,6 +46,7 @@ def compare(
 
     Args:
         samples, regression: `frame.samples_frame`, `frame.regression_frame` of these records.
+        allowed: what compared runs may differ in, by name (`agreement.REQUIREMENTS`).
     """
     records = [record for record in records if record.evaluate or record.regression]
     resampler = stats.Resampler(rng)
@@ -134,18 +60,15 @@ def compare(
     ]
     contrasts: list[_Contrast] = []
     refusals: list[Refusal] = []
+    exceptions: list[Refusal] = []
     for arm, baselines in wanted_pairs(arms):
-        baseline, pairs, refused = fair_partner(arm, baselines, arms, samples)
+        baseline, pairs, refused, excepted = fair_partner(arm, baselines, arms, samples, allowed)
         made, unmeasured = _contrasts(arm, baseline, pairs, tables, resampler) if pairs else ([], [])
-        contrasts += made
+        contrasts += [replace(c, differing=tuple(dict.fromkeys(e.reason.name for e in excepted))) for c in made]
         refusals += refused + unmeasured
-    primary = primary_measure(tables)
-    return Findings(arms, tables, estimates, _judged(contrasts, primary, margins or Margins()), refusals)
-
-
-def primary_measure(tables: Mapping[Measure, Table]) -> Measure | None:
-    """The task's first metric; None where nothing was scored."""
-    return next((measure for measure in tables if measure.kind == "score"), None)
+        exceptions += excepted
+    comparisons = _judged(contrasts, primary_measure(tables), margins or Margins())
+    return Findings(arms, tables, estimates, comparisons, refusals, exceptions, allowed)
 
 
 def _contrasts(
@@ -161,7 +84,7 @@ def _contrasts(
         elif any(method in table for method, _ in pairs):  # else this arm did not measure it at all
             refused.setdefault(result, []).append(measure.name)
     reasons = [f"{reason} ({', '.join(names)})" for reason, names in refused.items()]
-    return made, [Refusal(arm, baseline, "all", reason) for reason in reasons]
+    return made, [Refusal(arm, baseline, "all", Reason("values", reason)) for reason in reasons]
 
 
 def _mean(table: Table, pairs: Sequence[tuple[str, str]]) -> float:
@@ -178,6 +101,7 @@ class _Contrast:
     baseline: str
     baseline_mean: float
     result: stats.Paired
+    differing: tuple[str, ...] = ()
 
     @property
     def test(self) -> str:
@@ -231,4 +155,5 @@ def _comparison(contrast: _Contrast, p: float, p_holm: float, margins: Margins) 
         examples=result.examples,
         detectable=stats.detectable_difference(result),
         examples_to_decide=stats.examples_to_decide(result, margin) if word == "inconclusive" else None,
+        differing=contrast.differing,
     )

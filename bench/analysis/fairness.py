@@ -1,87 +1,107 @@
-"""May two runs be compared? Reasons against it, and a table of what was identical and what differed.
+"""May two runs be compared? Every reason against it, with the name under which it can be allowed.
 
-Runs of different budgets, data or machines are never compared silently: the reason is returned and shown.
+Runs of different budgets, data, machines or software are never compared silently: the reason is returned and shown,
+and `--allow-different=NAME` is needed to compare them nonetheless.
 
-    >>> reasons_against(lora_seed_0, full_seed_0)
+    >>> [str(reason) for reason in reasons_against(lora_seed_0, full_seed_0)]
     ['they consumed different data (data_stream_sha256 1f2e3d4c and 99aa88bb)']
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-from bench.analysis.order import flat, is_base
-from bench.spec.record import Environment, Record
+from bench.analysis.order import is_base
+from bench.spec.agreement import Reason, differing_settings
+from bench.spec.record import Environment, Record, TrainResult
 
-_TRAINING_ONLY = ("train_", "validation_", "overflow")  # of the task's settings: nothing to an untrained model
-_DIGEST_SHOWN = 8
+COMPUTING_PACKAGES = ("transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "lm-eval")
+DIGEST_SHOWN = 8  # characters
+_MEASURED = {  # what each requirement reads of a stage's environment, with what it is called
+    "device": {"device": "device", "device_count": "number of devices"},
+    "threads": {"threads": "threads", "cpus": "number of usable processors"},
+    "software": {"torch": "torch"},
+    "numerics": {"compute_dtype": "compute_dtype", "attention": "attention"},
+}
 
 
-def reasons_against(left: Record, right: Record) -> list[str]:
-    """Why the results of two runs may not be compared, each a clause; empty when they may.
+def reasons_against(left: Record, right: Record) -> list[Reason]:
+    """Why the results of two runs may not be compared; empty when they may.
 
-    Trained runs must agree in comparison_key, consumed data, device, torch, compute dtype, attention and
-    compilation. A base model consumed no data and has no budget: it must agree in the model, in what of the task
-    and suite concerns evaluation, and in the evaluation's environment.
+    Trained runs must agree in all settings but the method's, in the consumed data, and in the environment of training
+    and evaluation. A base model consumed no data and has no budget: it must agree in what concerns evaluation. What
+    either run does not know (an older record) is no reason.
     """
-    if is_base(left) or is_base(right):
-        return [*_evaluation_settings(left, right), *_evaluation_environment(left, right)]
-    reasons = []
-    if left.comparison_key != right.comparison_key:
-        keys = sorted(_different_keys(left, right))
-        shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-        reasons.append(f"their settings differ beyond method and seed ({shown or 'comparison_key'})")
-    if left.train is None or right.train is None:
-        return [*reasons, "one of them has no training result"]
-    streams = left.train.data_stream_sha256, right.train.data_stream_sha256
+    trained = not (is_base(left) or is_base(right))
+    reasons = differing_settings(left.config, right.config, trained=trained)
+    if trained:
+        if left.comparison_key != right.comparison_key and not reasons:
+            reasons.append(Reason("settings", f"their keys differ ({left.comparison_key} and {right.comparison_key})"))
+        if left.train is None or right.train is None:
+            return [*reasons, Reason("training", "one of them has no training result")]
+        reasons += [*_consumed(left.train, right.train), *_prepared(left, right)]
+    return [*reasons, *_environments(left, right, trained), *_packages(left, right)]
+
+
+def _consumed(left: TrainResult, right: TrainResult) -> Iterator[Reason]:
+    streams = left.data_stream_sha256, right.data_stream_sha256
     if streams[0] != streams[1]:
-        digests = " and ".join(stream[:_DIGEST_SHOWN] for stream in streams)
-        reasons.append(f"they consumed different data (data_stream_sha256 {digests})")
-    reasons += _environment(left.train.environment, right.train.environment, "trained")
-    return reasons + _evaluation_environment(left, right)
+        digests = " and ".join(stream[:DIGEST_SHOWN] for stream in streams)
+        yield Reason("stream", f"they consumed different data (data_stream_sha256 {digests})")
+    if left.steps != right.steps:
+        yield Reason("budget", f"they took different numbers of steps ({left.steps} and {right.steps})")
+    if left.model_revision != right.model_revision and left.model_revision and right.model_revision:
+        yield Reason("model", f"they loaded different revisions ({left.model_revision} and {right.model_revision})")
 
 
-def _different_keys(left: Record, right: Record) -> set[str]:
-    ignored = ("method.", "seed", "paths.", "tracking.", "sweep", "train.micro_batch", "hardware.name")
-    sides = [{k: v for k, v in flat(record.config).items() if not k.startswith(ignored)} for record in (left, right)]
-    return {key for key in {*sides[0], *sides[1]} if sides[0].get(key) != sides[1].get(key)}
+def _prepared(left: Record, right: Record) -> Iterator[Reason]:
+    """Of trained runs only: an untrained one may come with another training split, or with solved examples."""
+    if left.data and right.data and left.data.fingerprint != right.data.fingerprint:
+        prints = " and ".join(data.fingerprint[:DIGEST_SHOWN] for data in (left.data, right.data))
+        yield Reason("stream", f"their prepared data differ (fingerprint {prints})")
 
 
-def _evaluation_settings(left: Record, right: Record) -> list[str]:
-    reasons = []
-    for part in ("model", "task", "suite"):
-        sides = [_concerning_evaluation(part, record.config.get(part, {})) for record in (left, right)]
-        keys = sorted(key for key in {*sides[0], *sides[1]} if sides[0].get(key) != sides[1].get(key))
-        if keys:
-            reasons.append(f"their {part} settings differ ({', '.join(keys[:4])})")
-    return reasons
-
-
-def _concerning_evaluation(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    flattened = flat(settings)
-    if part == "task":
-        return {key: value for key, value in flattened.items() if not key.startswith(_TRAINING_ONLY)}
-    return flattened
-
-
-def _evaluation_environment(left: Record, right: Record) -> list[str]:
+def _environments(left: Record, right: Record, trained: bool) -> list[Reason]:
+    """What differs in both stages is said once."""
+    verbs: dict[Reason, list[str]] = {}
+    if trained and left.train and right.train:
+        for reason in [*_measured(left.train.environment, right.train.environment), *_rounding(left, right)]:
+            verbs.setdefault(reason, []).append("trained")
     stages = [record.evaluate or record.regression for record in (left, right)]
-    if stages[0] is None or stages[1] is None:
-        return []
-    return _environment(stages[0].environment, stages[1].environment, "evaluated", compiled=False)
+    if stages[0] and stages[1]:
+        for reason in _measured(stages[0].environment, stages[1].environment):
+            verbs.setdefault(reason, []).append("evaluated")
+    return [Reason(r.name, f"they were {' and '.join(words)} with different {r.text}") for r, words in verbs.items()]
 
 
-def _environment(left: Environment, right: Environment, verb: str, *, compiled: bool = True) -> list[str]:
-    names = ["device", "torch", "compute_dtype", "attention"]
-    reasons = [
-        f"they were {verb} with different {name} ({getattr(left, name)} and {getattr(right, name)})"
-        for name in names
-        if getattr(left, name) != getattr(right, name)
-    ]
-    if compiled and compilation(left) != compilation(right):
-        reasons.append(f"they were {verb} with different numerics (compiled: {left.compiled} and {right.compiled})")
-    return reasons
+def _measured(left: Environment, right: Environment) -> Iterator[Reason]:
+    for name, facts in _MEASURED.items():
+        for fact, text in facts.items():
+            values = getattr(left, fact), getattr(right, fact)
+            if values[0] != values[1] and None not in values:
+                yield Reason(name, f"{text} ({values[0]} and {values[1]})")
+
+
+def _rounding(left: Record, right: Record) -> Iterator[Reason]:
+    """What decides where training rounds to bf16; see docs/numerics.md."""
+    assert left.train
+    assert right.train
+    compiled = left.train.environment.compiled, right.train.environment.compiled
+    if compilation(left.train.environment) != compilation(right.train.environment):
+        yield Reason("numerics", f"numerics (compiled: {compiled[0]} and {compiled[1]})")
+    added = adds_in_fp32(left), adds_in_fp32(right)
+    if added[0] != added[1] and None not in added:
+        yield Reason("numerics", f"numerics (method.adapter.add_in_fp32: {added[0]} and {added[1]})")
+
+
+def adds_in_fp32(record: Record) -> bool | None:
+    """Whether the adapter's branch was added before rounding to bf16; None where there is nothing to choose."""
+    adapter = record.config.get("method", {}).get("adapter")
+    environment = record.train.environment if record.train else None
+    if not adapter or environment is None or environment.compute_dtype == "float32":
+        return None
+    # Compiled layers round once, after the addition, whatever the setting.
+    return adapter.get("add_in_fp32") if compilation(environment) == "off" else None
 
 
 def compilation(environment: Environment) -> str:
@@ -89,56 +109,9 @@ def compilation(environment: Environment) -> str:
     return environment.compiled.partition(":")[0].strip()
 
 
-def settings_of_arms(arms: Mapping[str, Sequence[Record]]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """What was identical and what differed, from the settings and what was measured about them.
-
-    Args:
-        arms: arm -> its runs, one a seed.
-
-    Returns:
-        (setting -> the one value), (setting -> {arm: value}). Values are text; several within an arm are joined by
-        " / ". What concerns training is left out of the comparison for an untrained arm.
-    """
-    by_arm = {name: _joined([_described(record) for record in records]) for name, records in arms.items()}
-    settings = dict.fromkeys(key for values in by_arm.values() for key in values)
-    same: dict[str, str] = {}
-    different: dict[str, dict[str, str]] = {}
-    for setting in settings:
-        values = {arm: described[setting] for arm, described in by_arm.items() if setting in described}
-        if len(set(values.values())) == 1 and (len(values) == len(by_arm) or not setting.startswith("method.")):
-            same[setting] = next(iter(values.values()))
-        else:
-            different[setting] = values
-    return same, different
-
-
-def _described(record: Record) -> dict[str, str]:
-    skipped = ("paths.", "tracking.", "sweep", "method.name", "seed")
-    settings = flat(record.config)
-    values = {k: _text(v) for k, v in settings.items() if v is not None and not k.startswith(skipped)}
-    if is_base(record):
-        values = {k: v for k, v in values.items() if not k.startswith("train.")}
-    if record.train:
-        train = record.train
-        values |= {
-            f"measured.data_stream_sha256 (seed {record.seed})": train.data_stream_sha256[:_DIGEST_SHOWN],
-            "measured.trainable_dtype": train.trainable_dtype,
-            "measured.steps": str(train.steps),
-            "measured.compiled": compilation(train.environment),
-        }
-    stage = record.train or record.evaluate
-    if stage:
-        names = ("device", "torch", "compute_dtype", "attention")
-        values |= {f"measured.{name}": str(getattr(stage.environment, name)) for name in names}
-    return values
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(str(entry) for entry in value) or "-"
-    return str(value)
-
-
-def _joined(described: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    keys = dict.fromkeys(key for values in described for key in values)
-    return {key: " / ".join(dict.fromkeys(v[key] for v in described if key in v)) for key in keys}
+def _packages(left: Record, right: Record) -> Iterator[Reason]:
+    sides = [record.provenance.get("packages", {}) for record in (left, right)]
+    known = [name for name in COMPUTING_PACKAGES if name in sides[0] and name in sides[1]]
+    told = [f"{n} {sides[0][n]} and {sides[1][n]}" for n in known if sides[0][n] != sides[1][n]]
+    if told:
+        yield Reason("software", f"they ran with different packages ({', '.join(told)})")

@@ -3,8 +3,8 @@
 >>> arms = group_arms(records)
 >>> list(arms)
 ['base', 'full', 'lora', 'qlora']
->>> fair_pairs(arms["lora"], arms["full"], samples)
-([('lora-...-s0-1f2e', 'full-...-s0-77aa')], [])
+>>> match(arms["lora"], arms["full"], samples).pairs
+[('lora-...-s0-1f2e', 'full-...-s0-77aa')]
 """
 
 from __future__ import annotations
@@ -17,17 +17,29 @@ import pandas as pd
 from bench.analysis.fairness import reasons_against
 from bench.analysis.measures import different_references
 from bench.analysis.order import arm_names, is_base, method_order
+from bench.spec.agreement import Reason
 from bench.spec.record import Record
+
+NONE_ALLOWED: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A pair of arms that was not compared, or only for other seeds."""
+    """A reason against comparing two arms. As an exception: one in spite of which they were compared."""
 
     arm: str
     baseline: str
     seeds: str
-    reason: str
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Runs of two arms, matched by seed."""
+
+    pairs: list[tuple[str, str]]  # run_ids
+    refused: list[tuple[str, Reason]]  # (seeds, why these were not paired)
+    excepted: list[tuple[str, Reason]]  # (seeds, what was allowed to differ in these pairs)
 
 
 def group_arms(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -52,41 +64,77 @@ def wanted_pairs(arms: Mapping[str, Sequence[Record]]) -> list[tuple[str, list[s
 
 
 def fair_partner(
-    arm: str, candidates: Sequence[str], arms: Mapping[str, Sequence[Record]], samples: pd.DataFrame
-) -> tuple[str, list[tuple[str, str]], list[Refusal]]:
-    """The first candidate with a fair pair of runs: (its name, its pairs, the pairs refused)."""
+    arm: str,
+    candidates: Sequence[str],
+    arms: Mapping[str, Sequence[Record]],
+    samples: pd.DataFrame,
+    allowed: frozenset[str] = NONE_ALLOWED,
+) -> tuple[str, list[tuple[str, str]], list[Refusal], list[Refusal]]:
+    """The first candidate with a fair pair of runs; where none has one, the first with a pair that is allowed.
+
+    Returns:
+        (its name, its pairs, the refusals, the exceptions that were used).
+    """
     refused: list[Refusal] = []
-    for baseline in candidates:
-        pairs, reasons = fair_pairs(arms[arm], arms[baseline], samples)
-        found = [Refusal(arm, baseline, seeds, reason) for seeds, reason in reasons]
-        if pairs:
-            return baseline, pairs, found
-        refused += found
-    return candidates[0], [], refused
+    for names in dict.fromkeys((NONE_ALLOWED, allowed)):
+        refused = []
+        for baseline in candidates:
+            matching = match(arms[arm], arms[baseline], samples, names)
+            if matching.pairs and names != allowed:
+                matching = match(arms[arm], arms[baseline], samples, allowed)  # for the other seeds
+            found = [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.refused]
+            if matching.pairs:
+                excepted = [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.excepted]
+                return baseline, matching.pairs, found, excepted
+            refused += found
+    return candidates[0], [], refused, []
+
+
+def match(
+    left: Sequence[Record],
+    right: Sequence[Record],
+    samples: pd.DataFrame,
+    allowed: frozenset[str] = NONE_ALLOWED,
+) -> Matching:
+    """Runs of two arms matched by seed; a single untrained run is the partner of every seed.
+
+    Args:
+        allowed: names of requirements (`agreement.REQUIREMENTS`) that the runs need not meet.
+    """
+    partners = {record.seed: record for record in right}
+    single = right[0] if len(right) == 1 and is_base(right[0]) else None
+    pairs: list[tuple[str, str]] = []
+    refused: dict[Reason, list[str]] = {}
+    excepted: dict[Reason, list[str]] = {}
+    for record in left:
+        partner = partners.get(record.seed) or single
+        reasons = _reasons(record, partner, samples)
+        standing = [reason for reason in reasons if reason.name not in allowed]
+        if partner is not None and not standing:
+            pairs.append((record.run_id, partner.run_id))
+        for reason in standing:
+            refused.setdefault(reason, []).append(str(record.seed))
+        for reason in reasons if not standing else ():
+            excepted.setdefault(reason, []).append(str(record.seed))
+    return Matching(pairs, _with_seeds(refused), _with_seeds(excepted))
+
+
+def _reasons(record: Record, partner: Record | None, samples: pd.DataFrame) -> list[Reason]:
+    if partner is None:
+        return [Reason("seed", "the baseline has no run of this seed")]
+    reasons = reasons_against(record, partner)
+    if count := different_references(samples, record.run_id, partner.run_id):
+        reasons.append(Reason("references", f"{count} test examples have other reference answers"))
+    return reasons
+
+
+def _with_seeds(reasons: Mapping[Reason, Sequence[str]]) -> list[tuple[str, Reason]]:
+    return [(", ".join(seeds), reason) for reason, seeds in reasons.items()]
 
 
 def fair_pairs(
     left: Sequence[Record], right: Sequence[Record], samples: pd.DataFrame
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Runs of two arms matched by seed; a single untrained run is the partner of every seed.
-
-    Returns:
-        (pairs of run_ids, [(seeds, reason why these were not paired)]).
-    """
-    partners = {record.seed: record for record in right}
-    single = right[0] if len(right) == 1 and is_base(right[0]) else None
-    pairs: list[tuple[str, str]] = []
-    refused: dict[str, list[str]] = {}
-    for record in left:
-        partner = partners.get(record.seed) or single
-        if partner is None:
-            reasons = ["the baseline has no run of this seed"]
-        else:
-            reasons = reasons_against(record, partner)
-            count = different_references(samples, record.run_id, partner.run_id)
-            reasons += [f"{count} test examples have other reference answers"] if count else []
-            if not reasons:
-                pairs.append((record.run_id, partner.run_id))
-        for reason in reasons:
-            refused.setdefault(reason, []).append(str(record.seed))
-    return pairs, [(", ".join(seeds), reason) for reason, seeds in refused.items()]
+    """`match` without exceptions: (pairs of run_ids, [(seeds, reason why these were not paired)])."""
+    matching = match(left, right, samples)
+    return matching.pairs, [(seeds, reason.text) for seeds, reason in matching.refused]

@@ -21,7 +21,7 @@ from bench.analysis import stats
 from bench.analysis.compare import Estimate, Findings, Margins
 from bench.analysis.measures import Measure, paired_difference
 from bench.analysis.order import is_base
-from bench.analysis.pairing import fair_pairs
+from bench.analysis.pairing import match
 
 _GIB, _MINUTE = 2**30, 60
 
@@ -128,9 +128,8 @@ def _against(findings: Findings, measure: Measure, arm: str, best: str, rng: np.
     """arm - best, over the seeds that both have; a single untrained run stands for every seed."""
     swapped = is_base(findings.arms[best][0]) and len(findings.arms[best]) == 1
     left, right = (arm, best) if swapped or not is_base(findings.arms[arm][0]) else (best, arm)
-    pairs, _ = fair_pairs(
-        findings.arms[left], findings.arms[right], pd.DataFrame(columns=["run_id", "example_id", "reference"])
-    )
+    no_samples = pd.DataFrame(columns=["run_id", "example_id", "reference"])
+    pairs = match(findings.arms[left], findings.arms[right], no_samples, findings.allowed).pairs
     if left == best:
         pairs = [(baseline, method) for method, baseline in pairs]
     return paired_difference(findings.tables[measure], pairs, rng)

@@ -1,0 +1,57 @@
+"""A run's settings as one flat mapping, and the names of arms that follow from them.
+
+An arm is what a report has a row for: a method with its settings, whatever the seed.
+
+    >>> flat({"method": {"adapter": {"rank": 16}}, "seed": 0})
+    {'method.adapter.rank': 16, 'seed': 0}
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_NOT_OF_AN_ARM = ("hardware.name", "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour")
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {"a.b": value}; an empty mapping stays a value."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return result
+
+
+def is_untrained(config: Mapping[str, Any]) -> bool:
+    """Whether a run of this description (`to_mapping`) trains nothing."""
+    return bool(config.get("method", {}).get("trains", "") == "nothing")
+
+
+def names_of_arms(runs: Iterable[tuple[str, str, Mapping[str, Any]]]) -> dict[str, str]:
+    """run -> the name of its arm, for (run, method, its description) of one model, task and suite.
+
+    An arm is called after its method; where settings of one method vary (a search of learning rates, two budgets),
+    the name tells them: "lora (learning_rate=0.0002)".
+    """
+    by_method: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for run, method, config in runs:
+        by_method[method][run] = _of_an_arm(config)
+    names: dict[str, str] = {}
+    for method, settings in by_method.items():
+        keys = dict.fromkeys(key for values in settings.values() for key in values)
+        varying = [k for k in keys if len({repr(values.get(k)) for values in settings.values()}) > 1]
+        for run, values in settings.items():
+            told = ", ".join(f"{key.rpartition('.')[2]}={values.get(key)}" for key in varying)
+            names[run] = f"{method} ({told})" if told else method
+    return names
+
+
+def _of_an_arm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What sets one arm apart from another of the same method, model and task."""
+    parts = {name: config.get(name) for name in ("method", "train", "task", "hardware")}
+    flattened = flat({name: part for name, part in parts.items() if part})
+    if is_untrained(config):  # the training budget is nothing to a model that is not trained
+        flattened = {key: value for key, value in flattened.items() if not key.startswith("train.")}
+    return {key: value for key, value in flattened.items() if key not in _NOT_OF_AN_ARM}
