@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.analysis.frame import regression_tasks_frame
-from bench.report import plots
+from bench.report import plots, rates
 from bench.report.answer import Group, groups_of
 from bench.report.html import to_html
 from bench.report.load import Sweep, load
@@ -63,7 +63,8 @@ def _draw(folder: Path, group: Group, *, single: bool) -> list[Plot]:
             continue
         path = f"plots/{prefix}{name}.png"
         figure.savefig(folder / path, dpi=plots.DPI)
-        made.append(Plot(heading if single else f"{heading}: {group.name}", path, alt, text))
+        shown = text if isinstance(text, str) else text(group)
+        made.append(Plot(heading if single else f"{heading}: {group.name}", path, alt, shown))
     return made
 
 
@@ -79,7 +80,7 @@ def _regression_changes(group: Group) -> Figure | None:
     return plots.regression_changes([c for c in group.findings.comparisons if c.baseline == baseline], group.arms)
 
 
-_FIGURES: Sequence[tuple[str, str, str, str, Callable[[Group], Figure | None]]] = (
+_FIGURES: Sequence[tuple[str, str, str, str | Callable[[Group], str], Callable[[Group], Figure | None]]] = (
     (
         "quality_against_cost",
         "Quality against memory and time",
@@ -96,6 +97,13 @@ _FIGURES: Sequence[tuple[str, str, str, str, Callable[[Group], Figure | None]]] 
         "Bold: loss on the validation split. Faint: training loss of each step's batch. One line a seed. Time: that "
         "of the optimizer steps, evaluation excluded.",
         _loss_curves,
+    ),
+    (
+        "learning_rate",
+        "Learning rate",
+        "Line chart: held-out loss at the end of each trial against its learning rate, by method.",
+        rates.rates_text,
+        rates.rates_figure,
     ),
     (
         "memory",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,9 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from bench.analysis import frame
+from bench.planning.rates import RATES_FILE, read_rates
 from bench.spec.record import SCHEMA_VERSION, Record, RegressionItem, Sample, Step, from_json
+from bench.spec.tuning import Tuning
 
 T = TypeVar("T")
 
@@ -47,6 +49,7 @@ class Sweep:
     sample_rows: dict[str, list[Sample]]
     regression_rows: dict[str, list[RegressionItem]]
     problems: list[Problem]
+    tunings: list[Tuning] = field(default_factory=list)  # searches of learning rates, from the folders' rates.yaml
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -97,7 +100,21 @@ def load(*folders: str | Path) -> Sweep:
         sweep.sample_rows[record.run_id] = _rows(Sample, run, "samples.jsonl.gz", sweep.problems)
         sweep.regression_rows[record.run_id] = _rows(RegressionItem, run, "regression_items.jsonl.gz", sweep.problems)
     sweep.records.extend(records.values())
+    for path in paths:
+        sweep.tunings.extend(_tunings(path, sweep.problems))
     return sweep
+
+
+def _tunings(folder: Path, problems: list[Problem]) -> list[Tuning]:
+    """The searches of learning rates that the sweep used; none when it used no file of `make tune`."""
+    try:
+        return read_rates(folder / RATES_FILE).tunings
+    except FileNotFoundError:
+        return []
+    except (ValueError, OSError) as error:
+        step = "Copy the file of `make tune` there again, or run the sweep's command again."
+        problems.append(Problem(folder.name, RATES_FILE, f"unreadable rates: {_first_line(error)}", step))
+        return []
 
 
 def _record(run: Path, problems: list[Problem]) -> Record | None:

@@ -16,6 +16,7 @@ from bench.report import details, evidence
 from bench.report.answer import Group, answer_table
 from bench.report.format import cell
 from bench.report.load import Sweep
+from bench.report.rates import warnings_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _group_values(group: Group, plots: Sequence[Plot], *, single: bool) -> dict[
         "name": cell(group.name),
         "suffix": "" if single else f": {cell(group.name)}",
         "sentence": cell(group.recommendation.sentence),
-        "caveats": [cell(caveat) for caveat in group.recommendation.caveats],
+        "caveats": [cell(caveat) for caveat in [*group.recommendation.caveats, *warnings_of(group)]],
         "answer": answer_table(group),
         "primary_definition": _primary_definition(group),
         "plots": plots,
