@@ -6,7 +6,9 @@ failed stage leaves the finished ones in it.
 
 from __future__ import annotations
 
+import gzip
 import time
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from bench.spec.record import (
     to_json,
 )
 
+ITEMS_OF: dict[Stage, str] = {"evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz"}
 RESULT_OF: dict[Stage, type] = {"train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult}
 
 
@@ -122,10 +125,28 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
 
 
 def _finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:
-    """A stage's result from an earlier call; None when it is missing or torn, or its weights are gone."""
-    if stage == "train" and not (artifact_folder(config) / "complete").exists():
+    """A stage's result from an earlier call; None when it, its weights or its items are missing or torn."""
+    result = _read_stage(folder, stage)
+    if isinstance(result, TrainResult) and not _weights_are_whole(artifact_folder(config), result.checkpoint_bytes):
         return None
-    return _read_stage(folder, stage)
+    if stage in ITEMS_OF and not _is_whole_gzip(folder / ITEMS_OF[stage]):
+        return None
+    return result
+
+
+def _weights_are_whole(folder: Path, expected_bytes: int) -> bool:
+    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return (folder / "complete").exists() and there == expected_bytes
+
+
+def _is_whole_gzip(path: Path) -> bool:
+    try:
+        with gzip.open(path) as file:
+            while file.read(2**20):  # the checksum comes at the end
+                pass
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 def _read_stage(folder: Path, stage: Stage) -> object | None:

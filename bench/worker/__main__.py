@@ -25,6 +25,8 @@ from bench.spec.layout import write_atomic
 from bench.spec.record import from_json, to_json
 from bench.worker.progress import Progress
 
+_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
+
 
 def main(folder: Path, stage: str) -> int:
     """Run a stage; returns the exit code."""
@@ -60,9 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         words = str(error)
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             return True
-        if isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words):
-            return True
-        if isinstance(error, OSError) and "Cannot allocate memory" in words:
+        if isinstance(error, (RuntimeError, OSError)) and any(known in words for known in _OUT_OF_MEMORY):
             return True
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return False
@@ -94,7 +94,7 @@ def _limit_memory(config: RunConfig) -> None:
     """Let allocations beyond the limit fail, so that they are reported instead of disturbing the machine."""
     if config.hardware.memory_limit_gib is not None:
         limit_bytes = int(config.hardware.memory_limit_gib * 2**30)
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)  # of private memory; mapped files are free
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)  # of private memory, safetensors' maps of weights included
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, most))
 
 

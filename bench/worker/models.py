@@ -158,7 +158,7 @@ def _is_whole(folder: Path) -> bool:
             json.loads((folder / name).read_bytes())
         weights = list(folder.glob("*.safetensors"))
         for file in weights:
-            with safe_open(file, "pt"):
+            with safe_open(file, "np"):
                 pass
     except (OSError, ValueError, SafetensorError):
         return False

@@ -23,6 +23,7 @@ def caused_by(cause: BaseException) -> ValueError:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         RuntimeError(CPU_MESSAGE),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("unable to mmap 5120150520 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
         OSError(12, "Cannot allocate memory"),
         caused_by(MemoryError()),
     ],
