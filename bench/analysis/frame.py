@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.analysis.load import disturbances
 from bench.analysis.order import arm_names, method_order
 from bench.spec.record import HeldoutPoint, PhaseMemory, Record, RegressionItem, Sample, Step
 
@@ -44,7 +45,9 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
     process itself), start_bytes (CPU: resident before the model was loaded); heldout_loss_before, heldout_loss_after
     (validation split, nats per token), test_loss (test split, nats per token), score_<metric> (0..1),
     test_examples, cut_at_limit, generate_tokens_per_second, regression_mean (mean value of the suite's
-    tasks for which higher is better), regression_tasks; device, torch, compute_dtype, attention, compiled, threads;
+    tasks for which higher is better), regression_tasks; device, torch, compute_dtype, attention, compiled, threads,
+    cpus, cpu_governor, other_cpu_cores, stolen_cpu_cores, other_gpu_processes (of training, where there was one);
+    train_busy, evaluate_busy, regression_busy (what disturbed the stage, where something did);
     learning_rate; failure_stage, failure_message.
     """
     records = list(records)
@@ -125,8 +128,10 @@ def _environment(record: Record) -> dict[str, Any]:
     stage = record.train or record.evaluate or record.regression
     if stage is None:
         return {}
-    names = ("device", "torch", "compute_dtype", "attention", "compiled", "threads")
-    return {name: getattr(stage.environment, name) for name in names}
+    names = ("device", "torch", "compute_dtype", "attention", "compiled", "threads", "cpus", "cpu_governor",
+             "other_cpu_cores", "stolen_cpu_cores", "other_gpu_processes")  # fmt: skip
+    busy = {f"{stage}_busy": text for stage, text in disturbances(record).items()}
+    return {name: getattr(stage.environment, name) for name in names} | busy
 
 
 def steps_frame(steps: Mapping[str, Iterable[Step]], records: Iterable[Record]) -> pd.DataFrame:

@@ -1,6 +1,9 @@
 """`python -m bench.report results/default`: write the report of a sweep (again).
 
-Exit code 0 with the report's path on standard output; 2 with a message when there is nothing to report.
+    python -m bench.report results/a results/b --allow-different=device,threads
+
+Exit code 0 with the report's path on standard output; 2 with a message when there is nothing to report, or a name
+given to `--allow-different` is not known. Exceptions hold for this report only: give them again with the next one.
 """
 
 from __future__ import annotations
@@ -10,21 +13,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.spec.agreement import REQUIREMENTS, allowed_names
+from bench.spec.failure import ConfigurationError
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description="Write the report of a sweep.")
     help_text = "results/<sweep>; the report is written into the first one and covers all of them"
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=help_text)
-    folders = parser.parse_args(arguments).folders
+    parser.add_argument("--allow-different", metavar="NAME[,NAME...]", help=_allow_help())
+    given = parser.parse_args(arguments)
     from bench.report.build import NoRecordsError, build_report  # pandas and matplotlib: only when there is work
 
     try:
-        print(build_report(*folders))
+        allowed = frozenset() if given.allow_different is None else allowed_names(given.allow_different)
+        print(build_report(*given.folders, allowed=allowed))
     except (FileNotFoundError, NoRecordsError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2
+    except ConfigurationError as error:
+        print("\n".join(f"bench.report: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
     return 0
+
+
+def _allow_help() -> str:
+    names = "; ".join(f"{name}: {meaning}" for name, meaning in REQUIREMENTS.items())
+    return f"compare runs that differ in these nonetheless, and say so in the report ({names})"
 
 
 if __name__ == "__main__":

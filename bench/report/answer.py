@@ -38,7 +38,9 @@ class Group:
         return list(dict.fromkeys(self.runs["arm"]))
 
 
-def groups_of(sweep: Sweep, *, seed: int = 0, margins: Margins | None = None) -> list[Group]:
+def groups_of(
+    sweep: Sweep, *, seed: int = 0, margins: Margins | None = None, allowed: frozenset[str] = frozenset()
+) -> list[Group]:
     """Compare within each model, task and suite. `seed` is that of the bootstrap: the same records, the same report."""
     margins = margins or Margins()
     keys = list(dict.fromkeys((record.model, record.task, record.suite) for record in sweep.records))
@@ -46,7 +48,7 @@ def groups_of(sweep: Sweep, *, seed: int = 0, margins: Margins | None = None) ->
     for key in sorted(keys):
         records = [record for record in sweep.records if (record.model, record.task, record.suite) == key]
         rng = np.random.default_rng(seed)
-        findings = compare(records, sweep.samples, sweep.regression, rng=rng, margins=margins)
+        findings = compare(records, sweep.samples, sweep.regression, rng=rng, margins=margins, allowed=allowed)
         runs = sweep.runs[sweep.runs["run_id"].isin([record.run_id for record in records])]
         advice = recommend(findings, arms_frame(runs), rng=rng, margins=margins)
         groups.append(Group(" / ".join(key), sweep, records, runs, findings, advice, margins))
@@ -75,12 +77,18 @@ def _row(group: Group, arm: str, primary: Measure | None) -> list[str]:
         score,
         _loss(runs),
         mean_and_range(column(runs, "train_peak_bytes"), 2, 2**-30),
-        mean_and_range(column(runs, "train_tokens_per_second"), 0),
-        mean_and_range(column(runs, "train_seconds"), 1, 1 / 60),
+        mean_and_range(column(runs, "train_tokens_per_second"), 0) + busy_mark(runs, "train"),
+        mean_and_range(column(runs, "train_seconds"), 1, 1 / 60) + busy_mark(runs, "train"),
         _size(column(runs, "checkpoint_bytes")),
         percent(mean(column(runs, "trainable_share")), 2),
         _regression(group, arm),
     ]
+
+
+def busy_mark(runs: pd.DataFrame, *stages: str) -> str:
+    """Beside a speed or a time: whether others used the machine in one of the stages."""
+    columns = [f"{stage}_busy" for stage in stages]
+    return " (busy)" if any(name in runs and runs[name].notna().any() for name in columns) else ""
 
 
 def _size(sizes_bytes: list[float]) -> str:

@@ -1,6 +1,6 @@
 """Build a sweep's report: read the records, compare, draw, write.
 
-results/<sweep>/report.md  report.html  plots/*.png  tables/{runs,comparisons,regression}.csv
+results/<sweep>/report.md  report.html  plots/*.png  tables/{runs,comparisons,regression}.csv  fairness.json
 
 >>> build_report(Path("results/default"))
 PosixPath('results/default/report.html')
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from bench.analysis.frame import regression_tasks_frame
 from bench.report import plots, rates
 from bench.report.answer import Group, groups_of
+from bench.report.fairness import write_fairness
 from bench.report.html import to_html
 from bench.report.load import Sweep, load
 from bench.report.markdown import Plot, render
@@ -31,10 +32,13 @@ class NoRecordsError(Exception):
     """There is nothing to report."""
 
 
-def build_report(sweep_folder: Path, *more: Path) -> Path:
+def build_report(sweep_folder: Path, *more: Path, allowed: frozenset[str] = frozenset()) -> Path:
     """Write the report of one or several sweep folders into the first and return the path of its HTML.
 
     What cannot be read is a row of the report's failures, not an error.
+
+    Args:
+        allowed: what compared runs may differ in, by name (`agreement.REQUIREMENTS`).
 
     Raises:
         FileNotFoundError: when a folder does not exist.
@@ -43,9 +47,10 @@ def build_report(sweep_folder: Path, *more: Path) -> Path:
     sweep = load(sweep_folder, *more)
     if not sweep.records and not sweep.problems:
         raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
-    groups = groups_of(sweep)
+    groups = groups_of(sweep, allowed=allowed)
     drawn = {group.name: _draw(sweep_folder, group, single=len(groups) == 1) for group in groups}
     _write_tables(sweep_folder, sweep, groups)
+    write_fairness(sweep_folder, groups)
     markdown = render(sweep, groups, plots=drawn, tables=[f"tables/{name}.csv" for name in _TABLES])
     write_atomic(sweep_folder / "report.md", markdown)
     write_atomic(sweep_folder / "report.html", to_html(markdown, sweep_folder))

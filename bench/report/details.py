@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis.order import flat
-from bench.report.answer import Group, column, mean
+from bench.report.answer import Group, busy_mark, column, mean
 from bench.report.format import (
     UNKNOWN,
     cell,
@@ -50,12 +50,19 @@ def speed_table(group: Group) -> str:
     arms = [arm for arm in group.arms if any(column(_runs(group, arm), name) for _, name, _ in _SPEEDS)]
     rows = [
         [
-            cell(arm),
+            cell(arm) + busy_mark(_runs(group, arm), "train", "evaluate"),
             *(mean_and_range(column(_runs(group, arm), name), digits) for _, name, digits in _SPEEDS),
+            _other_load(_runs(group, arm)),
         ]
         for arm in arms
     ]
-    return table(["method", *(header for header, *_ in _SPEEDS)], rows) if rows else ""
+    return table(["method", *(header for header, *_ in _SPEEDS), "other load"], rows) if rows else ""
+
+
+def _other_load(runs: pd.DataFrame) -> str:
+    """Processors lost to others, the most of the seeds."""
+    taken = runs.reindex(columns=["other_cpu_cores", "stolen_cpu_cores"]).astype(float)
+    return number(taken.sum(axis=1, min_count=1).max(), 2)
 
 
 def memory_table(group: Group) -> str:
@@ -158,6 +165,8 @@ def environment_table(sweep: Sweep) -> str:
                 "threads": environment.threads,
             }
         if record.data:
+                "usable processors": environment.cpu_affinity,
+                "CPU governor": environment.cpu_governor,
             facts |= {f"data of {record.task}": f"{record.data.source}; fingerprint {record.data.fingerprint[:12]}"}
         for name, value in facts.items():
             if name.endswith("_bytes") and known(value):

@@ -1,4 +1,4 @@
-"""The tables behind the answer: differences, regression by task, what was identical, what was refused.
+"""The tables behind the answer: differences, regression by task, what was identical.
 
 >>> print(differences_table(group, primary=True))
 | method | against | measure | verdict | difference [95%] | baseline | p (Holm) | examples x seeds |
@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from bench.analysis.compare import Comparison
-from bench.analysis.fairness import settings_of_arms
 from bench.analysis.measures import Measure
+from bench.analysis.side_by_side import settings_of_arms
 from bench.analysis.stats import FEWEST_EXAMPLES
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, known, number, p_text, table, with_interval
@@ -59,7 +59,9 @@ def verdict_text(comparison: Comparison) -> str:
         word += ", by less than the margin"
     if word == "inconclusive":
         word += f"; {_to_decide(comparison)}"
-    return word + (" (one seed)" if comparison.seeds == 1 else "")
+    limits = ["one seed"] if comparison.seeds == 1 else []
+    limits += [f"different {', '.join(comparison.differing)}"] if comparison.differing else []
+    return word + (f" ({'; '.join(limits)})" if limits else "")
 
 
 def _to_decide(comparison: Comparison) -> str:
@@ -138,9 +140,3 @@ def identical_settings_table(group: Group) -> str:
     same, _ = settings_of_arms(group.findings.arms)
     rows = [[cell(name), cell(value)] for name, value in same.items()]
     return table(["setting", "value"], rows, text_columns=2) if rows else ""
-
-
-def refusals_table(group: Group) -> str:
-    """One row a pair of arms that was not compared."""
-    rows = [[cell(r.arm), cell(r.baseline), cell(r.seeds), cell(r.reason)] for r in group.findings.refusals]
-    return table(["method", "against", "seeds", "reason"], rows, text_columns=4) if rows else ""

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from bench.analysis.bootstrap import DRAWS
-from bench.report import details, evidence
+from bench.report import details, evidence, fairness
 from bench.report.answer import Group, answer_table
 from bench.report.format import cell
 from bench.report.load import Sweep
@@ -57,7 +57,13 @@ def _group_values(group: Group, plots: Sequence[Plot], *, single: bool) -> dict[
         "name": cell(group.name),
         "suffix": "" if single else f": {cell(group.name)}",
         "sentence": cell(group.recommendation.sentence),
-        "caveats": [cell(caveat) for caveat in [*group.recommendation.caveats, *warnings_of(group)]],
+        "caveats": [
+            cell(caveat)
+            for caveat in [*group.recommendation.caveats, *fairness.busy_caveats(group), *warnings_of(group)]
+        ],
+        "exceptions": fairness.exceptions_table(group),
+        "allowed_flag": fairness.allowed_flag(group),
+        "allowed_unused": [cell(name) for name in fairness.unused(group)],
         "answer": answer_table(group),
         "primary_definition": _primary_definition(group),
         "plots": plots,
@@ -69,8 +75,9 @@ def _group_values(group: Group, plots: Sequence[Plot], *, single: bool) -> dict[
         "sensitivity": evidence.sensitivity_table(group),
         "differing": evidence.differing_settings_table(group),
         "identical": evidence.identical_settings_table(group),
-        "refusals": evidence.refusals_table(group),
+        "refusals": fairness.refusals_table(group),
         "speed": details.speed_table(group),
+        "busy": [cell(line) for line in fairness.busy_runs(group)],
         "memory": details.memory_table(group),
         "wall": details.wall_time_table(group),
         "samples": details.sample_blocks(group),
