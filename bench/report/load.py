@@ -168,7 +168,8 @@ def _rows(kind: type[T], run: Path, name: str, problems: list[Problem]) -> list[
             bad, reason = bad + 1, reason or _first_line(error)
     if bad:
         text = f"{bad} unreadable line(s), {len(rows)} read: {reason}"
-        step = "Delete the run's folder and run the same command again to have all of it."
+        torn = "folder" if name == "steps.jsonl" else "record.json"  # whole items are read from what was evaluated anew
+        step = f"Delete the run's {torn} and run the same command again to have all of it."
         problems.append(Problem(run.name, name, text, step))
     return rows
 

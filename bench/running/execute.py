@@ -65,18 +65,18 @@ def prepare(config: RunConfig, watch: Watch = lambda progress: None) -> Outcome:
     Raises:
         ConfigurationError: mistakes in the data, the suite or the model's name.
     """
-    folder = write_plan(config)
-    with store.claim(folder):
+    with store.claim(run_folder(config)):
+        folder = write_plan(config)
         return run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
 
 
 def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
     """Run what is missing of a run and write its record. Returns at once when it is finished."""
-    folder = write_plan(config)
-    with store.claim(folder):
-        record = store.read_record(folder)
+    with store.claim(run_folder(config)):
+        record = store.read_record(run_folder(config))
         if record is not None and record.status is Status.OK:
             return record
+        folder = write_plan(config)
         (folder / "record.json").unlink(missing_ok=True)
         if not (data_folder(config) / "summary.json").exists():  # on a cluster node with a cache of its own
             run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
@@ -92,7 +92,8 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
     wall_seconds: dict[str, float] = {}
     reused = []
     for stage in stages(config):
-        if (result := _finished_stage(config, folder, stage)) is not None:
+        retrained = "train" in wall_seconds  # then an older evaluation is of other weights
+        if not retrained and (result := finished_stage(config, folder, stage)) is not None:
             results[stage] = result
             reused.append(str(stage))
             continue
@@ -124,7 +125,7 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
     )
 
 
-def _finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:
+def finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:
     """A stage's result from an earlier call; None when it, its weights or its items are missing or torn."""
     result = _read_stage(folder, stage)
     if isinstance(result, TrainResult) and not _weights_are_whole(artifact_folder(config), result.checkpoint_bytes):

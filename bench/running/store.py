@@ -26,7 +26,7 @@ def read_record(folder: Path) -> Record | None:
     """The record of a run; None while there is none or it cannot be read (it will be made again)."""
     try:
         return from_json(Record, (folder / "record.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (OSError, ValidationError):
         return None
 
 

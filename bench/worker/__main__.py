@@ -32,6 +32,7 @@ def main(folder: Path, stage: str) -> int:
     """Run a stage; returns the exit code."""
     config = from_json(RunConfig, (folder / "plan.json").read_bytes())
     progress = Progress(folder, stage)
+    progress.phase("start")
     _confine(config)
     try:
         started = time.perf_counter()

@@ -10,6 +10,7 @@ the same file into memory. Hub models load by name; safetensors only, no remote 
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -36,6 +37,8 @@ from transformers import (
 from bench.spec.config import ModelConfig
 from bench.spec.failure import ConfigurationError
 from bench.spec.layout import flush_to_disk
+
+_MACHINE_TROUBLE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def locate(model: ModelConfig, cache: Path) -> str:
@@ -109,7 +112,8 @@ def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None and model.source != "hub":
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _MACHINE_TROUBLE or (number is not None and model.source != "hub"):
             raise  # a full disk or an unreadable file is not a wrong name
         raise ConfigurationError(
             [
