@@ -17,13 +17,13 @@ import hydra
 from omegaconf import DictConfig
 
 from bench.console import Console
-from bench.planning.compose import CONFIG_FOLDER, compose, explicit, to_run_config
+from bench.planning.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
 from bench.running.execute import execute, prepare
 from bench.running.rates import keep_rates
-from bench.running.store import claim, is_finished, unwritable_folders
+from bench.running.store import claim, is_finished, read_record, unwritable_folders
 from bench.running.tracking import track
 from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError
+from bench.spec.failure import ConfigurationError, Status
 from bench.spec.identity import data_key, run_id
 from bench.spec.layout import run_folder, sweep_folder
 
@@ -38,10 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if not a.startswith("-")]
     multirun = bool({"-m", "--multirun"} & set(flags))
+    searching = multirun and is_search(overrides)
     try:
         if not set(flags) & set(_INFORMATION):
             configs = compose(overrides, multirun)
-            pending = [c for c in configs if not is_finished(c)]
+            pending = [c for c in configs if searching or not is_finished(c)]
             console.plan(configs, pending)
             if not pending:
                 return _conclude(configs)
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             prepare_all(pending)
         sys.argv[1:] = flags + explicit(overrides)
         _job()
-        return 0 if set(flags) & set(_INFORMATION) else _conclude(configs)
+        return 0 if set(flags) & set(_INFORMATION) else _conclude(configs, searching)
     except ConfigurationError as error:
         console.problem(error.message())
         return 2
@@ -97,10 +98,16 @@ def prepare_all(pending: list[RunConfig]) -> None:
         raise ConfigurationError(list(problems))
 
 
-def _conclude(configs: list[RunConfig]) -> int:
-    """Write the reports; 0 when every run is ok and reported."""
-    reported = [_report(folder) for folder in sorted({sweep_folder(c) for c in configs})]
-    return 0 if all(reported) and all(is_finished(c) for c in configs) else 1
+def _conclude(configs: list[RunConfig], searching: bool = False) -> int:
+    """Write the reports; 0 when every run is ok and reported. A search's runs are those that are in its folder."""
+    folders = sorted({sweep_folder(c) for c in configs})
+    reported = [_report(folder) for folder in folders]
+    if searching:
+        records = [read_record(path.parent) for folder in folders for path in folder.glob("*/record.json")]
+        ended_well = all(record is not None and record.status is Status.OK for record in records)
+    else:
+        ended_well = all(is_finished(c) for c in configs)
+    return 0 if all(reported) and ended_well else 1
 
 
 def _report(folder: Path) -> bool:

@@ -76,7 +76,7 @@ def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:
     configs: dict[str, RunConfig] = {}
     problems: dict[str, None] = {}  # an ordered set: the same mistake in every run is told once
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        for job in _jobs(overrides) if multirun else [overrides]:
+        for job in _listed_jobs(overrides) if multirun else [overrides]:
             try:
                 config = to_run_config(hydra_compose("config", overrides=job))
                 configs.setdefault(run_id(config), config)
@@ -87,6 +87,14 @@ def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:
     if problems:
         raise ConfigurationError(list(problems))
     return list(configs.values())
+
+
+def is_search(overrides: list[str]) -> bool:
+    """Whether a sweeper such as Optuna draws the runs one after the other, so that they cannot be listed before.
+
+    `compose` then gives the runs with the searched settings at their defaults: enough to check and prepare the rest.
+    """
+    return any(text.startswith("hydra/sweeper=") and text != "hydra/sweeper=basic" for text in overrides)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
@@ -102,6 +110,13 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     return with_tuned_rate(from_mapping(mapping))
 
 
+def _listed_jobs(overrides: list[str]) -> list[list[str]]:
+    try:
+        return list(_jobs(overrides))
+    except (HydraException, OmegaConfBaseException) as error:  # a sweeper or launcher that is not installed
+        raise ConfigurationError([" ".join(str(error).split())]) from None
+
+
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:
     """One list of overrides per run, as Hydra's own sweeper makes them."""
     parser = OverridesParser.create()
@@ -110,6 +125,9 @@ def _jobs(overrides: list[str]) -> Iterator[list[str]]:
     params = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
     parsed = parser.parse_overrides(params + overrides)
     discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
+    if len(discrete) < len(parsed) and not is_search(overrides):
+        drawn = [f"{o.key_or_group}: not a list, but a range to search" for o in parsed if o not in discrete]
+        raise ConfigurationError([f"{text}; that needs hydra/sweeper=optuna (docs/tuning.md)" for text in drawn])
     return itertools.chain.from_iterable(BasicSweeper.split_arguments(discrete, None))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import CONFIG_FOLDER, choices, compose, explicit
+from bench.planning.compose import CONFIG_FOLDER, choices, compose, explicit, is_search
 from bench.spec.failure import ConfigurationError
 
 GROUPS = ("model", "method", "task", "suite", "train", "hardware", "tracking", "experiment")
@@ -29,7 +29,7 @@ def test_every_yaml_file_composes(group: str, name: str) -> None:
 
 
 def test_no_yaml_file_is_missed() -> None:
-    found = {p.relative_to(CONFIG_FOLDER) for p in CONFIG_FOLDER.rglob("*.yaml")}
+    found = {p.relative_to(CONFIG_FOLDER) for p in CONFIG_FOLDER.rglob("*.yaml") if p.parent.name != "claims"}
     assert found == {Path(f"{group}/{name}.yaml") for group, name in FILES} | {Path("config.yaml"), Path("tune.yaml")}
     assert len(choices("model")) >= 12
 
@@ -70,3 +70,15 @@ def test_lora_and_qlora_differ_in_the_base_alone() -> None:
     assert lora.method.adapter == qlora.method.adapter
     assert lora.method.learning_rate == qlora.method.learning_rate
     assert qlora.method.quantization is not None
+
+
+def test_a_range_needs_a_sweeper_that_searches() -> None:
+    with pytest.raises(ConfigurationError, match=r"method\.learning_rate: not a list, but a range to search"):
+        compose(["method=lora", "method.learning_rate=interval(1e-5,1e-3)"], multirun=True)
+    assert is_search(["hydra/sweeper=optuna"])
+    assert not is_search(["hydra/sweeper=basic", "method=lora"])
+
+
+def test_a_sweeper_that_is_not_there_is_a_mistake() -> None:
+    with pytest.raises(ConfigurationError, match="hydra/sweeper"):
+        compose(["method=lora", "hydra/sweeper=nowhere"], multirun=True)
