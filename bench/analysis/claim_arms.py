@@ -4,7 +4,7 @@ Two arms are set against each other when they differ in what the claim names and
 method has its own of. Where a sweep holds several such pairs (ranks, data sizes), each is judged by itself.
 
     >>> choose(Arm("qlora"), Arm("lora"), group_arms(records), samples)
-    [Chosen(label='qlora / lora', left=[...], right=[...])]
+    [Chosen(names=('qlora', 'lora'), left=[...], right=[...])]
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.order import flat, is_base
+from bench.analysis.order import is_base
 from bench.analysis.pairing import fair_pairs
 from bench.analysis.rate_sweeps import best_of_rates
 from bench.spec.claim import Arm, Family
 from bench.spec.record import Record
+from bench.spec.settings import flat
 
 Arms = Mapping[str, Sequence[Record]]
 _VARIANTS = {"use_dora": False, "use_rslora": False, "init": "default"}  # of LoRA, as it was published
@@ -34,7 +35,7 @@ class NotMeasuredError(Exception):
 class Chosen:
     """The runs of one arm, or of two matched by seed (`right` is then as long as `left`)."""
 
-    label: str
+    names: tuple[str, ...]  # of the arms
     left: list[Record]
     right: list[Record]
 
@@ -86,7 +87,7 @@ def choose(
     """
     lefts = best_of_rates(matching(of, arms))
     if against is None:
-        return [Chosen(name, runs, []) for name, runs in lefts.items()]
+        return [Chosen((name,), runs, []) for name, runs in lefts.items()]
     rights = best_of_rates(matching(against, arms))
     free = {*of.named, *against.named} | ({"alpha"} if of.rank or against.rank else set())
     alike = [
@@ -107,7 +108,7 @@ def choose(
         by_id = {record.run_id: record for record in [*lefts[left], *rights[right]]}
         if pairs:
             matched = [(by_id[a], by_id[b]) for a, b in pairs]
-            chosen.append(Chosen(f"{left} / {right}", [a for a, _ in matched], [b for _, b in matched]))
+            chosen.append(Chosen((left, right), [a for a, _ in matched], [b for _, b in matched]))
         refused |= dict.fromkeys(reason for _, reason in reasons)
     if not chosen:
         raise NotMeasuredError(f"{described(of)} and {described(against)} may not be compared: {'; '.join(refused)}")

@@ -18,7 +18,7 @@ from typing import Literal
 
 from bench.analysis.claim_arms import NotMeasuredError, choose, described
 from bench.analysis.measured import Evidence, Interval, Measured
-from bench.analysis.quantities import PAIRED_BY_EXAMPLE, best_rates, measure
+from bench.analysis.quantities import ONE_RUN_DOUBT, PAIRED_BY_EXAMPLE, best_rates, measure
 from bench.analysis.run_quantities import base_parameters, trained
 from bench.analysis.stats import FEWEST_EXAMPLES
 from bench.spec.claim import Arm, Check, Claim, Needs, Range
@@ -32,7 +32,7 @@ class Part:
     """One check of a claim on one arm or pair of arms."""
 
     check: Check  # an order is taken apart into its pairs
-    arms: str  # "qlora / lora"
+    arms: tuple[str, ...]  # one, or the two that are set against each other
     word: Word
     reason: str  # of an inconclusive one or one not tested; else empty
     measured: Measured | None = None
@@ -124,7 +124,7 @@ def _parts(check: Check, evidence: Evidence) -> list[Part]:
     """The check on every arm or pair of arms that it is about; one part that is not tested where there is none."""
     if check.of is None:
         raise ValueError(f"{check.quantity}: a check names arms, in of or in order")
-    arms = " / ".join(described(arm) for arm in (check.of, check.against) if arm is not None)
+    arms = tuple(described(arm) for arm in (check.of, check.against) if arm is not None)
     try:
         if check.quantity == "best_learning_rate":
             return [_judged(check, arms, best_rates(check, evidence))]
@@ -135,15 +135,15 @@ def _parts(check: Check, evidence: Evidence) -> list[Part]:
     for one in chosen:
         try:
             if check.one_of is not None:
-                parts.append(_judged_words(check, one.label, one.left))
+                parts.append(_judged_words(check, one.names, one.left))
             else:
-                parts.append(_judged(check, one.label, measure(check, one, evidence)))
+                parts.append(_judged(check, one.names, measure(check, one, evidence)))
         except NotMeasuredError as error:
-            parts.append(Part(check, one.label, "not tested", str(error)))
+            parts.append(Part(check, one.names, "not tested", str(error)))
     return parts
 
 
-def _judged_words(check: Check, arms: str, runs: Sequence[Record]) -> Part:
+def _judged_words(check: Check, arms: tuple[str, ...], runs: Sequence[Record]) -> Part:
     """A quantity that is a word; the only one is the dtype of the trained parameters."""
     found = sorted({trained(run).trainable_dtype for run in runs})
     inside = {dtype in (check.one_of or []) for dtype in found}
@@ -151,22 +151,25 @@ def _judged_words(check: Check, arms: str, runs: Sequence[Record]) -> Part:
     return Part(check, arms, word, "", text=", ".join(found))
 
 
-def _judged(check: Check, arms: str, found: Measured) -> Part:
+def _judged(check: Check, arms: tuple[str, ...], found: Measured) -> Part:
     part = Part(check, arms, "inconclusive", "", found)
     if found.units is not None and found.units < FEWEST_EXAMPLES:
         return replace(part, reason=f"fewer than {FEWEST_EXAMPLES} to rest on: {found.basis}")
     if check.by != "interval" and found.interval is None and not found.exact:
         return replace(part, reason=f"{found.basis}: nothing can be shown to be equal")
-    point = found.value, found.value
+    point = found.doubt or (found.value, found.value)
     inside, outside = _position(check, found.interval or point)
     if check.by != "interval":
         inside, _ = _position(check, found.inner or point)
     if check.by == "no_difference":
         low, high = found.interval or point
         outside = low > 0 or high < 0
-    if outside or (found.interval is None and not inside):  # a single number is on one side of a limit
+    if outside or (found.exact and not inside):  # a count is on one side of a limit, or on it
         return replace(part, word="does not hold")
-    return replace(part, word="holds") if inside else replace(part, reason="the interval reaches across the limit")
+    if inside:
+        return replace(part, word="holds")
+    near = f"a single run's value within {ONE_RUN_DOUBT:.0%} of the limit" if found.doubt else ""
+    return replace(part, reason=near or "the interval reaches across the limit")
 
 
 def _position(check: Check, interval: Interval) -> tuple[bool, bool]:

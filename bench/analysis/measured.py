@@ -43,6 +43,7 @@ class Measured:
         basis: what it rests on, for a person.
         units: how many examples or steps; None where that says nothing.
         exact: a count, the same whenever it is taken again.
+        doubt: the range that a single run's value is taken to lie in, where nothing tells its spread.
     """
 
     value: float
@@ -51,6 +52,7 @@ class Measured:
     basis: str
     units: int | None = None
     exact: bool = False
+    doubt: Interval | None = None
 
     def affine(self, scale: float, shift: float) -> Measured:
         """scale * value + shift, with its intervals."""

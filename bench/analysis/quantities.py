@@ -17,7 +17,8 @@ from scipy import stats as scipy_stats
 
 from bench.analysis import stats
 from bench.analysis.claim_arms import Chosen, NotMeasuredError, described, matching
-from bench.analysis.compare import primary_measure
+from bench.analysis.findings import primary_measure
+from bench.analysis.load import speed_doubts
 from bench.analysis.measured import Evidence, Measured, from_paired, of_difference, reformed
 from bench.analysis.measures import OVERALL, Measure, arm_estimate, paired_difference
 from bench.analysis.rate_sweeps import best_cell, tried
@@ -27,6 +28,7 @@ from bench.spec.record import Record
 
 Floats = NDArray[np.float64]
 INSTRUCTION_TASKS = ("instructions", "ifeval")
+ONE_RUN_DOUBT = 0.10  # a convention: how far another run's memory or cost may lie from the one that was measured
 SPIKE_FACTOR, SPIKE_WINDOW = 3.0, 10
 UNMEASURED = {  # no record holds these yet
     "seconds_to_target_loss_at_equal_memory": "no run was fitted to the same memory as the others",
@@ -84,14 +86,14 @@ def _of_runs(check: Check, chosen: Chosen) -> Measured:
     quantity = RUN_QUANTITIES[check.quantity]
     if not quantity.exact:
         _same_micro_batch(chosen)
-    values = np.array([quantity.of(run) for run in chosen.left])
-    if chosen.right:
-        values = _formed(check.form, values, np.array([quantity.of(run) for run in chosen.right]))
+    left, right = (np.array([quantity.of(run) for run in runs]) for runs in (chosen.left, chosen.right))
+    values = _formed(check.form, left, right)
     value, seeds = float(values.mean()), len(values)
     if quantity.exact and np.ptp(values) == 0:
         return Measured(value, None, None, "exact", exact=True)
     if seeds == 1:
-        return Measured(value, None, None, "one seed, no interval")
+        ends = [float(_formed(check.form, left * (1 + sign * ONE_RUN_DOUBT), right)[0]) for sign in (-1, 1)]
+        return Measured(value, None, None, "one seed, no interval", doubt=(min(ends), max(ends)))
     error = float(values.std(ddof=1)) / np.sqrt(seeds)
     halves = [float(scipy_stats.t.ppf(level, seeds - 1)) * error for level in (0.975, 0.95)]
     intervals = [(value - half, value + half) for half in halves]
@@ -99,6 +101,8 @@ def _of_runs(check: Check, chosen: Chosen) -> Measured:
 
 
 def _formed(form: Form, left: Floats, right: Floats) -> Floats:
+    if form == "value":
+        return left
     if form == "difference":
         return left - right
     if (right == 0).any():
@@ -116,6 +120,9 @@ def _same_micro_batch(chosen: Chosen) -> None:
 def _of_timed_steps(check: Check, chosen: Chosen, evidence: Evidence) -> Measured:
     """Speeds as sums over the timed steps that all runs have; two arms took the same tokens at the same step."""
     _same_micro_batch(chosen)
+    pairs = zip(chosen.left, chosen.right or chosen.left, strict=True)
+    if doubts := dict.fromkeys(text for left, right in pairs for text in speed_doubts(left, right)):
+        raise NotMeasuredError("; ".join(doubts))
     runs = [*chosen.left, *chosen.right]
     timed = {run.run_id: {s.step: s for s in evidence.steps.get(run.run_id, ()) if s.timed} for run in runs}
     shared = sorted(set.intersection(*(set(steps) for steps in timed.values())))
@@ -168,7 +175,7 @@ def _of_examples(check: Check, chosen: Chosen, evidence: Evidence) -> Measured:
     if not chosen.right:
         own = arm_estimate(table, [run.run_id for run in chosen.left], evidence.resampler)
         if own is None:
-            raise NotMeasuredError(f"{chosen.label} has no values of {measure_of.name}")
+            raise NotMeasuredError(f"{chosen.names[0]} has no values of {measure_of.name}")
         return from_paired(own, unit)
     difference = paired_difference(table, chosen.pairs, evidence.resampler)
     baseline = arm_estimate(table, [run.run_id for run in chosen.right], evidence.resampler)

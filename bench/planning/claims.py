@@ -105,6 +105,8 @@ def _inconsistencies(check: Check) -> Iterator[str]:
         yield f"by: {check.by} needs expect with both ends: the largest differences that are of no matter"
     if (check.one_of is not None) != (check.quantity == "trainable_dtype"):
         yield "one_of: for quantity trainable_dtype, and only for it"
+    if check.quantity.endswith("_drop") and check.order is None and check.against is None:
+        yield "a drop is one against another arm; give against (for example base) and form: difference"
     if check.metric is not None and check.quantity != "score":
         yield "metric: only for quantity score"
 
