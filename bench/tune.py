@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.analysis.rates import best, edge, next_rate, remarks
-from bench.cli import console, prepare_all
+from bench.cli import COMMAND_AGAIN, console, prepare_all
 from bench.planning.rates import RATES_FILE, read_rates
 from bench.planning.tuning import compose_tuning, trial
 from bench.running.execute import execute
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.problem(error.message())
         return 2
     except KeyboardInterrupt:
-        console.problem("Stopped. Finished trials are kept; the same command again runs only what is missing.")
+        console.problem(f"Stopped. Finished trials are kept. {COMMAND_AGAIN}")
         return 130
 
 
@@ -65,8 +65,12 @@ def search(arm: RunConfig, settings: TuneConfig) -> Tuning | None:
         leader = best(trials)
         points = records[leader.run_id].train.heldout if leader else ()  # type: ignore[union-attr]
         config = trial(arm, settings, rate, points)
-        with console.run(config) as watch:
-            record = execute(config, watch)
+        try:
+            with console.run(config) as watch:
+                record = execute(config, watch)
+        except OSError as error:  # a full disk, a folder gone
+            console.problem(f"{arm.method.name}: not written down: {error}. {COMMAND_AGAIN}")
+            return None
         if record.status is not Status.OK or record.train is None:
             console.ended(record)
             return None

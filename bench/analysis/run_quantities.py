@@ -79,7 +79,10 @@ def trainable_parameters(record: Record) -> float:
 
 def checkpoint_mb(record: Record) -> float:
     """The weights that training wrote: the adapter, or the whole model."""
-    return trained(record).checkpoint_bytes / MB
+    size_bytes = trained(record).checkpoint_bytes
+    if size_bytes is None:
+        raise NotMeasuredError("a trial of a learning rate keeps no weights")
+    return size_bytes / MB
 
 
 def cost_usd(record: Record) -> float:

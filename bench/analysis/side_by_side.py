@@ -46,7 +46,7 @@ def _described(record: Record) -> dict[str, str]:
     settings = flat(record.config)
     values = {k: _text(v) for k, v in settings.items() if v is not None and not k.startswith(_SKIPPED)}
     if is_base(record):
-        values = {k: v for k, v in values.items() if not k.startswith("train.")}
+        values = {k: v for k, v in values.items() if not k.startswith(("train.", "rates", "learning_rate_source"))}
     measured: dict[str, Any] = {}
     if record.train:
         measured = {

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from bench.spec.config import Fraction, PositiveInt, suggest
 from bench.spec.failure import ConfigurationError
 
-RATES_VERSION = 1
+RATES_VERSION: Literal[1] = 1
 _STRICT = ConfigDict(extra="forbid")
 Rate = Annotated[float, Field(gt=0, le=1)]
 Edge = Literal["low", "high"]
