@@ -72,6 +72,35 @@ def test_exit_code_3_is_out_of_memory(child) -> None:
     assert child("raise SystemExit(3)").status is Status.OOM
 
 
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        ("terminate called after throwing an instance of 'std::bad_alloc'", "import os; os.abort()"),
+        ("Error out of memory at line 380 in file /src/csrc/ops.cu", "raise SystemExit(1)"),
+    ],
+    ids=["C++", "bitsandbytes"],
+)
+def test_compiled_code_that_gives_up_on_memory_is_out_of_memory(child, words: str, end: str) -> None:
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"
+    assert child(f"{limits}; print({words!r}, flush=True)\n{end}").status is Status.OOM
+    assert child(f"{limits}\n{end}").status is not Status.OOM
+
+
+def test_a_child_that_dies_without_a_word_leaves_the_last_line_of_its_log(child) -> None:
+    assert (
+        "No space left"
+        in child("print('OSError: No space left on device', flush=True); raise SystemExit(1)").failure.message
+    )
+
+
+def test_a_child_that_ignores_the_first_signal_is_killed(child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 1)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    started = time.monotonic()
+    assert child(code, timeout_seconds=2).status is Status.TIMEOUT
+    assert time.monotonic() - started < 10
+
+
 def test_a_configuration_error_is_raised_with_the_childs_words(child) -> None:
     problem = json.dumps({"problems": ["task.train_file: data.jsonl:3: not JSON"]})
     with pytest.raises(ConfigurationError, match=r"data\.jsonl:3"):
