@@ -13,6 +13,7 @@ from bench.spec.config import RunConfig
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="store the loss curves as they are now")
+    parser.addoption("--update-faults", action="store_true", help="write the table of docs/faults.md from tests/faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
