@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -43,12 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
         if not set(flags) & set(_INFORMATION):
             configs = compose(overrides, multirun)
             pending = [c for c in configs if searching or not is_finished(c)]
-            console.plan(configs, pending)
-            if not pending:
-                return _conclude(configs)
+            if searching:
+                console.say("The sweeper draws the runs one after the other.")
+            else:
+                console.plan(configs, pending)
             for config in configs:
                 keep_rates(config)
-            prepare_all(pending)
+            if not pending:
+                return _conclude(configs)
+            prepare_all([_aside(c) for c in pending] if searching else pending)
         sys.argv[1:] = flags + explicit(overrides)
         _job()
         return 0 if set(flags) & set(_INFORMATION) else _conclude(configs, searching)
@@ -74,6 +78,11 @@ def _job(composed: DictConfig) -> float | None:
     if trouble := track(config, record):
         console.problem(trouble)
     return record.train.heldout[-1].loss if record.train and record.train.heldout else None
+
+
+def _aside(config: RunConfig) -> RunConfig:
+    """A run that is only prepared, because a search draws others in its place: without a folder among the results."""
+    return replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
 
 
 def prepare_all(pending: list[RunConfig]) -> None:

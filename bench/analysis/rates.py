@@ -142,10 +142,11 @@ def remarks(tuning: Tuning, runs: Sequence[Record] = ()) -> list[str]:
     if tuning.learning_rate is None:
         found.append("no rate that was tried ended with a finite loss.")
     elif tuning.at_edge:
-        ends = {"low": ("lowest", "lower"), "high": ("highest", "higher")}[tuning.at_edge]
+        end, other = {"low": ("lowest", "a lower"), "high": ("highest", "a higher")}[tuning.at_edge]
+        if len(tuning.trials) == 1:
+            end, other = "only one", "another"
         found.append(
-            f"the best learning rate, {tuning.learning_rate:g}, is the {ends[0]} that was tried; a {ends[1]} one may "
-            "be better."
+            f"the best learning rate, {tuning.learning_rate:g}, is the {end} that was tried; {other} one may be better."
         )
     if tuning.max_steps is not None:
         found.append(f"its learning rate was chosen on trials of at most {tuning.max_steps} steps.")

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from bench.planning.rates import RATES_FILE, read_rates
 from bench.running.store import claim
 from bench.spec.config import RunConfig
+from bench.spec.failure import ConfigurationError
 from bench.spec.layout import sweep_folder, write_atomic
 from bench.spec.tuning import Rates, Tuning
 
@@ -29,9 +30,16 @@ def keep_tuning(path: Path, tuning: Tuning) -> None:
 
 
 def keep_rates(config: RunConfig) -> None:
-    """Copy the rates file that a run names into its sweep's folder, where the report looks for it."""
+    """Copy the rates file that a run names into its sweep's folder, where the report looks for it.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to.
+    """
     if config.rates is None:
         return
     kept = sweep_folder(config) / RATES_FILE
-    if kept.resolve() != Path(config.rates).resolve():
-        write_atomic(kept, Path(config.rates).read_text(encoding="utf-8"))
+    try:
+        if kept.resolve() != Path(config.rates).resolve():
+            write_atomic(kept, Path(config.rates).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError([f"rates: {config.rates} cannot be copied to {kept}: {error}"]) from None
