@@ -2,6 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep and its report
+    ... --allow-different=device,threads                        compare in spite of these; the report says so
 
 Exit codes: 0 all runs are ok and reported; 1 some failed (their records say why) or could not be written down; 2
 mistakes in the configuration, nothing was run; 130 stopped by Ctrl-C, what was finished is kept.
@@ -18,18 +19,21 @@ import hydra
 from omegaconf import DictConfig
 
 from bench.console import Console
+from bench.planning import pairs
 from bench.planning.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
 from bench.running.execute import execute, prepare
 from bench.running.rates import keep_rates
 from bench.running.store import claim, is_finished, read_record, unwritable_folders
 from bench.running.tracking import track
+from bench.spec.agreement import allowed_names
 from bench.spec.config import RunConfig
 from bench.spec.failure import ConfigurationError, Status
 from bench.spec.identity import data_key, run_id
-from bench.spec.layout import run_folder, sweep_folder
+from bench.spec.layout import run_folder, sweep_folder, write_atomic
 
 COMMAND_AGAIN = "The same command again runs only what is missing."
 _INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+_ALLOW = "--allow-different"
 console = Console()
 
 
@@ -37,25 +41,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     flags = [a for a in arguments if a.startswith("-")]
+    exceptions = [flag for flag in flags if flag.startswith(_ALLOW)]
+    flags = [flag for flag in flags if flag not in exceptions]
     overrides = [a for a in arguments if not a.startswith("-")]
     multirun = bool({"-m", "--multirun"} & set(flags))
     searching = multirun and is_search(overrides)
     try:
         if not set(flags) & set(_INFORMATION):
+            given = ",".join(flag.removeprefix(_ALLOW).removeprefix("=") for flag in exceptions)
+            allowed = allowed_names(given) if exceptions else frozenset()
             configs = compose(overrides, multirun)
             pending = [c for c in configs if searching or not is_finished(c)]
             if searching:
                 console.say("The sweeper draws the runs one after the other.")
             else:
-                console.plan(configs, pending)
+                console.plan(configs, pending, allowed)
             for config in configs:
                 keep_rates(config)
             if not pending:
-                return _conclude(configs)
+                return _conclude(configs, allowed)
             prepare_all([_aside(c) for c in pending] if searching else pending)
+            _keep_plan(configs)
         sys.argv[1:] = flags + explicit(overrides)
         _job()
-        return 0 if set(flags) & set(_INFORMATION) else _conclude(configs, searching)
+        return 0 if set(flags) & set(_INFORMATION) else _conclude(configs, allowed, searching)
     except ConfigurationError as error:
         console.problem(error.message())
         return 2
@@ -94,9 +103,10 @@ def prepare_all(pending: list[RunConfig]) -> None:
     problems = dict.fromkeys(problem for config in pending for problem in unwritable_folders(config))
     if problems:
         raise ConfigurationError(list(problems))
-    for config in {data_key(c): c for c in reversed(pending)}.values():
+    for config in {(data_key(c), c.method.quantization): c for c in reversed(pending)}.values():
         try:
-            with console.stage(f"prepare {config.model.name}, {config.task.name}") as watch:
+            scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
+            with console.stage(f"prepare {config.model.name}{scheme}, {config.task.name}") as watch:
                 outcome = prepare(config, watch)
         except ConfigurationError as error:
             problems |= dict.fromkeys(error.problems)
@@ -107,10 +117,18 @@ def prepare_all(pending: list[RunConfig]) -> None:
         raise ConfigurationError(list(problems))
 
 
-def _conclude(configs: list[RunConfig], searching: bool = False) -> int:
+def _keep_plan(configs: list[RunConfig]) -> None:
+    """Write down what every two methods have in common, before the first of them runs."""
+    for folder in sorted({sweep_folder(c) for c in configs}):
+        groups = pairs.groups_of([c for c in configs if sweep_folder(c) == folder])
+        if any(group.pairs for group in groups):
+            write_atomic(folder / pairs.FILE, pairs.to_json(groups))
+
+
+def _conclude(configs: list[RunConfig], allowed: frozenset[str], searching: bool = False) -> int:
     """Write the reports; 0 when every run is ok and reported. A search's runs are those that are in its folder."""
     folders = sorted({sweep_folder(c) for c in configs})
-    reported = [_report(folder) for folder in folders]
+    reported = [_report(folder, allowed) for folder in folders]
     if searching:
         records = [read_record(path.parent) for folder in folders for path in folder.glob("*/record.json")]
         ended_well = all(record is not None and record.status is Status.OK for record in records)
@@ -119,14 +137,14 @@ def _conclude(configs: list[RunConfig], searching: bool = False) -> int:
     return 0 if all(reported) and ended_well else 1
 
 
-def _report(folder: Path) -> bool:
+def _report(folder: Path, allowed: frozenset[str]) -> bool:
     """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written."""
     from bench.report.build import NoRecordsError, build_report  # plotting takes a second to import
 
     try:
         with claim(folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            console.say(f"Report: {build_report(folder)}")
+            console.say(f"Report: {build_report(folder, allowed=allowed)}")
     except (OSError, NoRecordsError) as error:
         console.problem(f"The report could not be written: {error}. Every record is kept. {COMMAND_AGAIN}")
         return False

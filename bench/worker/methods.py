@@ -21,6 +21,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from bench.spec.config import AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
 from bench.worker.models import load_weights
+from bench.worker.quantized import stored
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -38,20 +39,21 @@ def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.
 
     Without bf16 arithmetic (`compute_dtype` float32) there is no autocast, so the weights are fp32 for all methods.
     """
-    model = load_weights(
-        config.model,
-        source,
-        dtype=compute_dtype if compute_dtype is torch.float32 else getattr(torch, config.method.weights_dtype),
-        quantization_config=_quantization(config.method.quantization, compute_dtype),
-        device_map={"": device},
-        **options,
-    )
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes' 4-bit layers would repack their weights for its CPU inference kernel at every change
-            # between training and evaluation, which compiled layers cannot follow. Only CPUs look at this.
-            module.support_avx512bf16_for_cpu = False
+    dtype = compute_dtype if compute_dtype is torch.float32 else getattr(torch, config.method.weights_dtype)
+    options |= {"dtype": dtype, "device_map": {"": device}}
+    if config.method.quantization is None:
+        return load_weights(config.model, source, **options)
+
+    def quantize() -> Any:
+        scheme = _quantization(cast("QuantizationConfig", config.method.quantization), compute_dtype)
+        return load_weights(config.model, source, quantization_config=scheme, **options)
+
+    found = stored(config, source, device, dtype, quantize)
+    if found is None:
+        return _without_repacking(quantize())
+    folder, commit = found
+    model = _without_repacking(load_weights(config.model, str(folder), **options))
+    model.config._commit_hash = commit
     return model
 
 
@@ -64,6 +66,15 @@ def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> t
 
     model.requires_grad_(False)
     return get_peft_model(model, _lora(method.adapter), autocast_adapter_dtype=True)
+
+
+def _without_repacking(model: Any) -> Any:
+    """bitsandbytes' 4-bit layers would repack their weights for its CPU inference kernel at every change between
+    training and evaluation, which compiled layers cannot follow. Only CPUs look at this."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def add_adapters_in_fp32(model: torch.nn.Module, method: MethodConfig) -> None:
@@ -134,9 +145,7 @@ def checkpoint_dtype(model: torch.nn.Module, method: MethodConfig) -> str:
     return str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch.")
 
 
-def _quantization(quantization: QuantizationConfig | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    if quantization is None:
-        return None
+def _quantization(quantization: QuantizationConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     if quantization.scheme == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

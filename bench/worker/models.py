@@ -50,9 +50,9 @@ def locate(model: ModelConfig, cache: Path) -> str:
     if model.source == "gguf_package":
         gguf = _gguf_file(model.location)
         folder = cache / "models" / f"{model.name}-{version(model.location.replace('_', '-'))}"
-        return str(_make_once(folder, lambda target: _dequantize(gguf, target)))
+        return str(make_once(folder, lambda target: _dequantize(gguf, target)))
     if model.source == "random":
-        return str(_make_once(cache / "models" / model.name, _make_random))
+        return str(make_once(cache / "models" / model.name, _make_random))
     if model.source == "folder" and not (Path(model.location) / "config.json").exists():
         raise ConfigurationError([f"model.location: no config.json in the folder {model.location!r}"])
     return model.location
@@ -137,7 +137,7 @@ def _gguf_file(package: str) -> Path:
     return next(Path(found.origin).parent.rglob("*.gguf"))
 
 
-def _make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Fill a folder by `make`; keeps what another process made first, makes again what is not whole."""
     if not _is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def trainable_model(source: str, method: str, *overrides: str, seed: int = 0):
-    (config,) = compose(["model=tiny-random", f"method={method}", *overrides], multirun=False)
+    settings = ["model=tiny-random", f"method={method}", f"paths.cache={Path(source).parents[1]}", *overrides]
+    (config,) = compose(settings, multirun=False)
     base = methods.load_base(config, source, "cpu", torch.bfloat16)
     return methods.make_trainable(base, config.method, seed), config
 
@@ -75,6 +76,24 @@ def test_without_bf16_everything_computes_in_fp32(source: str, method: str) -> N
     model = methods.make_trainable(methods.load_base(config, source, "cpu", torch.float32), config.method, 0)
     assert model(IDS).logits.dtype is torch.float32
     assert torch.bfloat16 not in {p.dtype for p in model.parameters()}
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8"])
+def test_the_stored_base_is_the_quantized_one(source: str, tmp_path: Path, scheme: str) -> None:
+    overrides = ["model=tiny-random", "method=qlora", f"method.quantization.scheme={scheme}", f"paths.cache={tmp_path}"]
+    (config,) = compose(overrides, multirun=False)
+    quantization = methods._quantization(config.method.quantization, torch.bfloat16)
+    fresh = methods._without_repacking(
+        models.load_weights(
+            config.model, source, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": "cpu"}
+        )
+    )
+    stored = methods.load_base(config, source, "cpu", torch.bfloat16)
+    (folder,) = (tmp_path / "quantized").iterdir()
+    assert scheme in folder.name
+    assert stored.name_or_path == str(folder)
+    with torch.no_grad():
+        assert torch.equal(stored(IDS).logits, fresh(IDS).logits)
 
 
 def test_parameters_total_counts_a_4_bit_weight_as_two(source: str) -> None:

@@ -136,7 +136,7 @@ def test_compiled_layers_do_not_keep_dequantized_weights(smoke, tmp_path: Path) 
     compile_layers(model)
     batch = data.collate([prepare.load_prepared(data_folder(config)).train[0]], pad_id=0)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-        loss = model(**batch).loss
+        loss = model(**batch, use_cache=False).loss
     loss.backward()
     assert shapes  # the layers are quantized
     assert kept  # and the compiled graph saves something for the backward
@@ -151,6 +151,25 @@ def test_speed_counts_timed_steps_only(smoke, tmp_path: Path) -> None:
     assert result.train_tokens_per_second == pytest.approx(rate)
     assert result.spans_seconds["train_steps"] == pytest.approx(sum(s["seconds"] for s in steps))
     assert result.tokens == sum(s["tokens"] for s in steps)
+
+
+def test_the_time_line_of_memory_ends_at_the_peak_of_training(smoke, tmp_path: Path) -> None:
+    result, steps = trained(configured(smoke, "method=lora", "train.heldout_points=2"), tmp_path / "run")
+    (peak,) = [phase.peak_bytes for phase in result.memory if phase.phase == "train"]
+    line = [step["peak_so_far_bytes"] for step in steps]
+    assert line == sorted(line)  # over a held-out evaluation too
+    assert line[-1] == pytest.approx(peak, rel=0.01)
+    assert all(0 < step["memory_bytes"] <= 1.01 * step["peak_so_far_bytes"] for step in steps)
+
+
+def test_one_warm_up_step_is_taken_apart(smoke, tmp_path: Path) -> None:
+    result, _ = trained(configured(smoke, "method=lora", "train.untimed_steps=2"), tmp_path / "with")
+    assert [part.phase for part in result.step_memory] == ["forward", "backward", "optimizer"]
+    (peak,) = [phase.peak_bytes for phase in result.memory if phase.phase == "train"]
+    assert all(0 < part.peak_bytes <= 1.01 * peak for part in result.step_memory)
+    result, steps = trained(configured(smoke, "method=lora", "train.untimed_steps=0"), tmp_path / "without")
+    assert result.step_memory == []  # no step that is not timed
+    assert all(step["timed"] for step in steps)
 
 
 def test_weights_are_whole_or_not_marked_as_such(smoke, tmp_path: Path) -> None:

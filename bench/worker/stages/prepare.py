@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.spec.failure import ConfigurationError
 from bench.spec.layout import data_folder
-from bench.worker import checks, models, prepare
+from bench.worker import checks, device, methods, models, prepare
 from bench.worker.stages.context import Context
 
 
@@ -27,4 +27,8 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(config.model, source)
     context.progress.phase("data")
     summary = prepare.prepare(config, tokenizer, data_folder(config))
+    if config.method.quantization is not None:
+        context.progress.phase("quantize")
+        resolved = device.resolve(config)
+        methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
     return {"data": asdict(summary)}
