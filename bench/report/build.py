@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.analysis.frame import regression_tasks_frame
-from bench.report import plots, rates
+from bench.report import memory_plots, plots, rates
 from bench.report.answer import Group, groups_of
 from bench.report.fairness import write_fairness
 from bench.report.html import to_html
@@ -74,10 +74,14 @@ def _draw(folder: Path, group: Group, *, single: bool) -> list[Plot]:
 
 
 def _loss_curves(group: Group) -> Figure | None:
+    return plots.loss_curves(_of(group, group.sweep.steps), _of(group, group.sweep.heldout), group.arms)
+
+
+def _of(group: Group, frame: pd.DataFrame) -> pd.DataFrame:
+    """The group's rows of a sweep's frame, with their arm."""
     arm = group.runs.set_index("run_id")["arm"]
-    frames = [frame[frame["run_id"].isin(arm.index)] for frame in (group.sweep.steps, group.sweep.heldout)]
-    steps, heldout = (frame.assign(arm=frame["run_id"].map(arm)) for frame in frames)
-    return plots.loss_curves(steps, heldout, group.arms)
+    rows = frame[frame["run_id"].isin(arm.index)]
+    return rows.assign(arm=rows["run_id"].map(arm))
 
 
 def _regression_changes(group: Group) -> Figure | None:
@@ -116,7 +120,15 @@ _FIGURES: Sequence[tuple[str, str, str, str | Callable[[Group], str], Callable[[
         "Stacked bars: peak training memory of each method by weights, gradients, optimizer state and the rest.",
         "Mean over seeds. Weights, gradients and optimizer state are summed over the tensors; activations and "
         "workspace are the rest of the measured peak. On a CPU the process (Python and libraries) is part of the peak.",
-        lambda group: plots.memory_parts(group.runs),
+        lambda group: memory_plots.memory_parts(group.runs),
+    ),
+    (
+        "memory_over_steps",
+        "Memory over training",
+        "Line chart: memory held after each optimizer step and the highest until then, by method.",
+        "Thin: held at the end of each step. Bold: the highest of the training phase so far; the marker is the step "
+        "in which the peak arose (the table of memory by phase says in which part of a step). One line a seed.",
+        lambda group: memory_plots.memory_over_steps(_of(group, group.sweep.steps), group.arms),
     ),
     (
         "regression",

@@ -66,7 +66,7 @@ def _other_load(runs: pd.DataFrame) -> str:
 
 
 def memory_table(group: Group) -> str:
-    """One row an arm and phase, the highest of the seeds."""
+    """One row an arm and phase, or part of a training step; the highest of the seeds."""
     phases: dict[tuple[str, str, str], list[PhaseMemory]] = {}
     for record in group.records:
         arm = str(group.runs.set_index("run_id").at[record.run_id, "arm"])
@@ -74,6 +74,8 @@ def memory_table(group: Group) -> str:
             stage = getattr(record, name)
             for entry in stage.memory if stage else ():
                 phases.setdefault((arm, name, entry.phase), []).append(entry)
+        for entry in record.train.step_memory if record.train else ():
+            phases.setdefault((arm, "train", f"one step: {entry.phase}"), []).append(entry)
     ordered = sorted(phases.items(), key=lambda item: group.arms.index(item[0][0]))
     names = ("peak_bytes", "above_start_bytes", "peak_reserved_bytes", "device_used_bytes", "anonymous_bytes")
     rows = [
@@ -163,10 +165,10 @@ def environment_table(sweep: Sweep) -> str:
                 "attention": environment.attention,
                 "compiled": environment.compiled,
                 "threads": environment.threads,
-            }
-        if record.data:
                 "usable processors": environment.cpu_affinity,
                 "CPU governor": environment.cpu_governor,
+            }
+        if record.data:
             facts |= {f"data of {record.task}": f"{record.data.source}; fingerprint {record.data.fingerprint[:12]}"}
         for name, value in facts.items():
             if name.endswith("_bytes") and known(value):

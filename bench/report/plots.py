@@ -24,18 +24,11 @@ from bench.analysis.recommend import pareto_set
 
 DPI = 130
 Styles = dict[str, dict[str, Any]]  # arm -> matplotlib keywords
-_GREY = "#6b6b6b"
-_COLOURS = {"base": _GREY, "full": "#0072B2", "lora": "#E69F00", "qlora": "#009E73"}
+GREY = "#6b6b6b"
+_COLOURS = {"base": GREY, "full": "#0072B2", "lora": "#E69F00", "qlora": "#009E73"}
 _MORE = ["#CC79A7", "#D55E00", "#56B4E9", "#000000", "#8B6914", "#7B5EA7"]
 _MARKERS = {"base": "s", "full": "o", "lora": "^", "qlora": "D"}
 _MORE_MARKERS = ["v", "P", "X", "<", ">", "*"]
-_PARTS = [  # column, label, colour (cividis: another scale than the methods')
-    ("start_bytes", "process before the model", "#D9D9D9"),
-    ("weights_bytes", "weights", "#00224E"),
-    ("gradients_bytes", "gradients", "#575D6D"),
-    ("optimizer_bytes", "optimizer state", "#A59C74"),
-    ("rest_bytes", "activations and workspace", "#FEE838"),
-]
 
 
 def styles(arms: Sequence[str]) -> Styles:
@@ -75,7 +68,7 @@ def quality_against_cost(findings: Findings, runs: pd.DataFrame) -> Figure | Non
         _base_lines(axes, findings, estimates, look)
         axes.set_xlabel(label)
         axes.set_xlim(0, float(points[column].max()) * 1.12 if points[column].notna().any() else 1)
-        _finish(axes)
+        finish(axes)
         lows, highs = zip(*map(_ends, estimates.values()), strict=True)
         if max(highs) - min(lows) < 1e-6:  # all scores equal: no scale of their own
             axes.set_ylim(min(lows) - 0.05, max(highs) + 0.05)
@@ -142,40 +135,12 @@ def loss_curves(steps: pd.DataFrame, heldout: pd.DataFrame, arms: Sequence[str])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(label)
         axes.set_ylabel("loss, nats per token" if place == 0 else "")
-        _finish(axes)
+        finish(axes)
     shown = [arm for arm in arms if arm in {*steps["arm"], *heldout["arm"]}]
     handles = [Line2D([], [], label=arm, lw=2.2, ms=5, **look[arm]) for arm in shown]
-    handles.append(Line2D([], [], label="held-out: bold", lw=2.2, color=_GREY))
-    handles.append(Line2D([], [], label="training: faint", lw=0.9, alpha=0.5, color=_GREY))
+    handles.append(Line2D([], [], label="held-out: bold", lw=2.2, color=GREY))
+    handles.append(Line2D([], [], label="training: faint", lw=0.9, alpha=0.5, color=GREY))
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
-    return figure
-
-
-def memory_parts(runs: pd.DataFrame) -> Figure | None:
-    """Peak training memory by arm, stacked: what was measured of tensors, and the rest of the peak."""
-    if "train_peak_bytes" not in runs or not runs["train_peak_bytes"].notna().any():
-        return None
-    columns = ["train_peak_bytes", "start_bytes", "weights_bytes", "gradients_bytes", "optimizer_bytes"]
-    means = runs.reindex(columns=["arm", *columns]).groupby("arm", sort=False)[columns].mean()
-    means = means[means["train_peak_bytes"].notna()]
-    figure = Figure(figsize=(9.5, 1.5 + 0.55 * len(means)), layout="constrained")
-    axes = figure.add_subplot()
-    rest = means["train_peak_bytes"] - means[columns[1:]].fillna(0).sum(axis=1)
-    means["rest_bytes"] = rest.clip(lower=0)
-    left = np.zeros(len(means))
-    for column, label, colour in _PARTS:
-        width = means[column].fillna(0).to_numpy() / 2**30
-        if width.any():
-            axes.barh(means.index, width, left=left, color=colour, edgecolor="white", lw=0.6, label=label)
-        left = left + width
-    peaks = means["train_peak_bytes"] / 2**30
-    for place, peak in enumerate(peaks):
-        axes.text(max(peak, left[place]), place, f"  {peak:.2f}", va="center")
-    axes.set_xlim(0, max(left.max(), peaks.max()) * 1.1)
-    axes.set_xlabel("peak training memory, GiB")
-    axes.invert_yaxis()
-    _finish(axes, grid="x")
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
@@ -203,12 +168,13 @@ def regression_changes(comparisons: Sequence[Comparison], arms: Sequence[str]) -
     axes.set_yticks(range(len(tasks)), tasks)
     axes.invert_yaxis()
     axes.set_xlabel(f"change against {shown[0].baseline}, points (95% interval)")
-    _finish(axes, grid="x")
+    finish(axes, grid="x")
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
-def _finish(axes: Axes, grid: str = "y") -> None:
+def finish(axes: Axes, grid: str = "y") -> None:
+    """Grid and frame, the same in every figure."""
     axes.grid(axis="both" if grid == "y" else "x", color="#e3e3e3", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

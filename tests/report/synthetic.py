@@ -200,6 +200,10 @@ def make_train(method: str, seed: int) -> TrainResult:
         [PhaseMemory("load", 900 * MIB, 300 * MIB), PhaseMemory("train", peak, peak - 600 * MIB)],
         MemoryBreakdown(*parts), {"import": 8.0, "load": 2.0, "train_steps": seconds, "heldout": 12.0, "save": 0.4},
         ENVIRONMENT,
+        step_memory=[
+            PhaseMemory(part, peak - less * MIB, None)
+            for part, less in (("forward", 205), ("backward", 0), ("optimizer", 1005))
+        ],
     )  # fmt: skip
 
 
@@ -210,7 +214,7 @@ def make_steps(method: str, seed: int) -> list[Step]:
     seconds = 2240 / facts["speed"]
     return [
         Step(n, 3.6 - (3.5 - facts["loss"]) * (1 - math.exp(-n / 9)) + float(rng.normal(0, 0.08)), 1.1, 1e-4, seconds,
-             2240, 480, 2600, n * seconds, n > 3)
+             2240, 480, 2600, n * seconds, n > 3, (facts["peak"] - 1500) * MIB, (facts["peak"] - 300 // n) * MIB)
         for n in range(1, STEPS + 1)
     ]  # fmt: skip
 

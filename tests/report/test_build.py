@@ -19,9 +19,9 @@ from bench.report.build import NoRecordsError, build_report
 
 PNG = b"\x89PNG\r\n"
 SECTIONS = [
-    "Answer", "Quality against memory and time", "Loss", "Peak training memory", "Regression", "Differences",
-    "Regression by task", "What differed, what was identical", "Speed", "Memory by phase, GiB", "Wall time",
-    "Sample predictions", "Environment", "Failures",
+    "Answer", "Quality against memory and time", "Loss", "Peak training memory", "Memory over training", "Regression",
+    "Differences", "Regression by task", "What differed, what was identical", "Speed", "Memory by phase, GiB",
+    "Wall time", "Sample predictions", "Environment", "Failures",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_html_is_self_contained(page: Page) -> None:
     assert "link" not in page.tags
     outside = [link for link in page.links if not link.startswith(("#", "data:image/png;base64,", "tables/"))]
     assert outside == []
-    assert sum(link.startswith("data:image/png") for link in page.links) == 4
+    assert sum(link.startswith("data:image/png") for link in page.links) == 5
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
@@ -99,12 +99,25 @@ def test_html_is_small(built: Path) -> None:
 
 def test_plots_and_tables_are_written(built: Path) -> None:
     names = sorted(path.name for path in (built / "plots").iterdir())
-    assert names == ["loss_curves.png", "memory.png", "quality_against_cost.png", "regression.png"]
+    figures = ["loss_curves", "memory", "memory_over_steps", "quality_against_cost", "regression"]
+    assert names == [f"{figure}.png" for figure in figures]
     assert all(path.read_bytes().startswith(PNG) for path in (built / "plots").iterdir())
     assert len(pd.read_csv(built / "tables" / "runs.csv")) == 8
     comparisons = pd.read_csv(built / "tables" / "comparisons.csv")
     assert {"measure_name", "arm", "baseline", "difference", "low", "high", "p_holm", "verdict"} <= set(comparisons)
     assert len(pd.read_csv(built / "tables" / "regression.csv")) == 7 * 5
+
+
+def test_memory_by_part_of_a_step_stands_beside_that_by_phase(built: Path) -> None:
+    text = (built / "report.md").read_text()
+    table = text[text.index("## Memory by phase") : text.index("## Wall time")]
+    lines = [line for line in table.splitlines() if line.startswith("| full")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[2:4] for row in rows if row[2].startswith("one step")] == [
+        ["one step: forward", "4.10"],
+        ["one step: backward", "4.30"],
+        ["one step: optimizer", "3.32"],
+    ]
 
 
 def test_failures_come_with_the_next_step(built: Path) -> None:
