@@ -102,7 +102,8 @@ def choose(
         raise NotMeasuredError(
             f"no run of {described(of)} and of {described(against)} agree in all other settings{equally}"
         )
-    chosen, refused = [], {}
+    chosen: list[Chosen] = []
+    refused: dict[str, None] = {}
     for left, right in alike:
         pairs, reasons = fair_pairs(lefts[left], rights[right], samples)
         by_id = {record.run_id: record for record in [*lefts[left], *rights[right]]}

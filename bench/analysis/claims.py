@@ -21,7 +21,7 @@ from bench.analysis.measured import Evidence, Interval, Measured
 from bench.analysis.quantities import ONE_RUN_DOUBT, PAIRED_BY_EXAMPLE, best_rates, measure
 from bench.analysis.run_quantities import base_parameters, trained
 from bench.analysis.stats import FEWEST_EXAMPLES
-from bench.spec.claim import Arm, Check, Claim, Needs, Range
+from bench.spec.claim import Arm, Check, Claim, Form, Needs, Range
 from bench.spec.record import Record
 
 Word = Literal["holds", "does not hold", "inconclusive", "not tested"]
@@ -71,8 +71,9 @@ def _verdict(claim: Claim, evidence: Evidence) -> Verdict:
 
 def _agreed(parts: Sequence[Part]) -> Word:
     """The word of a check on several arms: theirs, where they agree."""
-    words = {part.word for part in parts if part.word != "not tested"} or {"not tested"}
-    return words.pop() if len(words) == 1 else "inconclusive"
+    words = {part.word for part in parts}
+    tested = [word for word in words if word != "not tested"]
+    return "inconclusive" if len(tested) > 1 else tested[0] if tested else "not tested"
 
 
 def _unmet(needs: Needs, evidence: Evidence) -> str:
@@ -111,13 +112,11 @@ def _single(check: Check) -> list[Check]:
     """The check itself, or the pairs of its order: a ratio against 1, for scores and drops a difference against 0."""
     if check.order is None:
         return [check]
-    differs = check.quantity in (*PAIRED_BY_EXAMPLE, "gradient_spike_share")
-    form, limit = ("difference", 0.0) if differs else ("ratio", 1.0)
-    alone = replace(check, order=None)
-    return [
-        replace(alone, of=Arm(left), against=Arm(right), form=form, **{"above" if sign == ">" else "below": limit})
-        for left, sign, right in check.pairs()
-    ]
+    form: Form = "difference" if check.quantity in (*PAIRED_BY_EXAMPLE, "gradient_spike_share") else "ratio"
+    limit = 0.0 if form == "difference" else 1.0
+    alone = replace(check, order=None, form=form)
+    pairs = [(replace(alone, of=Arm(left), against=Arm(right)), sign) for left, sign, right in check.pairs()]
+    return [replace(pair, above=limit) if sign == ">" else replace(pair, below=limit) for pair, sign in pairs]
 
 
 def _parts(check: Check, evidence: Evidence) -> list[Part]:

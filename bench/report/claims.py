@@ -1,0 +1,204 @@
+"""The section on public claims: what each says, what was measured, and the verdict, contradicting ones side by side.
+
+>>> print(section(group, verdicts_of(group, known_claims(problems))))
+36 claims: 5 hold, 8 do not hold, ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.analysis import stats
+from bench.analysis.claims import Part, Verdict, Word, judge
+from bench.analysis.measured import Evidence, Interval, Measured
+from bench.analysis.pairing import group_arms
+from bench.analysis.quantities import ONE_RUN_DOUBT
+from bench.planning.claims import read_claims
+from bench.report.answer import Group
+from bench.report.format import UNKNOWN, cell, table
+from bench.report.load import Problem
+from bench.spec.claim import Check, Claim
+from bench.spec.failure import ConfigurationError
+
+_TOPICS = {  # by quantity; a claim belongs to the topic of its first check
+    "memory": ("peak_memory_gb", "static_bytes_per_parameter", "base_weights_gb", "bits_per_quantized_parameter"),
+    "speed": ("tokens_per_second", "step_seconds", "seconds_to_target_loss_at_equal_memory"),
+    "size": ("trainable_share", "trainable_parameters", "trainable_dtype", "checkpoint_mb", "cost_usd"),
+    "quality": ("score", "test_loss", "best_learning_rate", "gradient_spike_share"),
+    "forgetting": ("regression_drop", "instructions_drop"),
+}
+_FORMS = {
+    "value": "{0}",
+    "ratio": "{0} / {1}",
+    "reduction": "1 - {0} / {1}",
+    "difference": "{0} - {1}",
+    "relative_difference": "({0} - {1}) / {1}",
+}
+_DEFINITIONS = (
+    "Holds: the 95% interval lies within what the claim expects; does not hold: it lies outside. A claim of equality "
+    "holds when the 90% interval lies within its limits (two one-sided tests at 5%). One seed: the interval covers the "
+    "steps or examples of that run, not what another run would give; where there is none, the value is taken as right "
+    f"to {ONE_RUN_DOUBT:.0%}. All parts of a claim must hold. Each claim is a question of its own: the intervals are "
+    "not adjusted for their number. docs/claims.md defines the quantities and how to add claims. Sources:"
+)
+_SAID: dict[Word, str] = {
+    "holds": "hold",
+    "does not hold": "do not hold",
+    "inconclusive": "are inconclusive",
+    "not tested": "were not tested",
+}
+
+
+def known_claims(problems: list[Problem]) -> list[Claim]:
+    """The claims of `conf/claims`; mistakes in its files are added to `problems`, and no claim is judged then."""
+    try:
+        return read_claims()
+    except ConfigurationError as error:
+        step = "Mend it and write the report again; docs/claims.md explains the keys."
+        problems += [Problem("conf/claims", "*.yaml", text, step) for text in error.problems]
+        return []
+
+
+def verdicts_of(group: Group, claims: Sequence[Claim], *, seed: int = 0) -> list[Verdict]:
+    """Every claim judged by the group's runs, by topic, each followed by those that contradict it.
+
+    Args:
+        seed: of the bootstrap: the same records, the same verdicts.
+    """
+    finished = [record for record in group.records if record.train or record.evaluate or record.regression]
+    evidence = Evidence(
+        arms=group_arms(finished),
+        steps=group.sweep.step_rows,
+        tables=group.findings.tables,
+        samples=group.sweep.samples,
+        resampler=stats.Resampler(np.random.default_rng(seed)),
+        tunings=group.sweep.tunings,
+    )
+    return judge(side_by_side(claims), evidence)
+
+
+def side_by_side(claims: Sequence[Claim]) -> list[Claim]:
+    """By topic, in the order given, and claims that contradict each other next to each other."""
+    topics = {quantity: place for place, names in enumerate(_TOPICS.values()) for quantity in names}
+    placed: dict[str, Claim] = {}
+    for claim in sorted(claims, key=lambda c: topics.get(c.checks[0].quantity, len(_TOPICS))):
+        placed.setdefault(claim.id, claim)
+        for other in claims:
+            if other.id in opposed(claim, claims):
+                placed.setdefault(other.id, other)
+    return list(placed.values())
+
+
+def opposed(claim: Claim, claims: Sequence[Claim]) -> list[str]:
+    """The ids of the claims that contradict this one, whichever of the two says so."""
+    return [other.id for other in claims if other.id in claim.contradicts or claim.id in other.contradicts]
+
+
+def section(group: Group, verdicts: Sequence[Verdict]) -> str:
+    """Counts, table, definitions and sources; empty when no claim could be tested."""
+    if all(verdict.word == "not tested" for verdict in verdicts):
+        return ""
+    counts = Counter(verdict.word for verdict in verdicts)
+    said = ", ".join(f"{counts[word]} {text}" for word, text in _SAID.items() if counts[word])
+    stages = [record.train or record.evaluate or record.regression for record in group.records]
+    devices = ", ".join(dict.fromkeys(stage.environment.device for stage in stages if stage))
+    scope = f"Each verdict is about {group.name} on {devices} with these settings, not about other models or machines."
+    sources = "\n".join(f"{number}. {cell(title)}" for title, number in _numbered(verdicts).items())
+    return "\n\n".join(
+        [f"{len(verdicts)} claims: {said}. {cell(scope)}", claims_table(verdicts), _DEFINITIONS, sources]
+    )
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> str:
+    """One row a claim."""
+    numbers = _numbered(verdicts)
+    claims = [verdict.claim for verdict in verdicts]
+    words = {verdict.claim.id: verdict.word for verdict in verdicts}
+    rows = []
+    for verdict in verdicts:
+        claim = verdict.claim
+        against = [f"{other} ({words[other]})" for other in opposed(claim, claims)]
+        says = f"{claim.says} Contradicts {', '.join(against)}." if against else claim.says
+        word = verdict.word if verdict.word in ("inconclusive", "not tested") else f"**{verdict.word}**"
+        measured = "; ".join(cell(part_text(part)) for part in verdict.parts if part.measured or part.text)
+        source = f"({numbers[claim.source]})"
+        rows.append([cell(claim.id), cell(says), source, word, measured or UNKNOWN, cell(rests_on(verdict))])
+    headers = ["claim", "it says", "source", "verdict", "measured [95%] and expected", "basis and reason"]
+    return table(headers, rows, text_columns=len(headers))
+
+
+def _numbered(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """The sources by title, numbered from 1."""
+    titles = dict.fromkeys(verdict.claim.source for verdict in verdicts)
+    return {title: number for number, title in enumerate(titles, start=1)}
+
+
+def rests_on(verdict: Verdict) -> str:
+    """Examples, steps and seeds; the reason where nothing was decided; how the claim was read."""
+    bases = list(dict.fromkeys(part.measured.basis for part in verdict.parts if part.measured))
+    sentences = ["; ".join(bases), verdict.reason, verdict.claim.reading]
+    return " ".join(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in sentences if text)
+
+
+def part_text(part: Part) -> str:
+    """`tokens_per_second, 1 - qlora / lora: 0.194 [0.124, 0.251], expected 0.15 to 0.25`."""
+    arms = _FORMS[part.check.form].format(*part.arms)
+    found = part.text or (measured_text(part.measured) if part.measured else UNKNOWN)
+    return f"{part.check.quantity}, {arms}: {found}, expected {expected_text(part.check)}"
+
+
+def measured_text(measured: Measured) -> str:
+    """The value with its 95% interval, where it has one."""
+    if measured.interval is None:
+        return _number(measured.value)
+    return f"{_number(measured.value)} [{', '.join(_number(end) for end in measured.interval)}]"
+
+
+def expected_text(check: Check) -> str:
+    """What the claim expects, in words."""
+    if check.one_of is not None:
+        return " or ".join(check.one_of)
+    if check.above is not None or check.below is not None:
+        return f"above {_number(check.above)}" if check.above is not None else f"below {_number(check.below)}"
+    low, high = check.expect or (None, None)
+    if low is None or high is None:
+        return f"at least {_number(low)}" if high is None else f"at most {_number(high)}"
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits; whole numbers from 1000 on; an open end of an interval as such."""
+    if value is None or not math.isfinite(value):
+        return "open"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def claims_rows(group: str, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """One row a claim, check and pair of arms, for `tables/claims.csv`."""
+    return [row for verdict in verdicts for row in _rows(group, verdict)]
+
+
+def _rows(group: str, verdict: Verdict) -> list[dict[str, Any]]:
+    claim = verdict.claim
+    told = {
+        "group": group, "claim": claim.id, "says": claim.says, "source": claim.source, "verdict": verdict.word,
+        "reason": verdict.reason, "reading": claim.reading, "contradicts": ", ".join(claim.contradicts),
+    }  # fmt: skip
+    return [told | _part_row(part) for part in verdict.parts] or [told]
+
+
+def _part_row(part: Part) -> dict[str, Any]:
+    measured, interval = part.measured, part.measured.interval if part.measured else None
+    ends: Interval | tuple[None, None] = interval or (None, None)
+    return {
+        "quantity": part.check.quantity, "form": part.check.form, "of": part.arms[0],
+        "against": part.arms[1] if len(part.arms) > 1 else None, "expected": expected_text(part.check),
+        "by": part.check.by, "value": measured.value if measured else None, "text": part.text, "low": ends[0],
+        "high": ends[1], "rests_on": measured.basis if measured else None, "part_verdict": part.word,
+        "part_reason": part.reason,
+    }  # fmt: skip

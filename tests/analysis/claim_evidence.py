@@ -1,0 +1,64 @@
+"""Runs made up for one claim at a time: records, steps and scores whose quantities are known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from synthetic import METHODS, make_record, make_steps
+
+from bench.analysis import stats
+from bench.analysis.claims import Verdict, judge
+from bench.analysis.measured import Evidence
+from bench.analysis.measures import OVERALL, Measure
+from bench.analysis.pairing import group_arms
+from bench.planning.claims import from_mappings
+from bench.spec.record import Record, Step
+from bench.spec.tuning import Tuning
+
+ROUGE = Measure("score", "rougeL")
+ALL_TASKS = Measure("regression", OVERALL, True, "mean")
+INSTRUCTIONS = Measure("regression", "instructions", True, "exact_match")
+NO_SAMPLES = pd.DataFrame(columns=["run_id", "example_id", "reference"])
+
+
+def run(method: str, seed: int = 0, *, train: Mapping[str, Any] | None = None, **settings: Any) -> Record:
+    """A synthetic run with other settings of its method (`rank=8` in its adapter, `double_quantization` in its
+    quantization, others at the top) and other training results (`train`)."""
+    record = make_record(method, seed)
+    changed = {**record.config["method"]}
+    for name, value in settings.items():
+        part = next((p for p in ("adapter", "quantization") if name in (changed[p] or {})), None)
+        if part:
+            changed[part] = changed[part] | {name: value}
+        else:
+            changed[name] = value
+    told = "-".join(str(value) for value in settings.values())
+    record = replace(record, run_id=f"{record.run_id}-{told}", config=record.config | {"method": changed})
+    return replace(record, train=replace(record.train, **train)) if train and record.train else record
+
+
+def evidence(
+    runs: Sequence[Record],
+    *,
+    steps: Mapping[str, Sequence[Step]] | None = None,
+    values: Mapping[Measure, Mapping[str, Iterable[float]]] | None = None,
+    tunings: Sequence[Tuning] = (),
+) -> Evidence:
+    """The runs with their synthetic steps; `values`: of each measure, by run_id, one an example."""
+    of_runs = {r.run_id: make_steps(r.method, r.seed) for r in runs if r.train and r.method in METHODS}
+    tables = {
+        measure: {run_id: pd.DataFrame({"value": list(rows), "weight": 1.0}) for run_id, rows in by_run.items()}
+        for measure, by_run in (values or {}).items()
+    }
+    rng = stats.Resampler(np.random.default_rng(0), draws=2000)
+    return Evidence(group_arms(runs), of_runs | dict(steps or {}), tables, NO_SAMPLES, rng, tunings)
+
+
+def verdict(of: Evidence, *checks: Mapping[str, Any], **claim: Any) -> Verdict:
+    """The verdict on a claim of these checks."""
+    content = {"id": "mine", "says": "As the checks say.", "checks": list(checks)} | claim
+    return judge(from_mappings({"mine.yaml": {"source": "Mine", "claims": [content]}}), of)[0]
