@@ -29,8 +29,8 @@ tune: .venv/ready ## Find each method's learning rate for a sweep with the same 
 sweep: .venv/ready ## Compare the methods and report (ARGS="model=... task=... seed=0,1,2")
 	@$(BIN)/python -m bench -m method=$(METHODS) $(ARGS)
 
-report: .venv/ready ## Write the report of SWEEP (default: results/default) again
-	@$(BIN)/python -m bench.report $(SWEEP)
+report: .venv/ready ## Write the report of SWEEP (default: results/default) again (ARGS=--allow-different=...)
+	@$(BIN)/python -m bench.report $(SWEEP) $(ARGS)
 
 test: .venv/ready ## Run every test that needs neither GPU nor hub
 	@$(BIN)/python -m pytest -m "not gpu and not hub" $(ARGS)

@@ -14,6 +14,8 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench import plan_view
+from bench.planning.pairs import groups_of
 from bench.running.launch import Watch
 from bench.spec.config import RunConfig
 from bench.spec.failure import Status
@@ -21,6 +23,7 @@ from bench.spec.identity import run_id
 from bench.spec.record import Record
 
 PLAIN_INTERVAL_SECONDS = 30
+PLAIN_WIDTH = 160  # of tables in a file or a pipe, characters
 
 
 class Console:
@@ -36,13 +39,19 @@ class Console:
     def problem(self, text: str) -> None:
         self._error.print(escape(text), style="red" if self._error.is_terminal else None)
 
-    def plan(self, configs: list[RunConfig], pending: list[RunConfig]) -> None:
-        """Say what will run, before it does."""
+    def plan(self, configs: list[RunConfig], pending: list[RunConfig], allowed: frozenset[str] = frozenset()) -> None:
+        """Say what will run, and what the methods have in common, before it does."""
         done = len(configs) - len(pending)
         if not pending:
             self.say(f"All {done} runs are finished; nothing to do.")
             return
         self.say(f"{len(configs)} runs: {done} finished, {len(pending)} to do: {', '.join(map(run_id, pending))}")
+        for group in groups_of(configs):
+            if group.pairs:
+                self.say(plan_view.heading(group))
+                self._out.print(plan_view.table(group), width=None if self._out.is_terminal else PLAIN_WIDTH)
+                for line in plan_view.verdicts(group, allowed):
+                    self.say(line)
 
     @contextmanager
     def run(self, config: RunConfig) -> Iterator[Watch]:

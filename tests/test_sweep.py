@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,9 +47,16 @@ def test_a_sweep_trains_every_method_on_the_same_stream(smoke, tmp_path: Path, c
         assert {"load", "heldout", "train", "save"} == {m.phase for m in record.train.memory}
         assert record.train.breakdown.gradients_bytes == 4 * record.train.parameters_trainable
         assert record.evaluate.examples == 4
+        for stage in (record.train, record.evaluate):
+            assert stage.environment.other_cpu_cores >= 0
+            assert stage.environment.cpus == len(os.sched_getaffinity(0))
     assert by_method["full"].train.parameters_trainable == by_method["full"].train.parameters_total
     assert by_method["base"].train is None
     assert (tmp_path / "results" / "smoke" / "report.html").exists()
+    assert "6 of 6 pairs may be compared as planned" in done.stdout
+    (plan,) = json.loads((tmp_path / "results" / "smoke" / "fairness-plan.json").read_text())
+    (outcome,) = json.loads((tmp_path / "results" / "smoke" / "fairness.json").read_text())
+    assert (len(plan["pairs"]), outcome["refusals"], outcome["exceptions"]) == (6, [], [])
 
     started = time.monotonic()
     again = subprocess.run(command(overrides), cwd=ROOT, capture_output=True, text=True, timeout=600)
