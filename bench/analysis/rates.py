@@ -116,7 +116,7 @@ def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
 
 def warnings(arms: Mapping[str, Sequence[Record]], tunings: Sequence[Tuning]) -> list[str]:
     """What a reader must know about the learning rates of the arms (name -> its runs), a sentence each."""
-    trained = {arm: runs for arm, runs in arms.items() if runs and not is_base(runs[0])}
+    trained = {arm: runs for arm, runs in arms.items() if any(run.train for run in runs)}
     untuned = [arm for arm, runs in trained.items() if not all(is_tuned(run, tunings) for run in runs)]
     tuned = [arm for arm in trained if arm not in untuned]
     sentences = []
