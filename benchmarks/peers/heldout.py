@@ -3,7 +3,7 @@
     python -m benchmarks.peers.heldout RESULT.json     adds "heldout_loss" (nats per answer token) to the file
 
 All weights are rounded to bf16 first, the form in which they are shipped; adapters are kept as they were trained and
-act on the base that they were trained on (for QLoRA its 4-bit values, exactly, in fp32).
+act on the base that they were trained on (for QLoRA its 4-bit values in fp32).
 """
 
 from __future__ import annotations
@@ -22,27 +22,16 @@ from benchmarks.peers.hugging_face import quantization
 from benchmarks.peers.material import Material, Rows, configured, gather
 from benchmarks.peers.run import Run
 
-BATCH = 8
 
-
-def mean_loss(model: Any, rows: Rows, pad_id: int) -> float:
-    """Sum of token losses over the number of labelled tokens."""
+def mean_loss(model: Any, rows: Rows) -> float:
+    """Sum of token losses over the number of answer tokens; one example at a time, so that nothing is padding."""
     nats, tokens = 0.0, 0
-    ordered = sorted(rows, key=lambda row: -len(row["input_ids"]))
-    for at in range(0, len(ordered), BATCH):
-        batch = ordered[at : at + BATCH]
-        longest = len(batch[0]["input_ids"])
-        padded = {
-            key: torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in batch])
-            for key, filler in (("input_ids", pad_id), ("labels", -100))
-        }
-        mask = torch.tensor([[1] * len(r["labels"]) + [0] * (longest - len(r["labels"])) for r in batch])
+    for row in rows:
+        answer = torch.tensor([label for label in row["labels"] if label != -100])
         with torch.no_grad():
-            logits = model(input_ids=padded["input_ids"], attention_mask=mask, use_cache=False).logits
-        targets = padded["labels"][:, 1:].flatten()
-        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="none", ignore_index=-100)
-        nats += float(losses.double().sum())
-        tokens += int((targets != -100).sum())
+            output = model(torch.tensor([row["input_ids"]]), use_cache=False, logits_to_keep=len(answer) + 1)
+        nats += float(F.cross_entropy(output.logits[0, :-1].double(), answer, reduction="sum"))
+        tokens += len(answer)
     return nats / tokens
 
 
@@ -72,7 +61,7 @@ def main(file: Path) -> None:
     exact = configured(Run(**{**result["run"], "precision": "fp32"}), file.parent, Path(result["cache"]))
     material = gather(exact)
     model = load(material, Path(result["weights"]))
-    result["heldout_loss"] = mean_loss(model, material.validation, material.pad_id)
+    result["heldout_loss"] = mean_loss(model, material.validation)
     file.write_text(json.dumps(result, indent=1))
     print(run.name, "held-out loss in fp32:", result["heldout_loss"])
 

@@ -66,6 +66,8 @@ def main(folder: Path) -> None:
     meter = Meter()
     script = finetune_full if request["adapter"] is None else finetune_lora
     _start_with_the_loop(script, meter)
+    adapter = _adapter(request["adapter"])
+    script.save_hyperparameters = lambda setup, folder: _note_for_merging(folder, adapter, checkpoint)
     script.setup(
         checkpoint_dir=checkpoint,
         out_dir=folder / "out",
@@ -86,7 +88,7 @@ def main(folder: Path) -> None:
             "init_args": {"lr": request["learning_rate"], "weight_decay": 0.0, "fused": True},
         },
         seed=request["seed"],
-        **_adapter(request["adapter"]),
+        **adapter,
     )
     convert_lit_checkpoint(folder / "out" / "final", folder)
     measured = meter.result(request["batch_size"]) | {"losses": _losses(folder, request), "gradient_norms": None}
@@ -98,6 +100,12 @@ def _adapter(adapter: list[int] | None) -> dict[str, Any]:
         return {}
     everywhere = {f"lora_{part}": True for part in ("query", "key", "value", "projection", "mlp")}
     return {"lora_r": adapter[0], "lora_alpha": adapter[1], "lora_dropout": 0.0, **everywhere}
+
+
+def _note_for_merging(folder: Path, adapter: dict[str, Any], checkpoint: Path) -> None:
+    """What litgpt reads from its command line, which we do not use, to merge an adapter."""
+    content = {**adapter, "precision": "32-true", "checkpoint_dir": str(checkpoint)}
+    (folder / "hyperparameters.yaml").write_text(json.dumps(content))  # JSON is YAML
 
 
 def _start_with_the_loop(script: Any, meter: Meter) -> None:

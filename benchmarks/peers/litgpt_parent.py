@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def train_litgpt(material: Material, python: str | None, output: Path) -> dict[s
         raise RuntimeError("litgpt needs a Python of its own: --litgpt-python PATH; see docs/performance.md")
     if material.quantization is not None:
         raise RuntimeError(NO_QLORA)
-    output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
     config = material.config
     request = {
         "model": material.model,

@@ -47,9 +47,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """The speeds, then the losses by step."""
     measured = [row for row in rows if "tokens_per_second" in row]
     headers = ["method", "trainer", "micro-batch", "precision", "seed", "tokens/s", "by round", "of TRL's best",
-               "by round", "with compilation", "overtakes after", "peak, MiB", "last loss", "held-out"]  # fmt: skip
-    formats = ("", "", "", "", "", ".0f", "", ".2f", "", ".0f", "", ".0f", ".4f", ".4f")
-    speeds = tabulate([_cells(row) for row in measured], headers, "github", floatfmt=formats, missingval="")
+               "by round", "cores taken by others",
+               "with compilation", "overtakes after", "peak, MiB", "last loss", "held-out"]  # fmt: skip
+    formats = ("", "", "", "", "", ".0f", "", ".2f", "", "", ".0f", "", ".0f", ".4f", ".4f")
+    if not measured:
+        return "\n".join(f"- {row['name']}: not run: {row['failure']}" for row in rows) + "\n"
+    speeds = tabulate(
+        [_cells(row) for row in measured], headers, "github", floatfmt=formats, disable_numparse=[6, 8, 9]
+    )
     steps = max((len(row["losses"]) for row in measured), default=0)
     losses = [[row["name"], *(f"{loss:.3f}" for loss in row["losses"])] for row in measured]
     by_step = tabulate(
@@ -72,6 +77,7 @@ def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_second": median(speeds),
         "tokens_per_second_by_round": speeds,
         "with_compilation": median(sum(r["step_tokens"]) / sum(r["step_seconds"]) for r in done),
+        "others_load": [_others_load(r, run.untimed_steps) for r in done],
         "step_seconds": median(second for r in done for second in r["step_seconds"][timed]),
         "extra_seconds": median(_extra_seconds(r["step_seconds"], run.untimed_steps) for r in done),
         "peak_bytes": max(r["peak_bytes"] for r in done),
@@ -82,6 +88,11 @@ def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
         "data_stream_sha256": sorted({r["data_stream_sha256"] for r in done}),
         "compiled": done[0].get("compiled"),
     }
+
+
+def _others_load(result: dict[str, Any], untimed: int) -> float:
+    """Cores that other processes and the host took, on average over the timed steps."""
+    return sum(result["step_others_cpu_seconds"][untimed:]) / sum(result["step_seconds"][untimed:])
 
 
 def _extra_seconds(seconds: list[float], untimed: int) -> float:
@@ -114,6 +125,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
         ", ".join(f"{speed:.0f}" for speed in row["tokens_per_second_by_round"]),
         row.get("of_trl_best"),
         ", ".join(f"{ratio:.2f}" for ratio in ratios),
+        ", ".join(f"{load:.2f}" for load in row["others_load"]),
         row["with_compilation"],
         row.get("overtakes_after_steps"),
         row["peak_bytes"] / 2**20,
