@@ -1,6 +1,6 @@
 """Build a sweep's report: read the records, compare, draw, write.
 
-results/<sweep>/report.md  report.html  plots/*.png  tables/{runs,comparisons,regression}.csv  fairness.json
+results/<sweep>/report.md  report.html  plots/*.png  tables/{runs,comparisons,regression,claims}.csv  fairness.json
 
 >>> build_report(Path("results/default"))
 PosixPath('results/default/report.html')
@@ -9,23 +9,25 @@ PosixPath('results/default/report.html')
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bench.analysis.claims import Verdict
 from bench.analysis.frame import regression_tasks_frame
 from bench.report import memory_plots, plots, rates
 from bench.report.answer import Group, groups_of
+from bench.report.claims import claims_rows, known_claims, verdicts_of
 from bench.report.fairness import write_fairness
 from bench.report.html import to_html
 from bench.report.load import Sweep, load
 from bench.report.markdown import Plot, render
 from bench.spec.layout import write_atomic
 
-_TABLES = ("runs", "comparisons", "regression")
+_TABLES = ("runs", "comparisons", "regression", "claims")
 
 
 class NoRecordsError(Exception):
@@ -49,9 +51,11 @@ def build_report(sweep_folder: Path, *more: Path, allowed: frozenset[str] = froz
         raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
     groups = groups_of(sweep, allowed=allowed)
     drawn = {group.name: _draw(sweep_folder, group, single=len(groups) == 1) for group in groups}
-    _write_tables(sweep_folder, sweep, groups)
+    claims = known_claims(sweep.problems)
+    verdicts = {group.name: verdicts_of(group, claims) for group in groups}
+    _write_tables(sweep_folder, sweep, groups, verdicts)
     write_fairness(sweep_folder, groups)
-    markdown = render(sweep, groups, plots=drawn, tables=[f"tables/{name}.csv" for name in _TABLES])
+    markdown = render(sweep, groups, plots=drawn, tables=[f"tables/{name}.csv" for name in _TABLES], verdicts=verdicts)
     write_atomic(sweep_folder / "report.md", markdown)
     write_atomic(sweep_folder / "report.html", to_html(markdown, sweep_folder))
     return sweep_folder / "report.html"
@@ -140,8 +144,10 @@ _FIGURES: Sequence[tuple[str, str, str, str | Callable[[Group], str], Callable[[
 )
 
 
-def _write_tables(folder: Path, sweep: Sweep, groups: Sequence[Group]) -> None:
-    """runs: `frame.runs_frame`; comparisons: every comparison; regression: every task's value by run."""
+def _write_tables(
+    folder: Path, sweep: Sweep, groups: Sequence[Group], verdicts: Mapping[str, Sequence[Verdict]]
+) -> None:
+    """runs: `frame.runs_frame`; comparisons: all; regression: tasks' values by run; claims: `claims.claims_rows`."""
     (folder / "tables").mkdir(exist_ok=True)
     rows = [
         {"group": group.name} | {f"measure_{k}": v for k, v in entry.pop("measure").items()} | entry
@@ -152,6 +158,7 @@ def _write_tables(folder: Path, sweep: Sweep, groups: Sequence[Group]) -> None:
         "runs": sweep.runs,
         "comparisons": pd.DataFrame(rows),
         "regression": regression_tasks_frame(sweep.records),
+        "claims": pd.DataFrame([row for name, judged in verdicts.items() for row in claims_rows(name, judged)]),
     }
     for name, frame in frames.items():
         write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from bench.analysis.claims import Part, Verdict, Word, judge
 from bench.analysis.measured import Evidence, Interval, Measured
 from bench.analysis.pairing import group_arms
 from bench.analysis.quantities import ONE_RUN_DOUBT
-from bench.planning.claims import read_claims
+from bench.planning.claims import CLAIMS_FOLDER, read_claims
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, table
 from bench.report.load import Problem
@@ -54,13 +55,13 @@ _SAID: dict[Word, str] = {
 }
 
 
-def known_claims(problems: list[Problem]) -> list[Claim]:
-    """The claims of `conf/claims`; mistakes in its files are added to `problems`, and no claim is judged then."""
+def known_claims(problems: list[Problem], folder: Path = CLAIMS_FOLDER) -> list[Claim]:
+    """The claims of the folder; mistakes in its files are added to `problems`, and no claim is judged then."""
     try:
-        return read_claims()
+        return read_claims(folder)
     except ConfigurationError as error:
         step = "Mend it and write the report again; docs/claims.md explains the keys."
-        problems += [Problem("conf/claims", "*.yaml", text, step) for text in error.problems]
+        problems += [Problem(f"{folder.parent.name}/{folder.name}", "*.yaml", text, step) for text in error.problems]
         return []
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 
 from bench.analysis.bootstrap import DRAWS
-from bench.report import details, evidence, fairness
+from bench.analysis.claims import Verdict
+from bench.report import claims, details, evidence, fairness
 from bench.report.answer import Group, answer_table
 from bench.report.format import cell
 from bench.report.load import Sweep
@@ -29,11 +30,19 @@ class Plot:
     text: str  # the definition of what is shown
 
 
-def render(sweep: Sweep, groups: Sequence[Group], *, plots: Mapping[str, Sequence[Plot]], tables: Sequence[str]) -> str:
+def render(
+    sweep: Sweep,
+    groups: Sequence[Group],
+    *,
+    plots: Mapping[str, Sequence[Plot]],
+    tables: Sequence[str],
+    verdicts: Mapping[str, Sequence[Verdict]],
+) -> str:
     """The whole report.
 
     Args:
         plots: by the group's name.
+        verdicts: on public claims, by the group's name.
         tables: paths of the CSV files, relative to the report.
     """
     # The output is Markdown, and every value from outside is escaped by `format.cell` or `format.fenced`.
@@ -41,7 +50,10 @@ def render(sweep: Sweep, groups: Sequence[Group], *, plots: Mapping[str, Sequenc
     environment = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined)
     text = environment.get_template("report.md.j2").render(
         title=cell(", ".join(folder.name for folder in sweep.folders)),
-        groups=[_group_values(group, plots.get(group.name, ()), single=len(groups) == 1) for group in groups],
+        groups=[
+            _group_values(group, plots.get(group.name, ()), verdicts.get(group.name, ()), single=len(groups) == 1)
+            for group in groups
+        ],
         environment=details.environment_table(sweep) or "-",
         commands=details.commands(sweep),
         failures=details.failures(sweep),
@@ -51,7 +63,7 @@ def render(sweep: Sweep, groups: Sequence[Group], *, plots: Mapping[str, Sequenc
     return text.rstrip() + "\n"
 
 
-def _group_values(group: Group, plots: Sequence[Plot], *, single: bool) -> dict[str, Any]:
+def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdict], *, single: bool) -> dict[str, Any]:
     margins = group.margins
     return {
         "name": cell(group.name),
@@ -73,6 +85,7 @@ def _group_values(group: Group, plots: Sequence[Plot], *, single: bool) -> dict[
         f"bits per byte, {100 * margins.accuracy:.0f} points of accuracy in the regression suite",
         "regression": evidence.regression_table(group),
         "sensitivity": evidence.sensitivity_table(group),
+        "claims": claims.section(group, verdicts),
         "differing": evidence.differing_settings_table(group),
         "identical": evidence.identical_settings_table(group),
         "refusals": fairness.refusals_table(group),
