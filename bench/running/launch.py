@@ -47,7 +47,8 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
         watch: called about twice a second with the child's latest progress.
 
     Raises:
-        ConfigurationError: the child found mistakes in the user's data or settings.
+        ConfigurationError: while preparing, the child found mistakes in the user's data or settings. Found later, on a
+            node without the device asked for, say, they are a failure of this run alone.
         KeyboardInterrupt: after the child has been stopped.
     """
     for stale in (f"{stage}.json", "error.json", "progress.json"):
@@ -70,7 +71,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     code = child.returncode
     killed_by_kernel = code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills
     status = _status(folder, stage, code, timed_out=timed_out, killed_by_kernel=killed_by_kernel)
-    if code == EXIT_CONFIGURATION:
+    if code == EXIT_CONFIGURATION and stage == "prepare":
         raise ConfigurationError(_read(folder / "error.json").get("problems") or [_tail(folder, stage)])
     if status is Status.OK:
         return Outcome(status, wall_seconds)

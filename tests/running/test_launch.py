@@ -15,6 +15,7 @@ import pytest
 
 from bench.running import launch
 from bench.spec.failure import ConfigurationError, Status
+from bench.spec.record import Stage
 
 
 @pytest.fixture
@@ -22,13 +23,13 @@ def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Returns a function that runs Python code in the place of the worker."""
     real = subprocess.Popen
 
-    def run(code: str, timeout_seconds: float = 60) -> launch.Outcome:
+    def run(code: str, timeout_seconds: float = 60, stage: Stage = "train") -> launch.Outcome:
         def popen(command, **options):
             assert command[1:3] == ["-m", "bench.worker"]
             return real([sys.executable, "-c", f"folder = {str(tmp_path)!r}\n{code}"], **options)
 
         monkeypatch.setattr(launch.subprocess, "Popen", popen)
-        return launch.run_stage(tmp_path, "train", timeout_seconds)
+        return launch.run_stage(tmp_path, stage, timeout_seconds)
 
     return run
 
@@ -104,7 +105,14 @@ def test_a_child_that_ignores_the_first_signal_is_killed(child, monkeypatch: pyt
 def test_a_configuration_error_is_raised_with_the_childs_words(child) -> None:
     problem = json.dumps({"problems": ["task.train_file: data.jsonl:3: not JSON"]})
     with pytest.raises(ConfigurationError, match=r"data\.jsonl:3"):
-        child(f"open(folder + '/error.json', 'w').write({problem!r}); raise SystemExit(2)")
+        child(f"open(folder + '/error.json', 'w').write({problem!r}); raise SystemExit(2)", stage="prepare")
+
+
+def test_a_configuration_error_after_preparing_is_a_failure_of_the_run(child) -> None:
+    words = json.dumps({"message": "hardware.device: cuda was asked for, but none is visible"})
+    outcome = child(f"open(folder + '/error.json', 'w').write({words!r}); raise SystemExit(2)")
+    assert outcome.status is Status.ERROR
+    assert "cuda was asked for" in outcome.failure.message
 
 
 def test_a_timeout_ends_the_child_and_its_children(child, tmp_path: Path) -> None:
