@@ -84,6 +84,7 @@ def test_the_clock_of_a_stage_waits_for_the_gpu(
         assert context.clock.read()[device] == expected
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["sleep", "spin"])
 def test_a_real_span_lasts_as_long_as_it_does(how: str) -> None:
     clock = Clock()

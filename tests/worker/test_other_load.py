@@ -19,6 +19,8 @@ from bench.worker.instruments.nvml import Nvml
 
 SPIN = "import time; end = time.monotonic() + {seconds}; print('on', flush=True)\nwhile time.monotonic() < end: pass"
 
+pytestmark = pytest.mark.alone
+
 
 def others_seconds() -> dict[int, float]:
     """The CPU time of every process but ours and our descendants, by process."""
