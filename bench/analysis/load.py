@@ -9,8 +9,8 @@ from __future__ import annotations
 from bench.spec.record import Environment, Record
 
 # Above this the speed is in doubt. What others use is missing to the run, at worst in full. 5% of the processors is
-# the size of differences between methods that people ask about, so nothing smaller than that may come from others;
-# a tenth of a processor is what an idle system takes now and then, and what 10 ms ticks leave uncertain.
+# the size of differences between methods that people ask about, so nothing of that size may come from others; below a
+# tenth of a processor lie the odd wakings of any system. `python -m benchmarks.busy` shows what a share costs here.
 BUSY_SHARE, BUSY_CORES = 0.05, 0.1
 
 
