@@ -78,7 +78,7 @@ def allowed_names(given: str) -> frozenset[str]:
         if name not in REQUIREMENTS
     ]
     if not names:
-        problems = [f"--allow-different: name what may differ{suggest('', list(REQUIREMENTS))}"]
+        problems = [f"--allow-different=NAME[,NAME...]: name what may differ{suggest('', list(REQUIREMENTS))}"]
     if problems:
         raise ConfigurationError(problems)
     return frozenset(names)
