@@ -1,7 +1,7 @@
 # Every verb sets up what it needs; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-METHODS ?= base,base_4bit,full,lora,qlora
+METHODS ?= base,full,lora,qlora
 TUNED ?= full,lora,qlora
 ARGS ?=
 SWEEP ?= results/default
