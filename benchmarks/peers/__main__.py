@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,13 @@ def main() -> None:
     output: Path = options.output.resolve()
     runs = [run for method in options.methods for run in _runs(method, options)]
     (output / "runs").mkdir(parents=True, exist_ok=True)
-    for run in runs:  # what an earlier command measured for these rows; other rows stay in the table
+    for run in [] if options.resume else runs:  # what an earlier command measured; other rows stay in the table
         for stale in (output / "runs").glob(f"{run.name}-r*.json"):
             stale.unlink()
     started = time.monotonic()
-    _child(runs[0], 0, output, options, prepare_only=True)
-    shutil.rmtree(output / "inductor", ignore_errors=True)  # the first round compiles, later ones may read it
+    if not options.resume:
+        _child(runs[0], 0, output, options, prepare_only=True)
+        shutil.rmtree(output / "inductor", ignore_errors=True)  # the first round compiles, later ones may read it
     for method in options.methods:
         of_method = [run for run in runs if run.method == method]
         for number in range(1, options.rounds + 1):
@@ -38,7 +40,7 @@ def main() -> None:
                 if number == 1 or _row(run) not in options.once:
                     _child(run, number, output, options)
         for run in of_method:
-            _score(output / "runs" / f"{run.name}-r1.json")
+            _score(output / "runs" / f"{run.name}-r1.json", options)
     rows = summarize(output / "runs")
     about = {**provenance(), "wall_seconds": time.monotonic() - started, "trl": _version("trl"), "rows": rows}
     (output / f"table-{'-'.join(options.methods)}.json").write_text(json.dumps(about, indent=1))
@@ -57,6 +59,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks/peers"))
     parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--resume", action="store_true", help="keep what was measured already")
+    parser.add_argument("--prefix", default="", help="put before each child's command: `taskset -c 0,1`, `flock FILE`")
     parser.add_argument("--litgpt-python", help="the interpreter of an environment with torch and litgpt")
     parser.add_argument("--quick", action="store_true", help="a random model, three steps, one round, not compiled")
     options = parser.parse_args()
@@ -91,6 +95,8 @@ def _runs(method: str, options: argparse.Namespace) -> list[Run]:
 def _child(run: Run, number: int, output: Path, options: argparse.Namespace, prepare_only: bool = False) -> None:
     """Run one child; a failure is a result."""
     result = output / "runs" / f"{run.name}-r{number}.json"
+    if options.resume and result.exists():
+        return
     request = output / "request.json"
     content: dict[str, Any] = {
         "run": run.to_json(),
@@ -101,7 +107,7 @@ def _child(run: Run, number: int, output: Path, options: argparse.Namespace, pre
     }
     request.write_text(json.dumps(content))
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(output / "inductor"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "benchmarks.peers.child", str(request), str(result)]
+    command = [*shlex.split(options.prefix), sys.executable, "-m", "benchmarks.peers.child", str(request), str(result)]
     started = time.monotonic()
     with (output / f"{run.name}.log").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
@@ -115,9 +121,10 @@ def _child(run: Run, number: int, output: Path, options: argparse.Namespace, pre
         print(f"round {number}: {run.name}: {how} in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _score(result: Path) -> None:
-    if result.exists() and "failure" not in json.loads(result.read_text()):
-        command = [sys.executable, "-m", "benchmarks.peers.heldout", str(result)]
+def _score(result: Path, options: argparse.Namespace) -> None:
+    stored = json.loads(result.read_text()) if result.exists() else {"failure": "not run"}
+    if "failure" not in stored and "heldout_loss" not in stored:
+        command = [*shlex.split(options.prefix), sys.executable, "-m", "benchmarks.peers.heldout", str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         print((done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1], flush=True)
 
