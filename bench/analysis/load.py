@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from bench.spec.record import Environment, Record
 
-# Above this the speed is in doubt. What others use is missing to the run, at worst in full. 5% of the processors is
-# the size of differences between methods that people ask about, so nothing of that size may come from others; below a
-# tenth of a processor lie the odd wakings of any system. `python -m benchmarks.busy` shows what a share costs here.
-BUSY_SHARE, BUSY_CORES = 0.05, 0.1
+# Above this the speed is in doubt. The threads of a CPU run wait for one another: 0.13 processors taken by others cost
+# matrix products 9%, whatever the number of processors; an idle machine read up to 0.06 (`python -m benchmarks.busy`,
+# docs/fairness.md). A GPU run needs few of its processors, so that others may take 5% of them.
+BUSY_CORES, BUSY_SHARE_BESIDE_GPU = 0.1, 0.05
 
 
 def busy(environment: Environment) -> str | None:
     """What disturbed a stage, as a clause; None when it was alone, or nothing is known."""
     processors = environment.cpus or environment.threads or 1
-    limit = max(BUSY_CORES, BUSY_SHARE * processors)
+    on_cpu = environment.device.startswith("cpu")
+    limit = BUSY_CORES if on_cpu else max(BUSY_CORES, BUSY_SHARE_BESIDE_GPU * processors)
     others, stolen = environment.other_cpu_cores or 0.0, environment.stolen_cpu_cores or 0.0
     clauses = []
     if others + stolen > limit:

@@ -189,8 +189,9 @@ def test_an_exception_is_kept_with_what_it_made_possible() -> None:
         ({"other_cpu_cores": 0.05, "stolen_cpu_cores": 0.2}, "the hypervisor took 0.20 processors away"),
         ({"other_gpu_processes": 1}, "1 other process(es) computed on the GPU"),
         ({"other_cpu_cores": 0.09}, None),  # under a tenth of a processor
-        ({"other_cpu_cores": 5.0, "cpus": 128}, None),  # under a twentieth of the processors
-        ({"other_cpu_cores": 7.0, "cpus": 128}, "other processes used 7.00 of its 128 processors"),
+        ({"other_cpu_cores": 0.3, "cpus": 128}, "other processes used 0.30 of its 128 processors"),
+        ({"other_cpu_cores": 5.0, "cpus": 128, "device": "cuda: X"}, None),  # under 5% of the processors
+        ({"other_cpu_cores": 7.0, "cpus": 128, "device": "cuda: X"}, "other processes used 7.00 of its 128"),
         ({"other_gpu_processes": 0}, None),
         ({}, None),  # not measured
     ],
