@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.stats import Paired, Resampler, paired
-from bench.spec.record import Record
+from bench.spec.record import KL_METRIC, Record
 
 OVERALL = "all tasks"
 Pairs = Sequence[tuple[str, str]]  # run_ids (method, baseline) of one seed each
@@ -29,9 +29,9 @@ Table = dict[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared. `name` is a metric (score), the split (loss) or a task of the suite (regression)."""
+    """What is compared. `name` is a metric (score), the split (loss), a task of the suite or a kind of text."""
 
-    kind: Literal["score", "loss", "regression"]
+    kind: Literal["score", "loss", "regression", "divergence"]
     name: str
     higher_is_better: bool = True
     unit: str = "score"  # score (0..1), nats/token, acc, bits_per_byte, ...
@@ -85,7 +85,8 @@ def _regression_tables(records: Sequence[Record], items: pd.DataFrame) -> dict[M
         tables[Measure("regression", OVERALL, True, "mean")] = _by_run(rising, "key", rising["score"], share)
     for name, task in tasks.items():
         rows = items[items["task"] == name]
-        measure = Measure("regression", name, task.higher_is_better, task.metric)
+        kind: Literal["regression", "divergence"] = "divergence" if task.metric == KL_METRIC else "regression"
+        measure = Measure(kind, name, task.higher_is_better, task.metric)
         tables[measure] = _by_run(rows, "key", rows["score"], rows["weight"])
     return tables
 

@@ -19,7 +19,7 @@ def differences_table(group: Group, *, primary: bool) -> str:
     shown = [
         c
         for c in group.findings.comparisons
-        if c.measure.kind != "regression"
+        if c.measure.kind in ("score", "loss")
         and (c.measure == group.findings.primary or c.measure.kind == "loss") == primary
     ]
     headers = [
@@ -113,6 +113,24 @@ def _change(comparison: Comparison | None, digits: int, scale: float) -> str:
     interval = with_interval(comparison.difference, comparison.low, comparison.high, digits, scale, sign=True)
     word = comparison.verdict
     return f"{interval} {'**' + word + '**' if word in ('better', 'worse') else word}"
+
+
+def divergence_table(group: Group) -> str:
+    """One row an arm: its divergence from the base on each kind of text, and the verdict against full fine-tuning."""
+    measures = [measure for measure in group.findings.tables if measure.kind == "divergence"]
+    rows = []
+    for arm in group.arms:
+        own = [group.findings.estimate(measure, arm) for measure in measures]
+        if any(own):
+            values = [with_interval(e.mean, e.low, e.high) if e else UNKNOWN for e in own]
+            against = [
+                f"{cell(c.measure.name)}: {verdict_text(c)} against {cell(c.baseline)}"
+                for c in group.findings.comparisons
+                if c.measure in measures and c.arm == arm
+            ]
+            rows.append([cell(arm), *values, "; ".join(against) or UNKNOWN])
+    headers = ["method", *(f"{cell(measure.name)}, nats/token" for measure in measures), "compared (better: closer)"]
+    return table(headers, rows) if rows else ""
 
 
 def sensitivity_table(group: Group) -> str:

@@ -30,16 +30,16 @@ def stored(
         quantize: loads the base with its quantization; called when nothing is stored yet.
     """
     quantization = config.method.quantization
-    origin, commit = _origin(config, source)
-    if quantization is None or origin is None:
+    name, commit = origin(config, source)
+    if quantization is None or name is None:
         return None
     scheme = quantization.scheme + ("-double" if quantization.double_quantization else "")
-    name = f"{origin}-{scheme}-{device}-{str(dtype).removeprefix('torch.')}"
-    folder = Path(config.paths.cache) / "quantized" / name
+    stored_name = f"{name}-{scheme}-{device}-{str(dtype).removeprefix('torch.')}"
+    folder = Path(config.paths.cache) / "quantized" / stored_name
     return make_once(folder, lambda target: quantize().save_pretrained(target)), commit
 
 
-def _origin(config: RunConfig, source: str) -> tuple[str | None, str | None]:
+def origin(config: RunConfig, source: str) -> tuple[str | None, str | None]:
     """(a name for exactly these weights, their hub commit); no name for a folder, whose content may change."""
     model = config.model
     if model.source in ("gguf_package", "random"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import Any
+
+import torch
 
 from bench.spec.failure import ConfigurationError
 from bench.spec.layout import data_folder
 from bench.worker import checks, device, methods, models, prepare
+from bench.worker.divergence import reference_of
 from bench.worker.stages.context import Context
 
 
@@ -31,4 +35,8 @@ def run(context: Context) -> dict[str, Any]:
         context.progress.phase("quantize")
         resolved = device.resolve(config)
         methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
+    if config.suite.source != "none" and config.trial is None:
+        context.progress.phase("reference")
+        with contextlib.suppress(torch.OutOfMemoryError):  # then the regression stage says so
+            reference_of(config, source, tokenizer, device.resolve(config))
     return {"data": asdict(summary)}

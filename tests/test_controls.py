@@ -1,0 +1,45 @@
+"""Controls of the regression suite, on the embedded model: the base against itself, and a model wrecked on purpose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.report.answer import groups_of
+from bench.report.load import load
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_suite_sees_harm_and_only_harm(tmp_path: Path) -> None:
+    overrides = [
+        "experiment=controls",
+        "task.train_examples=16",
+        "task.validation_examples=4",
+        "task.test_examples=10",
+        "task.max_new_tokens=4",
+        "suite.items_per_task=30",
+        "train.batch_size=8",
+        "train.heldout_points=1",
+        *(f"paths.{name}={tmp_path / name}" for name in ("results", "artifacts", "cache")),
+    ]
+    command = [sys.executable, "-m", "bench", "-m", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    (group,) = groups_of(load(tmp_path / "results" / "controls"))
+    changes = [c for c in group.findings.comparisons if c.measure.kind == "regression"]
+    again = [c for c in changes if c.arm == "base_again"]
+    assert len(again) == 13  # twelve tasks and their mean
+    assert all(c.difference == 0 and c.verdict in ("equivalent", "inconclusive") for c in again)
+    wrecked = {c.measure.name: c.verdict for c in changes if c.arm == "wrecked"}
+    assert sum(verdict == "worse" for verdict in wrecked.values()) > len(wrecked) / 2, wrecked
+
+    moved = {(e.measure.name, e.arm): e.mean for e in group.findings.estimates if e.measure.kind == "divergence"}
+    for kind in ("prose_kl", "code_kl"):
+        assert moved[kind, "base"] == moved[kind, "base_again"] == 0
+        assert moved[kind, "wrecked"] > 1
