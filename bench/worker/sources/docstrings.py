@@ -4,7 +4,8 @@ It needs no network and no download: the source files of the standard library an
 parsed with `ast`, never imported. Only whole sentences that say something are kept as answers, and no module
 contributes to two splits; what was left out is counted by reason.
 
-Columns for the templates: `code` (without its docstring), `docstring` (one sentence), `name`, `module`.
+Columns for the templates: `code` (without its docstring), `docstring` (one sentence), `name`, `module`, and `outline`
+(the function in an invented notation).
 
     >>> loaded = load(task)
     >>> loaded.splits["train"][0].target
@@ -31,10 +32,11 @@ from bench.spec.config import TaskConfig
 from bench.spec.failure import ConfigurationError
 from bench.worker.sources.copies import distinct, without_near_copies
 from bench.worker.sources.example import Example, Loaded, content_hash
+from bench.worker.sources.outline import outline
 from bench.worker.sources.sentence import first_sentence
 from bench.worker.sources.template import Row, fill, template_problems
 
-COLUMNS = ("code", "docstring", "name", "module")
+COLUMNS = ("code", "docstring", "name", "module", "outline")
 PACKAGES = {  # import name -> distribution
     "numpy": "numpy",
     "scipy": "scipy",
@@ -173,7 +175,7 @@ def rows_of_module(module: str, tree: ast.Module, lines: list[str], dropped: Cou
             dropped["code: not plain ASCII"] += 1
         else:
             columns = {"code": code, "docstring": sentence, "name": name, "module": module}
-            yield Row(f"{module}:{name}", columns)
+            yield Row(f"{module}:{name}", columns | {"outline": outline(function)})
 
 
 def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
