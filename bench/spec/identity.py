@@ -15,8 +15,10 @@ from bench.spec.config import RunConfig, to_mapping
 
 # Where results go, and where the learning rate came from, does not change what is measured.
 _NOT_IDENTITY = ("tracking", "paths", "sweep", "rates", "learning_rate_source")
-_NOT_MEASURED = ("name", "stage_timeout_seconds", "price_usd_per_hour")  # of hardware
+# Of hardware; the last three are read by the planner alone.
+_NOT_MEASURED = ("name", "stage_timeout_seconds", "price_usd_per_hour", "memory_gib", "bf16_tflops", "watts")
 _NOT_TUNED_FOR = {  # settings that leave the best learning rate what it is
+    "model": ("architecture",),
     "method": ("learning_rate",),
     "task": ("metrics", "max_new_tokens"),
     "train": ("micro_batch", "heldout_points", "untimed_steps", "gradient_checkpointing", "compile", "packing",
@@ -36,10 +38,14 @@ def digest(value: Any) -> str:
 
 def _measured(config: RunConfig) -> dict[str, Any]:
     mapping = to_mapping(config)
+    adapter = mapping["method"]["adapter"]
+    if adapter is not None and adapter["loraplus_lr_ratio"] is None:
+        del adapter["loraplus_lr_ratio"]  # newer than the first records, which keep their names
     for name in _NOT_IDENTITY:
         del mapping[name]
     for name in _NOT_MEASURED:
         del mapping["hardware"][name]
+    del mapping["model"]["architecture"]  # the planner's; a run reads it from the weights
     if (trial := mapping.pop("trial")) is not None:
         mapping["trial"] = trial["hopeless_below"]  # no ordinary run; which trial was best so far is not its identity
     return mapping

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.spec.config import RunConfig
@@ -17,6 +18,9 @@ BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
 def before_download(config: RunConfig) -> list[str]:
     """All problems with the suite's task names, the data's columns and splits, and the disk."""
     problems = check_suite(config.suite)
+    adapter = config.method.adapter
+    if adapter is not None and adapter.init == "loftq" and not torch.cuda.is_available():
+        problems.append("method.adapter.init: PEFT computes loftq on CUDA only, and none is visible; use default")
     if config.task.source == "hub":
         problems += hub.check_columns_without_download(config.task)
     return problems + disk_problems(config)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments, set_seed
 
 from bench.spec.config import AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
 from bench.worker.models import load_weights
@@ -66,6 +66,23 @@ def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> t
 
     model.requires_grad_(False)
     return get_peft_model(model, _lora(method.adapter), autocast_adapter_dtype=True)
+
+
+def start_adapter(model: Any, config: RunConfig, source: str) -> None:
+    """Where an adapter starts from more than its own layer: LoftQ reads the unquantized base at `source`."""
+    if config.method.adapter is not None and config.method.adapter.init == "loftq":
+        from bench.worker.lora_extras import start_from_quantization_error
+
+        start_from_quantization_error(model, config.model, source)
+
+
+def make_optimizer(model: Any, method: MethodConfig, arguments: TrainingArguments) -> torch.optim.Optimizer | None:
+    """A method's own optimizer; None where the trainer makes the usual one."""
+    if method.adapter is None or method.adapter.loraplus_lr_ratio is None:
+        return None
+    from bench.worker.lora_extras import loraplus
+
+    return loraplus(model, arguments, method.adapter.loraplus_lr_ratio)
 
 
 def _without_repacking(model: Any) -> Any:
@@ -167,7 +184,7 @@ def _lora(adapter: AdapterConfig) -> LoraConfig:
         target_modules=adapter.target_modules,
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
-        init_lora_weights=True if adapter.init == "default" else adapter.init,  # type: ignore[arg-type]
+        init_lora_weights=True if adapter.init in ("default", "loftq") else adapter.init,  # type: ignore[arg-type]
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from bench.planning.compose import compose
 from bench.worker import methods, models
@@ -145,3 +146,35 @@ def test_adding_in_fp32_keeps_a_young_adapter(source: str) -> None:
 
     assert distance("false") == 0
     assert distance("true") == pytest.approx(16 * 1e-5 * 128 * 1e-2 * 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["init=pissa", "init=olora", "init=gaussian", "init=orthogonal", "use_dora=true", "use_rslora=true"],
+)
+def test_what_is_evaluated_is_what_was_trained(smoke, tmp_path: Path, override: str) -> None:
+    """Some variants change the base's weights when they start; loading must do it again, to the same numbers."""
+    (config,) = compose(smoke("method=lora", f"++method.adapter.{override}", "method.adapter.rank=4"), multirun=False)
+    source = models.locate(config.model, Path(config.paths.cache))
+    model = methods.make_trainable(methods.load_base(config, source, "cpu", torch.float32), config.method, 0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    methods.save_trained(model, config.method, tmp_path / "weights")
+    loaded = methods.load_trained(config, source, tmp_path / "weights", "cpu", torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(IDS).logits, model.eval()(IDS).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_loraplus_lets_b_learn_faster(smoke) -> None:
+    (config,) = compose(smoke("method=lora", "method.adapter.loraplus_lr_ratio=16"), multirun=False)
+    source = models.locate(config.model, Path(config.paths.cache))
+    model = methods.make_trainable(methods.load_base(config, source, "cpu", torch.float32), config.method, 0)
+    arguments = TrainingArguments(output_dir="unused", learning_rate=1e-3, use_cpu=True, optim="adamw_torch_fused")
+    optimizer = methods.make_optimizer(model, config.method, arguments)
+    assert optimizer is not None
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rate for name, rate in rates.items() if "lora_B" in name} == {16 * 1e-3}
+    assert {rate for name, rate in rates.items() if "lora_A" in name} == {1e-3}
+    assert len(rates) == sum(p.requires_grad for p in model.parameters())

@@ -49,9 +49,11 @@ def run(context: Context) -> TrainResult:
         progress=context.progress,
         measure_heldout=measure_heldout,
     )
+    arguments = train.training_arguments(config, resolved, steps, context.weights / "trainer")
     trainer = train.SftTrainer(
         model=model,
-        args=train.training_arguments(config, resolved, steps, context.weights / "trainer"),
+        args=arguments,
+        optimizers=(methods.make_optimizer(model, config.method, arguments), None),
         train_dataset=rows.train,
         callbacks=[observer],
         head=head,
@@ -107,6 +109,7 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
             config, source, resolved.type, resolved.compute_dtype, attn_implementation=resolved.attention
         )
         model = methods.make_trainable(base, config.method, config.seed)
+        methods.start_adapter(model, config, source)
         head = SupervisedHead(model)
     if resolved.compiled == "regional":
         from bench.worker.compiling import compile_layers  # seconds to import
