@@ -40,6 +40,7 @@ class Paired:
         error: standard error and its parts.
         seeds, examples: the numbers of rows and columns with a value.
         discordant: for differences of 0/1 scores, (gained, lost) over all rows; else None.
+        shares: what each example adds to the mean, shape (examples,); they sum to it.
     """
 
     mean: float
@@ -48,6 +49,7 @@ class Paired:
     seeds: int
     examples: int
     discordant: tuple[int, int] | None
+    shares: Floats
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Two-sided interval: percentiles of the draws, widened for few seeds and examples. Infinite for 1 example."""
@@ -162,7 +164,8 @@ def paired(
     discordant = None
     if np.isin(values, (-1.0, 0.0, 1.0)).all() if right_or_wrong is None else right_or_wrong:
         discordant = int((values > 0).sum()), int((values < 0).sum())
-    return Paired(mean, resampled, error, seeds, examples, discordant)
+    shares = (weights * values).sum(axis=0) / weights.sum()
+    return Paired(mean, resampled, error, seeds, examples, discordant, shares)
 
 
 def _checked(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:

@@ -29,6 +29,7 @@ __all__ = [
     "is_not_worse",
     "mcnemar",
     "paired",
+    "sign_flip",
     "verdict",
 ]
 
@@ -44,6 +45,19 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     discordant = gained + lost
     return float(scipy_stats.binomtest(gained, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def sign_flip(result: Paired, rng: np.random.Generator, draws: int = 10_000) -> float:
+    """Two-sided p of the paired permutation test: under "no difference" an example's sign is a coin's (Fisher 1935).
+
+    It treats the seeds as given, and so answers for these seeds only; with one seed it answers what the bootstrap does.
+    """
+    moved = result.shares[result.shares != 0]
+    if not len(moved):
+        return 1.0
+    flipped = np.abs(rng.choice((-1.0, 1.0), size=(draws, len(moved))) @ moved)
+    as_far = np.count_nonzero(flipped >= abs(result.mean) * (1 - 1e-9))
+    return float((as_far + 1) / (draws + 1))
 
 
 def holm(p_values: list[float]) -> list[float]:

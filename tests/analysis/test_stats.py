@@ -103,6 +103,16 @@ def test_mcnemar_agrees_with_the_binomial_test() -> None:
     assert stats.mcnemar(3, 9) == pytest.approx(scipy_stats.binomtest(3, 12).pvalue)
 
 
+def test_sign_flips_agree_with_scipy() -> None:
+    values = rng(7).normal(0.3, 1, (1, 12))
+    exact = scipy_stats.permutation_test(
+        (values[0],), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    mine = stats.sign_flip(stats.paired(values, rng=rng()), rng(), draws=50_000)
+    assert mine == pytest.approx(exact.pvalue, abs=0.01)
+    assert stats.sign_flip(stats.paired(np.zeros((1, 12)), rng=rng()), rng()) == 1.0
+
+
 def test_holm_by_hand() -> None:
     assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
