@@ -23,6 +23,7 @@ from bench.analysis.findings import Findings as Findings
 from bench.analysis.findings import Margins as Margins
 from bench.analysis.findings import primary_measure
 from bench.analysis.measures import Measure, Table, arm_estimate, measure_tables, paired_difference
+from bench.analysis.order import is_base
 from bench.analysis.pairing import NONE_ALLOWED, Refusal, fair_partner, group_arms, wanted_pairs
 from bench.spec.agreement import Reason
 from bench.spec.record import Record
@@ -63,7 +64,9 @@ def compare(
     exceptions: list[Refusal] = []
     for arm, baselines in wanted_pairs(arms):
         baseline, pairs, refused, excepted = fair_partner(arm, baselines, arms, samples, allowed)
-        made, unmeasured = _contrasts(arm, baseline, pairs, tables, resampler) if pairs else ([], [])
+        # A divergence from the base is itself a comparison with the base.
+        of_pair = {m: t for m, t in tables.items() if m.kind != "divergence" or not is_base(arms[baseline][0])}
+        made, unmeasured = _contrasts(arm, baseline, pairs, of_pair, resampler) if pairs else ([], [])
         contrasts += [replace(c, differing=tuple(dict.fromkeys(e.reason.name for e in excepted))) for c in made]
         refusals += refused + unmeasured
         exceptions += excepted
@@ -115,6 +118,13 @@ class _Contrast:
             return stats.mcnemar(*self.result.discordant)
         return self.result.p_value()
 
+    @property
+    def p_sign_flip(self) -> float | None:
+        """Of one seed only: it takes the seeds as given."""
+        if self.result.seeds > 1 or self.measure.kind not in ("score", "loss"):
+            return None
+        return stats.sign_flip(self.result, np.random.default_rng(0))
+
 
 def _judged(contrasts: Sequence[_Contrast], primary: Measure | None, margins: Margins) -> list[Comparison]:
     """Adjust p within each family, then say the verdicts.
@@ -155,5 +165,6 @@ def _comparison(contrast: _Contrast, p: float, p_holm: float, margins: Margins) 
         examples=result.examples,
         detectable=stats.detectable_difference(result),
         examples_to_decide=stats.examples_to_decide(result, margin) if word == "inconclusive" else None,
+        p_sign_flip=contrast.p_sign_flip,
         differing=contrast.differing,
     )

@@ -69,6 +69,7 @@ class Comparison:
     examples: int
     detectable: float  # smallest difference that such data show with 80% power
     examples_to_decide: int | None  # of an inconclusive one; None: more examples cannot, or it is decided
+    p_sign_flip: float | None = None  # paired permutation, of scores and losses of one seed: beside p, not in its place
     differing: tuple[str, ...] = ()  # requirements not met, in spite of which it was made (--allow-different)
 
 

@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from bench.spec.failure import Status
 
 SCHEMA_VERSION = 1
+KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
 Stage = Literal["prepare", "train", "evaluate", "regression"]
@@ -54,6 +55,7 @@ class HeldoutPoint:
     train_tokens: int  # non-padding tokens seen until here
     train_seconds: float  # training time until here, held-out evaluation excluded
     loss: float | None  # sum of token losses / supervised tokens, nats; None: not finite
+    energy_wh: float | None = None  # of training until here, held-out evaluation excluded; None: no counter, or older
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -173,6 +175,7 @@ class RegressionResult:
     memory: list[PhaseMemory]
     spans_seconds: dict[str, float]
     environment: Environment
+    divergence_unknown: str | None = None  # why the divergence from the base is not among the tasks
 
 
 @dataclass(frozen=True, config=_STRICT)
