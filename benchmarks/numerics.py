@@ -3,8 +3,9 @@
     python -m benchmarks.numerics                         the table of docs/numerics.md
     python -m benchmarks.numerics --methods lora --rates 1e-4 --steps 8
 
-Every row is a run of its own in a child process: the embedded model and task, the same seed and stream, compared with
-the fp32 run of the same method and rate. The last held-out loss is computed in fp32 for all rows.
+Every run is a child process of its own: the embedded model and task, compared with the fp32 run of the same method,
+rate, seed and stream. The last held-out loss is computed in fp32 for all. The sweep's own way (compiled) and fp32 run
+under every seed, which tells the seeds' noise; the others under the first seed only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from tabulate import tabulate
@@ -25,8 +27,9 @@ WAYS = {  # name -> overrides; the first is what the others are compared with
     "bf16, eager, added in fp32": ["train.compile=off"],
     "bf16, compiled": ["train.compile=regional"],
 }
-RATES = {"full": [5e-5], "lora": [1e-4, 5e-4], "qlora": [1e-4]}
+RATES = {"full": [5e-5], "lora": [5e-4, 1e-4], "qlora": [5e-4]}  # the sweep's own first
 ADAPTERS_ONLY = "bf16, eager, added in bf16"
+UNDER_EVERY_SEED = ("fp32", "bf16, compiled")
 
 
 def main() -> None:
@@ -34,8 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(RATES))
     parser.add_argument("--rates", nargs="+", type=float, help="instead of each method's own")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks/numerics.json"))
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -43,33 +47,45 @@ def main() -> None:
         print(json.dumps(_run(options.one)))
         return
     runs = json.loads(options.output.read_text()) if options.output.exists() else {}
-    for method in options.methods:
-        for rate in options.rates or RATES[method]:
-            for way, overrides in WAYS.items():
-                if way == ADAPTERS_ONLY and method == "full":
-                    continue
-                name = f"{method}|{rate:g}|{way}|{options.steps}x{options.batch}"
-                if name not in runs:
-                    budget = [f"train.max_steps={options.steps}", f"train.batch_size={options.batch}"]
-                    runs[name] = _child([f"method={method}", f"method.learning_rate={rate}", *budget, *overrides])
-                    options.output.parent.mkdir(parents=True, exist_ok=True)
-                    options.output.write_text(json.dumps(runs, indent=1))
-                print(name, runs[name]["final"], flush=True)
+    for seed in options.seeds:
+        for method, rate, way in _rows(options, first=seed == options.seeds[0]):
+            name = f"{method}|{rate:g}|{way}|{options.steps}x{options.batch}|{seed}"
+            if name not in runs:
+                budget = [f"train.max_steps={options.steps}", f"train.batch_size={options.batch}", f"seed={seed}"]
+                runs[name] = _child([f"method={method}", f"method.learning_rate={rate}", *budget, *WAYS[way]])
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(runs, indent=1))
+            print(name, runs[name]["final"], flush=True)
     print(table(runs))
 
 
+def _rows(options: argparse.Namespace, *, first: bool) -> list[tuple[str, float, str]]:
+    """What runs under a seed; `first`: the seed under which everything runs."""
+    return [
+        (method, rate, way)
+        for method in options.methods
+        for rate in (options.rates or RATES[method])[: None if first else 1]
+        for way in WAYS
+        if (first or way in UNDER_EVERY_SEED) and not (way == ADAPTERS_ONLY and method == "full")
+    ]
+
+
 def table(runs: dict[str, Any]) -> str:
-    """Markdown: each row's losses less those of the fp32 run of the same method, rate and budget."""
-    rows = []
+    """Markdown: one row a method, rate and way; losses less those of the fp32 run of the same seed."""
+    grouped: dict[tuple[str, ...], list[tuple[Any, Any]]] = {}
     for name, run in runs.items():
-        method, rate, way, budget = name.split("|")
-        exact = runs[f"{method}|{rate}|fp32|{budget}"]
-        difference = [a - b for a, b in zip(run["losses"], exact["losses"], strict=True)]
-        middle = run["heldout"][1] - exact["heldout"][1]
-        rows.append([method, rate, way, difference[1], max(difference, key=abs), middle, run["final"]])
-        rows[-1].append(run["final"] - exact["final"])
-    headers = ["method", "rate", "numerics", "loss at step 2", "largest difference of a step", "held-out, a quarter in"]
-    return tabulate(rows, [*headers, "held-out at the end", "less fp32's"], "github", floatfmt=".4f")
+        method, rate, way, budget, seed = name.split("|")
+        grouped.setdefault((method, rate, way, budget), []).append((run, runs[f"{method}|{rate}|fp32|{budget}|{seed}"]))
+    rows = []
+    for (method, rate, way, _), pairs in grouped.items():
+        second = fmean(run["losses"][1] - exact["losses"][1] for run, exact in pairs)
+        differences = [run["final"] - exact["final"] for run, exact in pairs]
+        seeds_of_fp32 = [exact["final"] for _, exact in pairs]
+        noise = stdev(seeds_of_fp32) if len(pairs) > 1 else None
+        rows.append([method, rate, way, len(pairs), second, fmean(run["final"] for run, _ in pairs)])
+        rows[-1] += [fmean(differences), max(differences), noise]
+    headers = ["method", "rate", "numerics", "seeds", "step 2, less fp32's", "held-out at the end", "less fp32's"]
+    return tabulate(rows, [*headers, "the worst seed's", "fp32's spread over seeds"], "github", floatfmt=".4f")
 
 
 def _child(overrides: list[str]) -> dict[str, Any]:
@@ -98,7 +114,7 @@ def _run(overrides: list[str]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
-        (config,) = compose([*overrides, *kept, "suite=none", "train.heldout_points=4"], multirun=False)
+        (config,) = compose([*overrides, *kept, "suite=none", "train.heldout_points=1"], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
         prepare_stage.run(context)
         result = train_stage.run(context)
@@ -115,7 +131,6 @@ def _run(overrides: list[str]) -> dict[str, Any]:
             losses = heldout.example_losses(model, head, rows, batch_size=8, pad_id=pad_id, device=resolved)
     return {
         "losses": [step["loss"] for step in steps],
-        "heldout": [point.loss for point in result.heldout],
         "final": heldout.mean_loss(losses),
         "environment": result.environment.compiled,
         "data_stream_sha256": result.data_stream_sha256,
