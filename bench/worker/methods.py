@@ -124,12 +124,14 @@ def save_trained(model: torch.nn.Module, method: MethodConfig, folder: Path) -> 
         save(str(folder), state_dict=state)
 
 
-def load_trained(config: RunConfig, source: str, weights: Path, device: str, compute_dtype: torch.dtype) -> Any:
+def load_trained(
+    config: RunConfig, source: str, weights: Path, device: str, compute_dtype: torch.dtype, **options: Any
+) -> Any:
     """The tuned model for evaluation: the saved weights, or the base with its adapter (not merged)."""
     method = config.method
     if method.trains == "all_weights":
-        return load_weights(config.model, str(weights), dtype=compute_dtype, device_map={"": device})
-    base = load_base(config, source, device, compute_dtype)
+        return load_weights(config.model, str(weights), dtype=compute_dtype, device_map={"": device}, **options)
+    base = load_base(config, source, device, compute_dtype, **options)
     if device == "cpu" and method.quantization is not None and method.quantization.scheme != "int8":
         # The same weights in bf16 products. bitsandbytes' own CPU inference kernel (AVX-512 bf16) is not used: it
         # was slower here and its rounding differs; see docs/design.md.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,16 @@ def load_tuned(context: Context) -> tuple[Any, Any, device.Device, Memory]:
     with context.clock.span("load"):
         source = models.locate(config.model, context.cache)
         tokenizer = models.load_tokenizer(config.model, source)
-        model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype)
+        # Left-padded generation and shared prefixes need masks, which flash attention does not take.
+        resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
+        model = methods.load_trained(
+            config,
+            source,
+            context.weights,
+            resolved.type,
+            resolved.compute_dtype,
+            attn_implementation=resolved.attention,
+        )
     context.load.start()  # other load counts from here: evaluation, not loading
     return model, tokenizer, resolved, memory
 
