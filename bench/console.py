@@ -105,6 +105,9 @@ class Console:
         if record.evaluate:
             parts += [f"{name} {value:.3f}" for name, value in list(record.evaluate.scores.items())[:1]]
         self.say(f"OK       {record.run_id}: {', '.join(parts)}")
+        if record.serve_failure is not None:
+            self.say(f"         serving: {record.serve_failure.message}")
+            self.say(f"         {record.serve_failure.next_step}")
 
 
 class _PlainWatch:

@@ -18,6 +18,7 @@ from bench.running import store
 from bench.running.launch import Outcome, Watch, run_stage
 from bench.running.provenance import provenance
 from bench.running.reuse import take_over
+from bench.running.serving import with_serving
 from bench.spec.config import RunConfig, to_mapping
 from bench.spec.failure import Status
 from bench.spec.identity import comparison_key, run_id
@@ -74,14 +75,19 @@ def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
     """Run what is missing of a run and write its record. Returns at once when it is finished."""
     with store.claim(run_folder(config)):
         record = store.read_record(run_folder(config))
-        if record is not None and record.status is Status.OK:
+        ended_well = record is not None and record.status is Status.OK
+        if record is not None and ended_well and store.is_served(config, record):
             return record
         folder = write_plan(config)
-        (folder / "record.json").unlink(missing_ok=True)
         if not (data_folder(config) / "summary.json").exists():  # on a cluster node with a cache of its own
             run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
-        record = take_over(config, folder) or _run_stages(config, folder, watch)
-        store.write_record(folder, record)
+        if record is None or not ended_well:
+            (folder / "record.json").unlink(missing_ok=True)
+            record = take_over(config, folder) or _run_stages(config, folder, watch)
+            store.write_record(folder, record)
+        if record.status is Status.OK and not store.is_served(config, record):
+            record = with_serving(config, record, watch)
+            store.write_record(folder, record)
         return record
 
 
@@ -128,18 +134,13 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
 def finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:
     """A stage's result from an earlier call; None when it, its weights or its items are missing or torn."""
     result = _read_stage(folder, stage)
-    if isinstance(result, TrainResult) and not _weights_are_whole(artifact_folder(config), result.checkpoint_bytes):
+    if isinstance(result, TrainResult) and not store.weights_are_whole(
+        artifact_folder(config), result.checkpoint_bytes
+    ):
         return None
     if stage in ITEMS_OF and not _is_whole_gzip(folder / ITEMS_OF[stage]):
         return None
     return result
-
-
-def _weights_are_whole(folder: Path, expected_bytes: int | None) -> bool:
-    if expected_bytes is None:  # a trial of a learning rate keeps none
-        return True
-    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return (folder / "complete").exists() and there == expected_bytes
 
 
 def _is_whole_gzip(path: Path) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -38,7 +39,23 @@ def write_record(folder: Path, record: Record) -> None:
 def is_finished(config: RunConfig) -> bool:
     """Whether the run ended well, so that the same command has nothing left to do for it."""
     record = read_record(run_folder(config))
-    return record is not None and record.status is Status.OK
+    return record is not None and record.status is Status.OK and is_served(config, record)
+
+
+def is_served(config: RunConfig, record: Record) -> bool:
+    """Whether a finished run has been served as the config asks, if it asks for it at all."""
+    if not config.serve.prompt_tokens or config.trial is not None:
+        return True
+    asked = asdict(config.serve)
+    return record.serve is not None and all(record.serve.settings.get(k) == v for k, v in asked.items() if k != "name")
+
+
+def weights_are_whole(folder: Path, expected_bytes: int | None) -> bool:
+    """Whether a run's weights are where training wrote them, all of them."""
+    if expected_bytes is None:  # a trial of a learning rate keeps none
+        return True
+    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return (folder / "complete").exists() and there == expected_bytes
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ REQUIREMENTS = {
     "numerics": "compute dtype, attention kernel, compilation, padding, and where an adapter is added",
 }
 # May differ: the method and its settings, the seed (runs are matched by it), where results go, what was fitted.
-_FREE = ("method.", "seed", "sweep", "paths.", "tracking.", "rates", "learning_rate_source", "trial",
+_FREE = ("method.", "seed", "sweep", "paths.", "tracking.", "serve.", "rates", "learning_rate_source", "trial",
          "train.micro_batch", "hardware.name", "hardware.stage_timeout_seconds",
          "hardware.price_usd_per_hour")  # fmt: skip
 _BY_SETTING = {

@@ -179,6 +179,20 @@ class PathsConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ServeConfig:
+    """What serving the result costs, measured when a run is finished; never part of what names a run."""
+
+    name: str = "none"
+    prompt_tokens: list[PositiveInt] = field(default_factory=list)  # lengths of prompts; empty: nothing is served
+    batch_sizes: list[PositiveInt] = field(default_factory=lambda: [1])  # requests answered together
+    new_tokens: Annotated[int, Field(gt=1)] = 16  # of every answer; the end token is kept from coming
+    repetitions: PositiveInt = 5  # of every form in turn, each loaded anew
+    rounds: PositiveInt = 1  # processes that measure the latency, one after the other
+    fidelity_examples: Annotated[int, Field(ge=0)] | None = None  # test examples that each form answers; None: all
+    adapters: list[PositiveInt] = field(default_factory=list)  # numbers of adapters on one base; empty: not measured
+
+
+@dataclass(frozen=True, config=_STRICT)
 class TrialConfig:
     """A trial of `bench.tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
 
@@ -203,6 +217,7 @@ class RunConfig:
     rates: str | None = None  # file of `make tune` that the learning rate is taken from
     learning_rate_source: str = "config"  # or "tuned: FILE sha256 ..."; filled in by planning
     trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench.tune`
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
@@ -260,6 +275,22 @@ def _inconsistencies(config: RunConfig) -> Iterator[str]:
         yield "suite.path: missing; give the folder of your lm-eval YAML tasks"
     if suite.source == "lm_eval" and not suite.tasks:
         yield "suite.tasks: empty; name at least one lm-eval task, or choose suite=none"
+    yield from _of_serving(config.serve, config.model)
+
+
+def _of_serving(serve: ServeConfig, model: ModelConfig) -> Iterator[str]:
+    longest = max(serve.prompt_tokens, default=0)
+    if serve.prompt_tokens and longest + serve.new_tokens > model.max_context:
+        yield (
+            f"serve.prompt_tokens: {longest} with serve.new_tokens={serve.new_tokens} are beyond the "
+            f"{model.max_context} positions of {model.name}; lower one of them"
+        )
+    if serve.prompt_tokens and not serve.batch_sizes:
+        yield "serve.batch_sizes: empty; name at least one, for example [1]"
+    if serve.adapters and not serve.prompt_tokens:
+        yield "serve.adapters: needs serve.prompt_tokens; choose serve=quick or serve=full and override that"
+    if any(max(serve.adapters) % count for count in serve.adapters):
+        yield f"serve.adapters: each of {serve.adapters} must divide the largest, which is the number of requests"
 
 
 def _explain(error: Any) -> str:

@@ -34,6 +34,7 @@ NEXT_STEP = {
 _OOM_IN_EVALUATION = {
     "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
     "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
+    "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",
 }
 _FULL_DISK = "Free some space, or name other folders (paths.results, paths.artifacts, paths.cache); the same command "
 _FULL_DISK += "again runs only what is missing."

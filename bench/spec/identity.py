@@ -14,7 +14,7 @@ from typing import Any
 from bench.spec.config import RunConfig, to_mapping
 
 # Where results go, and where the learning rate came from, does not change what is measured.
-_NOT_IDENTITY = ("tracking", "paths", "sweep", "rates", "learning_rate_source")
+_NOT_IDENTITY = ("tracking", "paths", "sweep", "rates", "learning_rate_source", "serve")
 # Of hardware; the last three are read by the planner alone.
 _NOT_MEASURED = ("name", "stage_timeout_seconds", "price_usd_per_hour", "memory_gib", "bf16_tflops", "watts")
 _NOT_TUNED_FOR = {  # settings that leave the best learning rate what it is

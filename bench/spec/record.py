@@ -7,6 +7,7 @@ Names carry their units. Unknown is `None`, never zero. Files beside the record 
     steps.jsonl                 one `Step` a line
     samples.jsonl.gz            one `Sample` a line: test predictions with scores
     regression_items.jsonl.gz   one `RegressionItem` a line
+    serve.json, served_answers.jsonl.gz         where serving was asked for; one `ServedAnswer` a line
     train.log evaluate.log regression.log       what the child printed
 """
 
@@ -19,12 +20,13 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bench.spec.failure import Status
+from bench.spec.serving import Adapters, Fidelity, Generation, LogitDifference, ServedForm
 
 SCHEMA_VERSION = 1
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
-Stage = Literal["prepare", "train", "evaluate", "regression"]
+Stage = Literal["prepare", "train", "evaluate", "regression", "serve", "export", "verify"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -179,6 +181,25 @@ class RegressionResult:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ServeResult:
+    """The serving stage: every form of the result, timed and set against the one that was evaluated."""
+
+    settings: dict[str, Any]  # the ServeConfig that was asked for
+    forms: list[ServedForm]
+    generations: list[Generation]  # every repetition of every round
+    fidelity: list[Fidelity]  # the first is the form that was evaluated; empty: an untrained model, or not asked for
+    rounding: LogitDifference | None  # of that form against itself in batches of another size
+    answers_as_evaluated: int | None  # of its answers, equal to the evaluation's; None: unknown
+    adapters: Adapters | None  # None: the method has none, or not asked for
+    skipped: dict[str, str]  # what was asked for and not measured -> why
+    memory: list[PhaseMemory]  # phases "load FORM", "serve FORM", "N adapters", ...
+    spans_seconds: dict[str, float]
+    environment: Environment  # while the latency was measured
+    later_environments: list[Environment] = field(default_factory=list)  # of the rounds after the first
+    provenance: dict[str, Any] = field(default_factory=dict)  # of the serving, which may be later than the run
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Sample:
     """One test example with its prediction."""
 
@@ -255,6 +276,8 @@ class Record:
     stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage
     reused_stages: list[str] = field(default_factory=list)  # finished by an earlier, interrupted call
     reused_from: str | None = None  # the sweep whose equal, untrained run was taken over
+    serve: ServeResult | None = None  # None: not asked for, or `serve_failure` says why not
+    serve_failure: Failure | None = None  # serving that failed takes nothing from the run: its status stays ok
     schema_version: int = SCHEMA_VERSION
 
 

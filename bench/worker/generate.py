@@ -19,6 +19,7 @@ class Answer:
     text: str
     tokens: int  # generated, the end token included
     cut_at_limit: bool  # max_new_tokens came before the end token
+    ids: tuple[int, ...] = ()  # the generated tokens, without the end token
 
 
 def generate(
@@ -61,7 +62,7 @@ def _answer(tokenizer: Any, row: list[int], ends: set[int]) -> Answer:
     stop = next((k for k, token in enumerate(row) if token in ends), None)
     kept = row if stop is None else row[:stop]
     text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(text, tokens=len(kept) + (stop is not None), cut_at_limit=stop is None)
+    return Answer(text, tokens=len(kept) + (stop is not None), cut_at_limit=stop is None, ids=tuple(kept))
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -22,6 +22,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments,
 from bench.spec.config import AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
 from bench.worker.models import load_weights
 from bench.worker.quantized import stored
+from bench.worker.serving.form import Form
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -142,6 +143,38 @@ def load_trained(
 
     # In the base's dtype: autocast would round fp32 adapters to bf16 at each call, at a price and to the same numbers.
     return PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=False).eval()
+
+
+def load_as_stored(
+    config: RunConfig, source: str, device: str, compute_dtype: torch.dtype, scheme: QuantizationConfig | None = None
+) -> Any:
+    """A model as its folder or hub repository holds it, or quantized while it is read."""
+    options: dict[str, Any] = {"dtype": compute_dtype, "device_map": {"": device}}
+    if scheme is not None:
+        options["quantization_config"] = _quantization(scheme, compute_dtype)
+    return _without_repacking(load_weights(config.model, source, **options))
+
+
+def served_forms(method: MethodConfig) -> list[Form]:
+    """The ways to serve what a method made: bases, then the form that is evaluated, then those made from it."""
+    base, scheme = Form("base", "original"), method.quantization or QuantizationConfig()
+    if method.trains == "nothing":
+        return [Form(f"base_{scheme.scheme}", "quantized") if method.quantization else base]
+    if method.adapter is None:
+        tuned = Form("tuned", "trained", base="base")
+        return [base, tuned, Form(f"tuned_{scheme.scheme}", "trained", "none", scheme, tuned, "base")]
+    merged_small = f"merged_{scheme.scheme}"
+    if method.quantization is None:
+        merged = Form("merged", "original", "merged", base="base")
+        small = Form(merged_small, "original", "merged", scheme, merged, "base")
+        return [base, Form("unmerged", "original", "beside", base="base"), merged, small]
+    quantized = Form(f"base_{scheme.scheme}", "quantized")
+    beside = Form("unmerged", "quantized", "beside", base=quantized.name)
+    merged = Form("merged", "dequantized", "merged", base="base")
+    original = Form("merged_original", "original", "merged", base="base", timed_as="merged")
+    small = Form(merged_small, "dequantized", "merged", scheme, merged, quantized.name)
+    other = Form(f"merged_original_{scheme.scheme}", "original", "merged", scheme, original, quantized.name, small.name)
+    return [base, quantized, beside, merged, original, small, other]
 
 
 def parameters_total(model: torch.nn.Module) -> int:

@@ -9,7 +9,7 @@ import pytest
 from bench.planning.compose import CONFIG_FOLDER, choices, compose, explicit, is_search
 from bench.spec.failure import ConfigurationError
 
-GROUPS = ("model", "method", "task", "suite", "train", "hardware", "tracking", "experiment")
+GROUPS = ("model", "method", "task", "suite", "train", "hardware", "tracking", "serve", "experiment")
 COMPLETIONS = {  # what a file leaves to the user
     ("model", "folder"): ["model.location=somewhere"],
     ("task", "jsonl"): ["task.train_file=data.jsonl"],
@@ -23,7 +23,7 @@ def test_every_yaml_file_composes(group: str, name: str) -> None:
     extra = COMPLETIONS.get((group, name), [])
     configs = compose([f"{group}={name}", *extra], multirun=group == "experiment")
     assert configs
-    if group in ("model", "method", "suite", "train", "hardware", "tracking"):
+    if group in ("model", "method", "suite", "train", "hardware", "tracking", "serve"):
         described = getattr(configs[0], group)
         assert getattr(described, "name", name) == name
 
