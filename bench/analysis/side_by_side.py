@@ -15,7 +15,7 @@ from bench.analysis.order import is_base
 from bench.spec.record import Record
 from bench.spec.settings import flat
 
-_SKIPPED = ("paths.", "tracking.", "sweep", "method.name", "seed", "trial")
+_SKIPPED = ("paths.", "tracking.", "sweep", "method.name", "seed", "trial", "model.architecture")
 _OF_ENVIRONMENT = ("device", "device_count", "threads", "cpus", "cpu_governor", "torch", "compute_dtype", "attention")
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from bench.spec.architecture import ArchitectureConfig
 from bench.spec.failure import ConfigurationError
 
 _STRICT = ConfigDict(extra="forbid")
@@ -42,6 +43,7 @@ class ModelConfig:
     parameters: PositiveInt | None = None  # counted from the architecture; checked on load
     chat_template: str | None = None  # Jinja source for models that ship none; None keeps the model's own
     trust_remote_code: bool = False
+    architecture: ArchitectureConfig | None = None  # for the planner; None: from the model's config.json
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -62,8 +64,9 @@ class AdapterConfig:
     target_modules: str | list[str] = "all-linear"
     use_dora: bool = False
     use_rslora: bool = False
-    init: str = "default"  # PEFT's init_lora_weights: default, gaussian, pissa, loftq, ...
+    init: Literal["default", "gaussian", "olora", "orthogonal", "pissa", "loftq"] = "default"  # as PEFT names them
     add_in_fp32: bool = True  # when not compiled, add the branch before rounding to bf16; see docs/numerics.md
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None  # LoRA+: B's learning rate / A's
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -157,6 +160,10 @@ class HardwareConfig:
     stage_timeout_seconds: PositiveInt = 86_400
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # of a child's private memory (RLIMIT_DATA)
     price_usd_per_hour: Annotated[float, Field(ge=0)] | None = None
+    # Of one device, from its data sheet, for the planner; None: unknown.
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    bf16_tflops: Annotated[float, Field(gt=0)] | None = None  # dense matrix products, 10^12 FLOP/s
+    watts: Annotated[float, Field(gt=0)] | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -249,6 +256,11 @@ def _inconsistencies(config: RunConfig) -> Iterator[str]:
         yield "method.adapter: missing; a method with trains=adapter needs rank, alpha and target_modules"
     if method.trains == "all_weights" and (method.adapter or method.quantization):
         yield "method: trains=all_weights takes neither adapter nor quantization; set both to null"
+    if (adapter := method.adapter) is not None:
+        if adapter.init == "loftq" and (method.quantization is None or method.quantization.scheme != "nf4"):
+            yield "method.adapter.init: loftq starts from what nf4 quantization lost; use it with method=qlora"
+        if adapter.init in ("pissa", "olora") and method.quantization is not None:
+            yield f"method.adapter.init: {adapter.init} changes the base's weights; a quantized base cannot follow"
     if method.trains != "nothing" and method.learning_rate is None:
         yield "method.learning_rate: missing; set one, for example 2e-5 (full) or 2e-4 (adapter)"
     if method.trains != "nothing" and method.shots:

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_NOT_OF_AN_ARM = ("hardware.name", "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour")
+_NOT_OF_AN_ARM = ("hardware.name", "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour",
+                  "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts")  # fmt: skip
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
