@@ -1,14 +1,17 @@
 """`python -m bench.report results/default`: write the report of a sweep (again).
 
     python -m bench.report results/a results/b --allow-different=device,threads
+    python -m bench.report results/a --target-loss=1.9
 
 Exit code 0 with the report's path on standard output; 2 with a message when there is nothing to report, or a name
-given to `--allow-different` is not known. Exceptions hold for this report only: give them again with the next one.
+given to `--allow-different` is not known. Exceptions and the target hold for this report only: give them again with the
+next one.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help_text = "results/<sweep>; the report is written into the first one and covers all of them"
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=help_text)
     parser.add_argument("--allow-different", metavar="NAME[,NAME...]", help=_allow_help())
+    target_help = "held-out loss whose time, tokens and energy are told; the default is the worst final loss compared"
+    parser.add_argument("--target-loss", metavar="NATS", type=_loss, help=target_help)
     given = parser.parse_args(arguments)
     from bench.report.build import NoRecordsError, build_report  # pandas and matplotlib: only when there is work
 
     try:
         allowed = frozenset() if given.allow_different is None else allowed_names(given.allow_different)
-        print(build_report(*given.folders, allowed=allowed))
+        print(build_report(*given.folders, allowed=allowed, target_loss=given.target_loss))
     except (FileNotFoundError, NoRecordsError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2
@@ -36,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"bench.report: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
     return 0
+
+
+def _loss(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: a loss in nats per token is above 0 and finite, for example 1.9")
+    return value
 
 
 def _allow_help() -> str:

@@ -31,6 +31,7 @@ class Group:
     findings: Findings
     recommendation: Recommendation
     margins: Margins
+    target_loss: float | None = None  # held-out, as given for the report; None: each comparison's default
 
     @property
     def arms(self) -> list[str]:
@@ -39,7 +40,12 @@ class Group:
 
 
 def groups_of(
-    sweep: Sweep, *, seed: int = 0, margins: Margins | None = None, allowed: frozenset[str] = frozenset()
+    sweep: Sweep,
+    *,
+    seed: int = 0,
+    margins: Margins | None = None,
+    allowed: frozenset[str] = frozenset(),
+    target_loss: float | None = None,
 ) -> list[Group]:
     """Compare within each model, task and suite. `seed` is that of the bootstrap: the same records, the same report."""
     margins = margins or Margins()
@@ -51,7 +57,7 @@ def groups_of(
         findings = compare(records, sweep.samples, sweep.regression, rng=rng, margins=margins, allowed=allowed)
         runs = sweep.runs[sweep.runs["run_id"].isin([record.run_id for record in records])]
         advice = recommend(findings, arms_frame(runs), rng=rng, margins=margins)
-        groups.append(Group(" / ".join(key), sweep, records, runs, findings, advice, margins))
+        groups.append(Group(" / ".join(key), sweep, records, runs, findings, advice, margins, target_loss))
     return groups
 
 

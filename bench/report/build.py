@@ -1,6 +1,7 @@
 """Build a sweep's report: read the records, compare, draw, write.
 
-results/<sweep>/report.md  report.html  plots/*.png  tables/{runs,comparisons,regression,claims}.csv  fairness.json
+results/<sweep>/report.md  report.html  plots/*.png  fairness.json
+    tables/{runs,comparisons,regression,claims,targets}.csv
 
 >>> build_report(Path("results/default"))
 PosixPath('results/default/report.html')
@@ -18,29 +19,33 @@ from matplotlib.figure import Figure
 
 from bench.analysis.claims import Verdict
 from bench.analysis.frame import regression_tasks_frame
-from bench.report import memory_plots, plots, rates
+from bench.report import loss_plots, memory_plots, plots, rates, targets
 from bench.report.answer import Group, groups_of
 from bench.report.claims import claims_rows, known_claims, verdicts_of
 from bench.report.fairness import write_fairness
 from bench.report.html import to_html
 from bench.report.load import Sweep, load
 from bench.report.markdown import Plot, render
+from bench.report.target_rows import target_rows
 from bench.spec.layout import write_atomic
 
-_TABLES = ("runs", "comparisons", "regression", "claims")
+_TABLES = ("runs", "comparisons", "regression", "claims", "targets")
 
 
 class NoRecordsError(Exception):
     """There is nothing to report."""
 
 
-def build_report(sweep_folder: Path, *more: Path, allowed: frozenset[str] = frozenset()) -> Path:
+def build_report(
+    sweep_folder: Path, *more: Path, allowed: frozenset[str] = frozenset(), target_loss: float | None = None
+) -> Path:
     """Write the report of one or several sweep folders into the first and return the path of its HTML.
 
     What cannot be read is a row of the report's failures, not an error.
 
     Args:
         allowed: what compared runs may differ in, by name (`agreement.REQUIREMENTS`).
+        target_loss: held-out, nats per token, of "Time, tokens and energy to a target"; None: `targets.default_target`.
 
     Raises:
         FileNotFoundError: when a folder does not exist.
@@ -49,7 +54,7 @@ def build_report(sweep_folder: Path, *more: Path, allowed: frozenset[str] = froz
     sweep = load(sweep_folder, *more)
     if not sweep.records and not sweep.problems:
         raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
-    groups = groups_of(sweep, allowed=allowed)
+    groups = groups_of(sweep, allowed=allowed, target_loss=target_loss)
     drawn = {group.name: _draw(sweep_folder, group, single=len(groups) == 1) for group in groups}
     claims = known_claims(sweep.problems)
     verdicts = {group.name: verdicts_of(group, claims) for group in groups}
@@ -78,7 +83,7 @@ def _draw(folder: Path, group: Group, *, single: bool) -> list[Plot]:
 
 
 def _loss_curves(group: Group) -> Figure | None:
-    return plots.loss_curves(_of(group, group.sweep.steps), _of(group, group.sweep.heldout), group.arms)
+    return loss_plots.loss_curves(_of(group, group.sweep.steps), targets.comparisons_of(group), group.arms)
 
 
 def _of(group: Group, frame: pd.DataFrame) -> pd.DataFrame:
@@ -106,9 +111,10 @@ _FIGURES: Sequence[tuple[str, str, str, str | Callable[[Group], str], Callable[[
     (
         "loss_curves",
         "Loss",
-        "Two charts: training and held-out loss of each run by optimizer step and by minute of training.",
-        "Bold: loss on the validation split. Faint: training loss of each step's batch. One line a seed. Time: that "
-        "of the optimizer steps, evaluation excluded.",
+        "Three charts: training and held-out loss of each run by optimizer step, by token and by minute of training.",
+        "Bold: loss on the validation split, taken to be linear in the tokens between its points. Faint: training loss "
+        "of each step's batch. One line a seed. Time: that of the optimizer steps, evaluation excluded; the first "
+        "compile. Ringed: where a run first reached the target (see Time, tokens and energy to a target).",
         _loss_curves,
     ),
     (
@@ -147,7 +153,8 @@ _FIGURES: Sequence[tuple[str, str, str, str | Callable[[Group], str], Callable[[
 def _write_tables(
     folder: Path, sweep: Sweep, groups: Sequence[Group], verdicts: Mapping[str, Sequence[Verdict]]
 ) -> None:
-    """runs: `frame.runs_frame`; comparisons: all; regression: tasks' values by run; claims: `claims.claims_rows`."""
+    """runs: `frame.runs_frame`; comparisons: all; regression: tasks' values by run; claims: `claims.claims_rows`;
+    targets: `target_rows.target_rows`."""
     (folder / "tables").mkdir(exist_ok=True)
     rows = [
         {"group": group.name} | {f"measure_{k}": v for k, v in entry.pop("measure").items()} | entry
@@ -159,6 +166,7 @@ def _write_tables(
         "comparisons": pd.DataFrame(rows),
         "regression": regression_tasks_frame(sweep.records),
         "claims": pd.DataFrame([row for name, judged in verdicts.items() for row in claims_rows(name, judged)]),
+        "targets": pd.DataFrame([row for group in groups for row in target_rows(group)]),
     }
     for name, frame in frames.items():
         write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False))

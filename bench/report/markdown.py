@@ -13,7 +13,7 @@ import jinja2
 
 from bench.analysis.bootstrap import DRAWS
 from bench.analysis.claims import Verdict
-from bench.report import claims, details, evidence, fairness
+from bench.report import claims, details, evidence, fairness, overfitting, targets
 from bench.report.answer import Group, answer_table
 from bench.report.format import cell
 from bench.report.load import Sweep
@@ -85,6 +85,8 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         f"bits per byte, {100 * margins.accuracy:.0f} points of accuracy in the regression suite",
         "regression": evidence.regression_table(group),
         "sensitivity": evidence.sensitivity_table(group),
+        "targets": targets.section(group),
+        "overfitting": overfitting.table_of(group, targets.comparisons_of(group)),
         "claims": claims.section(group, verdicts),
         "differing": evidence.differing_settings_table(group),
         "identical": evidence.identical_settings_table(group),

@@ -16,7 +16,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from bench.analysis.compare import Comparison, Estimate, Findings
 from bench.analysis.order import is_base
@@ -106,42 +105,6 @@ def _handle(arm: str, look: Styles) -> Line2D:
     untrained = arm.split(" ")[0].split("_")[0] == "base"
     return Line2D([], [], label=arm, lw=1.5, ms=7, ls="--" if untrained else "none",
                   color=look[arm]["color"], marker="" if untrained else look[arm]["marker"])  # fmt: skip
-
-
-def loss_curves(steps: pd.DataFrame, heldout: pd.DataFrame, arms: Sequence[str]) -> Figure | None:
-    """Training loss (faint) and held-out loss (bold), by optimizer step and by second of training; one line a seed.
-
-    Args:
-        steps, heldout: with a column `arm` besides those of `frame.steps_frame` and `frame.heldout_frame`.
-    """
-    if steps.empty and heldout.empty:
-        return None
-    look = styles(arms)
-    figure = Figure(figsize=(9.5, 4.3), layout="constrained")
-    columns = (
-        ("step", "step", "optimizer step", 1.0),
-        ("elapsed_seconds", "train_seconds", "minutes of training", 60.0),
-    )
-    axes: Axes | None = None
-    for place, (of_steps, of_heldout, label, unit) in enumerate(columns):
-        axes = figure.add_subplot(1, 2, place + 1, sharey=axes)
-        for (arm, _), rows in steps.groupby(["arm", "run_id"], sort=False):
-            axes.plot(
-                rows[of_steps] / unit, rows["loss"].astype(float), color=look[str(arm)]["color"], lw=0.9, alpha=0.35
-            )
-        for (arm, _), rows in heldout.groupby(["arm", "run_id"], sort=False):
-            axes.plot(rows[of_heldout] / unit, rows["loss"].astype(float), **look[str(arm)], lw=2.2, ms=5)
-        if of_steps == "step":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(label)
-        axes.set_ylabel("loss, nats per token" if place == 0 else "")
-        finish(axes)
-    shown = [arm for arm in arms if arm in {*steps["arm"], *heldout["arm"]}]
-    handles = [Line2D([], [], label=arm, lw=2.2, ms=5, **look[arm]) for arm in shown]
-    handles.append(Line2D([], [], label="held-out: bold", lw=2.2, color=GREY))
-    handles.append(Line2D([], [], label="training: faint", lw=0.9, alpha=0.5, color=GREY))
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
-    return figure
 
 
 def regression_changes(comparisons: Sequence[Comparison], arms: Sequence[str]) -> Figure | None:

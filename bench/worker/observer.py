@@ -158,7 +158,8 @@ class Observer(TrainerCallback):
         self._enter("heldout")
         with self._clock.span("heldout"):
             loss = self._measure_heldout()
-        self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, _finite(loss)))
+        energy_wh = self._energy.used_wh("train")
+        self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, _finite(loss), energy_wh))
 
     def _enter(self, phase: str, total: int | None = None) -> None:
         self._memory.enter(phase)

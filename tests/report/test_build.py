@@ -20,8 +20,9 @@ from bench.report.build import NoRecordsError, build_report
 PNG = b"\x89PNG\r\n"
 SECTIONS = [
     "Answer", "Quality against memory and time", "Loss", "Peak training memory", "Memory over training", "Regression",
-    "Differences", "Regression by task", "Public claims", "What differed, what was identical", "Speed",
-    "Memory by phase, GiB", "Wall time", "Sample predictions", "Environment", "Failures",
+    "Differences", "Regression by task", "Time, tokens and energy to a target", "Public claims",
+    "What differed, what was identical", "Speed", "Memory by phase, GiB", "Wall time", "Sample predictions",
+    "Environment", "Failures",
 ]  # fmt: skip
 
 

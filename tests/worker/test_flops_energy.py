@@ -51,6 +51,17 @@ def test_energy_is_a_difference_of_readings_by_phase() -> None:
     assert energy.read() == {"train": 2.0, "heldout": 1.0}
 
 
+def test_energy_so_far_is_read_while_another_phase_runs() -> None:
+    readings = iter([1000.0, 1000.0, 1000.0, 8200.0, 9999.0])
+    energy = Energy(lambda: next(readings))
+    energy.enter("heldout")
+    assert energy.used_wh("train") == 0.0
+    energy.enter("train")
+    energy.enter("heldout")
+    assert energy.used_wh("train") == 2.0
+    assert Energy(lambda: None).used_wh("train") is None
+
+
 @pytest.mark.parametrize("readings", [[None, None], [5.0, None], [None, 5.0], [9.0, 5.0]])
 def test_unknown_energy_is_none(readings: list[float | None]) -> None:
     values = iter(readings)

@@ -47,6 +47,11 @@ class Energy:
         self._update()
         return dict(self._watt_hours)
 
+    def used_wh(self, phase: str) -> float | None:
+        """Watt-hours of one phase until now; 0 before it first began. Reads the counter once."""
+        self._update()
+        return self._watt_hours.get(phase, None if self._since is None else 0.0)
+
     def sample(self) -> None:
         """Call every few seconds: follows a counter that wraps. Costs nothing where it does not."""
         if self._wraps:
