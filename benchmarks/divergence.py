@@ -49,9 +49,7 @@ def _measured(config: RunConfig, kept: int) -> dict[str, float]:
         with patch.object(divergence, "general_texts", _some(tokenizer)):
             elsewhere = replace(config, paths=replace(config.paths, cache=folder))  # nothing is kept of this
             reference = divergence.reference_of(elsewhere, source, tokenizer, resolved)
-            model = methods.load_trained(
-                config, source, artifact_folder(config), resolved.type, resolved.compute_dtype
-            )
+            model = methods.load_trained(config, source, artifact_folder(config), resolved.type, resolved.compute_dtype)
             with heldout.inference(model, resolved):
                 outcome = divergence.divergence(model, reference, resolved)
     return {task.task: task.value for task in outcome.tasks}

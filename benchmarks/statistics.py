@@ -81,9 +81,7 @@ def main() -> None:
                "McNemar, %", "power, %", "equivalent at the margin, %"]  # fmt: skip
     print(tabulate(rows, headers, "github", floatfmt=("", "", "", ".2f", *[".1f"] * 6)))
     error = 100 * (0.05 * 0.95 / options.repetitions) ** 0.5
-    print(
-        f"\n{options.repetitions} experiments a row; a share of 5% has a standard error of {error:.1f} points."
-    )
+    print(f"\n{options.repetitions} experiments a row; a share of 5% has a standard error of {error:.1f} points.")
     wrong = 100 * family_error(np.random.default_rng(options.seed), options.repetitions)
     print(f"Any false positive among 12 tasks of 80 items, Holm-adjusted: {wrong:.1f}% of experiments.")
 

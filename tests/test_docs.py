@@ -66,6 +66,8 @@ def test_commands_were_found() -> None:
 
 def test_the_example_of_a_method_is_its_file() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    block = re.search(r"((?:^    .*\n)+)", page[page.index("`conf/method/full_adam8bit.yaml` is a true example") :], re.M)
+    block = re.search(
+        r"((?:^    .*\n)+)", page[page.index("`conf/method/full_adam8bit.yaml` is a true example") :], re.M
+    )
     assert block is not None
     assert yaml.safe_load(block[1]) == yaml.safe_load((CONFIG_FOLDER / "method" / "full_adam8bit.yaml").read_text())
