@@ -41,6 +41,7 @@ def busy(seconds: float, on_terminal: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts", "cache")]
         command = [sys.executable, "-m", "bench", *_LONG_ENOUGH, *paths]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit an ignored one
         ours, theirs = pty.openpty() if on_terminal else (None, os.open(f"{folder}/out", os.O_WRONLY | os.O_CREAT))
         parent = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -56,7 +57,11 @@ def busy(seconds: float, on_terminal: bool) -> tuple[float, float]:
             after, wall = (_cpu_seconds(parent.pid), _cpu_seconds(child)), time.monotonic() - started
         finally:
             parent.send_signal(signal.SIGINT)  # it stops its child in order
-            parent.wait(60)
+            try:
+                parent.wait(60)
+            except subprocess.TimeoutExpired:
+                parent.kill()  # its child dies with it
+                raise
     return (after[0] - before[0]) / wall, (after[1] - before[1]) / wall
 
 

@@ -49,7 +49,8 @@ def commands() -> list[tuple[str, list[str]]]:
                 overrides = [word for word in shlex.split(line)[3:] if word != "-m"]
             else:
                 continue
-            if not any("..." in word or word.startswith("-") for word in overrides):
+            # An extra's sweeper or launcher need not be installed.
+            if not any("..." in word or word.startswith(("-", "hydra/")) for word in overrides):
                 found.append((page.name, overrides))
     return found
 
