@@ -21,7 +21,7 @@ from bench.analysis.findings import Comparison as Comparison
 from bench.analysis.findings import Estimate as Estimate
 from bench.analysis.findings import Findings as Findings
 from bench.analysis.findings import Margins as Margins
-from bench.analysis.findings import primary_measure
+from bench.analysis.findings import deciding, primary_measure
 from bench.analysis.measures import Measure, Table, arm_estimate, measure_tables, paired_difference
 from bench.analysis.order import is_base
 from bench.analysis.pairing import NONE_ALLOWED, Refusal, fair_partner, group_arms, wanted_pairs
@@ -39,6 +39,7 @@ def compare(
     rng: np.random.Generator,
     margins: Margins | None = None,
     allowed: frozenset[str] = NONE_ALLOWED,
+    deciding_only: bool = False,
 ) -> Findings:
     """All comparisons within records of one model, task and suite.
 
@@ -48,11 +49,13 @@ def compare(
     Args:
         samples, regression: `frame.samples_frame`, `frame.regression_frame` of these records.
         allowed: what compared runs may differ in, by name (`agreement.REQUIREMENTS`).
+        deciding_only: leave out what a recommendation does not go by (`findings.deciding`): several times faster.
     """
     records = [record for record in records if record.evaluate or record.regression]
     resampler = stats.Resampler(rng)
     arms = group_arms(records)
     tables = measure_tables(records, samples, regression)
+    tables = deciding(tables) if deciding_only else tables
     estimates = [
         Estimate(measure, arm, result.mean, *result.interval(), result.seeds, result.examples)
         for measure, table in tables.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bench.analysis.measures import Measure, Table
+from bench.analysis.measures import OVERALL, Measure, Table
 from bench.analysis.pairing import NONE_ALLOWED, Refusal
 from bench.spec.record import Record
 
@@ -98,6 +98,17 @@ class Findings:
         """The comparison of two arms, if it was made."""
         wanted = (measure, arm, baseline)
         return next((c for c in self.comparisons if (c.measure, c.arm, c.baseline) == wanted), None)
+
+
+def deciding(tables: Mapping[Measure, Table]) -> dict[Measure, Table]:
+    """What a recommendation goes by: the primary score, and what tells forgetting.
+
+    That is the regression suite's mean; of a suite without one, the tasks for which higher is better.
+    """
+    primary = primary_measure(tables)
+    kept = {measure for measure in tables if measure.kind == "regression" and measure.higher_is_better}
+    overall = {measure for measure in kept if measure.name == OVERALL}
+    return {measure: table for measure, table in tables.items() if measure == primary or measure in (overall or kept)}
 
 
 def primary_measure(tables: Mapping[Measure, Table]) -> Measure | None:

@@ -1,6 +1,7 @@
 """`python -m bench.report results/default`: write the report of a sweep (again).
 
     python -m bench.report results/a results/b --allow-different=device,threads
+    python -m bench.report recommend results/a memory_gb=24     what to use under your limits: recommend.py
     python -m bench.report results/a --target-loss=1.9
 
 Exit code 0 with the report's path on standard output; 2 with a message when there is nothing to report, or a name
@@ -16,13 +17,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.report import recommend
 from bench.spec.agreement import REQUIREMENTS, allowed_names
 from bench.spec.failure import ConfigurationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description="Write the report of a sweep.")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == [recommend.COMMAND]:
+        return recommend.main(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report",
+        description="Write the report of a sweep.",
+        epilog="What to use under your limits: python -m bench.report recommend --help",
+    )
     help_text = "results/<sweep>; the report is written into the first one and covers all of them"
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=help_text)
     parser.add_argument("--allow-different", metavar="NAME[,NAME...]", help=_allow_help())

@@ -46,6 +46,7 @@ def groups_of(
     margins: Margins | None = None,
     allowed: frozenset[str] = frozenset(),
     target_loss: float | None = None,
+    deciding_only: bool = False,
 ) -> list[Group]:
     """Compare within each model, task and suite. `seed` is that of the bootstrap: the same records, the same report."""
     margins = margins or Margins()
@@ -54,9 +55,17 @@ def groups_of(
     for key in sorted(keys):
         records = [record for record in sweep.records if (record.model, record.task, record.suite) == key]
         rng = np.random.default_rng(seed)
-        findings = compare(records, sweep.samples, sweep.regression, rng=rng, margins=margins, allowed=allowed)
+        findings = compare(
+            records,
+            sweep.samples,
+            sweep.regression,
+            rng=rng,
+            margins=margins,
+            allowed=allowed,
+            deciding_only=deciding_only,
+        )
         runs = sweep.runs[sweep.runs["run_id"].isin([record.run_id for record in records])]
-        advice = recommend(findings, arms_frame(runs), rng=rng, margins=margins)
+        advice = recommend(findings, arms_frame(runs), rng=np.random.default_rng(seed), margins=margins)
         groups.append(Group(" / ".join(key), sweep, records, runs, findings, advice, margins, target_loss))
     return groups
 

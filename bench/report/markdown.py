@@ -13,7 +13,7 @@ import jinja2
 
 from bench.analysis.bootstrap import DRAWS
 from bench.analysis.claims import Verdict
-from bench.report import claims, details, evidence, fairness, overfitting, targets
+from bench.report import claims, details, evidence, fairness, limits, overfitting, targets
 from bench.report.answer import Group, answer_table
 from bench.report.format import cell
 from bench.report.load import Sweep
@@ -77,6 +77,8 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "allowed_flag": fairness.allowed_flag(group),
         "allowed_unused": [cell(name) for name in fairness.unused(group)],
         "answer": answer_table(group),
+        "limits": limits.section(group),
+        "limits_command": limits.command(group),
         "primary_definition": _primary_definition(group),
         "plots": plots,
         "differences": evidence.differences_table(group, primary=True),
@@ -84,6 +86,7 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "margins": f"{margins.score_relative:.0%} of the baseline's score, {margins.loss_relative:.0%} of its loss or "
         f"bits per byte, {100 * margins.accuracy:.0f} points of accuracy in the regression suite",
         "regression": evidence.regression_table(group),
+        "divergence": evidence.divergence_table(group),
         "sensitivity": evidence.sensitivity_table(group),
         "targets": targets.section(group),
         "overfitting": overfitting.table_of(group, targets.comparisons_of(group)),

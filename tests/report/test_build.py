@@ -19,7 +19,8 @@ from bench.report.build import NoRecordsError, build_report
 
 PNG = b"\x89PNG\r\n"
 SECTIONS = [
-    "Answer", "Quality against memory and time", "Loss", "Peak training memory", "Memory over training", "Regression",
+    "Answer", "Under your limits",
+    "Quality against memory and time", "Loss", "Peak training memory", "Memory over training", "Regression",
     "Differences", "Regression by task", "Time, tokens and energy to a target", "Public claims",
     "What differed, what was identical", "Speed", "Memory by phase, GiB", "Wall time", "Sample predictions",
     "Environment", "Failures",
@@ -69,7 +70,7 @@ def test_every_section_in_order(built: Path) -> None:
 
 def test_the_answer_has_a_row_a_method_with_intervals(built: Path) -> None:
     text = (built / "report.md").read_text()
-    answer = text[text.index("## Answer") : text.index("## Quality")]
+    answer = text[text.index("## Answer") : text.index("## Under your limits")]
     rows = [line.split("|")[1:-1] for line in answer.splitlines() if line.startswith("|")][2:]
     assert [row[0].strip(" *") for row in rows] == ["base", "full", "full_bf16", "lora", "qlora"]
     assert re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", rows[1][2])
