@@ -34,7 +34,11 @@ def busy(environment: Environment) -> str | None:
 def disturbances(record: Record) -> dict[str, str]:
     """Stage -> what disturbed it, of the stages that were disturbed."""
     stages = {"train": record.train, "evaluate": record.evaluate, "regression": record.regression}
-    return {name: text for name, stage in stages.items() if stage and (text := busy(stage.environment))}
+    found = {name: [stage.environment] for name, stage in stages.items() if stage}
+    if record.serve:
+        found["serve"] = [record.serve.environment, *record.serve.later_environments]
+    clauses = {name: [text for one in environments if (text := busy(one))] for name, environments in found.items()}
+    return {name: texts[0] for name, texts in clauses.items() if texts}
 
 
 def speed_doubts(left: Record, right: Record) -> list[str]:

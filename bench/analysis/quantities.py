@@ -23,6 +23,7 @@ from bench.analysis.measured import Evidence, Measured, from_paired, of_differen
 from bench.analysis.measures import OVERALL, Measure, arm_estimate, paired_difference
 from bench.analysis.rate_sweeps import best_cell, tried
 from bench.analysis.run_quantities import RUN_QUANTITIES, trained
+from bench.analysis.serving_quantities import SERVING_QUANTITIES, measure_serving
 from bench.spec.claim import Arm, Check, Form
 from bench.spec.record import Record
 
@@ -32,11 +33,6 @@ ONE_RUN_DOUBT = 0.10  # a convention: how far another run's memory or cost may l
 SPIKE_FACTOR, SPIKE_WINDOW = 3.0, 10
 UNMEASURED = {  # no record holds these yet
     "seconds_to_target_loss_at_equal_memory": "no run was fitted to the same memory as the others",
-    "merge_logit_difference": "nothing merges an adapter yet",
-    "merged_latency_ratio": "nothing serves a model yet",
-    "unmerged_latency_ratio": "nothing serves a model yet",
-    "merged_size_ratio": "nothing merges an adapter yet",
-    "adapter_swap_seconds": "nothing serves a model yet",
 }
 PAIRED_BY_EXAMPLE = ("score", "test_loss", "regression_drop", "instructions_drop")
 
@@ -49,6 +45,8 @@ def measure(check: Check, chosen: Chosen, evidence: Evidence) -> Measured:
     """
     if check.quantity in RUN_QUANTITIES:
         return _of_runs(check, chosen)
+    if check.quantity in SERVING_QUANTITIES:
+        return measure_serving(check, chosen)
     if check.quantity in ("tokens_per_second", "step_seconds"):
         return _of_timed_steps(check, chosen, evidence)
     if check.quantity == "gradient_spike_share":

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from bench.analysis.claims import Verdict
 from bench.analysis.frame import regression_tasks_frame
-from bench.report import loss_plots, memory_plots, plots, rates, targets
+from bench.report import loss_plots, memory_plots, plots, rates, serving_plots, targets
 from bench.report.answer import Group, groups_of
 from bench.report.claims import claims_rows, known_claims, verdicts_of
 from bench.report.fairness import write_fairness
@@ -146,6 +146,13 @@ _FIGURES: Sequence[tuple[str, str, str, str | Callable[[Group], str], Callable[[
         "Dot chart: change of each regression task against the base model, with intervals, by method.",
         "Paired change on the same items, tuned - base, in points; left of the line is forgetting. 95% intervals.",
         _regression_changes,
+    ),
+    (
+        "adapters",
+        "Requests for many adapters",
+        "Two charts: generated tokens a second and memory against the number of adapters on one base, by method.",
+        serving_plots.text_of,
+        serving_plots.figure_of,
     ),
 )
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ from bench.report.format import (
     table,
 )
 from bench.report.load import Problem, Sweep
+from bench.spec.failure import Status
 from bench.spec.record import PhaseMemory, Record
 
 _SAMPLES_SHOWN, _PROMPT_CHARACTERS, _ANSWER_CHARACTERS, _LOG_CHARACTERS = 4, 500, 600, 2000
@@ -190,6 +192,8 @@ def commands(sweep: Sweep) -> str:
 def failures(sweep: Sweep) -> list[str]:
     """One Markdown block a run that failed, could not be read or lacks a part; none when all is well."""
     blocks = [_failure_block(record) for record in sweep.records if record.status != "ok"]
+    unserved = [replace(r, status=Status.ERROR, failure=r.serve_failure) for r in sweep.records if r.serve_failure]
+    blocks += map(_failure_block, unserved)
     return blocks + [_problem_block(problem) for problem in sweep.problems]
 
 

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.analysis import frame
 from bench.planning.rates import RATES_FILE, read_rates
 from bench.spec.record import SCHEMA_VERSION, Record, RegressionItem, Sample, Step, from_json
+from bench.spec.serving import ServedAnswer
 from bench.spec.tuning import Tuning
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Sweep:
     regression_rows: dict[str, list[RegressionItem]]
     problems: list[Problem]
     tunings: list[Tuning] = field(default_factory=list)  # searches of learning rates, from the folders' rates.yaml
+    answer_rows: dict[str, list[ServedAnswer]] = field(default_factory=dict)  # of every served form, by run_id
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -99,6 +101,7 @@ def load(*folders: str | Path) -> Sweep:
         sweep.step_rows[record.run_id] = _rows(Step, run, "steps.jsonl", sweep.problems)
         sweep.sample_rows[record.run_id] = _rows(Sample, run, "samples.jsonl.gz", sweep.problems)
         sweep.regression_rows[record.run_id] = _rows(RegressionItem, run, "regression_items.jsonl.gz", sweep.problems)
+        sweep.answer_rows[record.run_id] = _rows(ServedAnswer, run, "served_answers.jsonl.gz", sweep.problems)
     sweep.records.extend(records.values())
     for path in paths:
         sweep.tunings.extend(_tunings(path, sweep.problems))

@@ -18,6 +18,7 @@ from bench.report.answer import Group, answer_table
 from bench.report.format import cell
 from bench.report.load import Sweep
 from bench.report.rates import warnings_of
+from bench.report.serving import section as serving_section
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "speed": details.speed_table(group),
         "busy": [cell(line) for line in fairness.busy_runs(group)],
         "memory": details.memory_table(group),
+        "serving": serving_section(group),
         "wall": details.wall_time_table(group),
         "samples": details.sample_blocks(group),
     }

@@ -8,7 +8,6 @@ latency alone; the result holds the answers of all of them.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from bench.running import store
 from bench.running.launch import Watch, run_stage
@@ -82,7 +81,7 @@ def _missing_weights(config: RunConfig, record: Record) -> Failure | None:
         stage="serve",
         phase="weights",
         message=f"nothing to serve: the weights of this run are no longer whole in {artifact_folder(config)}",
-        next_step=f"Put them back; or delete {folder / 'record.json'} and run the same command again, which trains anew.",
+        next_step=f"Put them back; or delete {folder / 'record.json'} and give the same command again: it trains anew.",
         exit_code=None,
         log_tail="",
     )

@@ -14,6 +14,7 @@ from bench.analysis.measured import Measured
 from bench.analysis.quantities import PAIRED_BY_EXAMPLE, UNMEASURED
 from bench.analysis.rate_sweeps import best_cell
 from bench.analysis.run_quantities import RUN_QUANTITIES
+from bench.analysis.serving_quantities import SERVING_QUANTITIES
 from bench.spec.claim import Quantity
 from bench.spec.record import HeldoutPoint, MemoryBreakdown, Record
 from bench.spec.tuning import Trial
@@ -32,7 +33,7 @@ def measured(runs: Any, /, **check: Any) -> Measured:
 
 def test_every_quantity_is_measured_or_says_why_not() -> None:
     one_by_one = {"tokens_per_second", "step_seconds", "gradient_spike_share", "best_learning_rate", "trainable_dtype"}
-    groups = [set(RUN_QUANTITIES), set(UNMEASURED), set(PAIRED_BY_EXAMPLE), one_by_one]
+    groups = [set(RUN_QUANTITIES), set(SERVING_QUANTITIES), set(UNMEASURED), set(PAIRED_BY_EXAMPLE), one_by_one]
     assert sum(map(len, groups)) == len(get_args(Quantity))
     assert set.union(*groups) == set(get_args(Quantity))
 

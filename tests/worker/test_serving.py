@@ -173,6 +173,16 @@ def test_forms_are_built_once_and_can_be_served_by_others(smoke, tmp_path: Path)
     assert quantization["bnb_4bit_quant_type"] == "nf4"
 
 
+def test_the_quantized_base_is_stored_once(smoke, tmp_path: Path) -> None:
+    (config,) = compose(smoke("method=qlora", f"paths.cache={tmp_path / 'cache'}"), multirun=False)
+    at = origin(config)
+    written = []
+    for _ in range(2):
+        load(form_named(at, "base_nf4"), at)
+        written.append([path.stat().st_mtime_ns for path in (tmp_path / "cache" / "quantized").glob("*/*.safetensors")])
+    assert written[0] == written[1] != []
+
+
 def test_prompts_are_the_test_prompts_tokens() -> None:
     prompts = Prompts([{"prompt_ids": [1, 2, 3]}, {"prompt_ids": [4, 5]}])
     assert prompts.batch(4, 2).tolist() == [[1, 2, 3, 4], [5, 1, 2, 3]]

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from bench.analysis import metrics
 from bench.spec.layout import data_folder
 from bench.spec.record import EvaluateResult, Sample
 from bench.worker import heldout, prepare
+from bench.worker.device import Device
 from bench.worker.generate import generate
+from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead
 from bench.worker.stages.context import Context, load_tuned, write_lines
 
 
 def run(context: Context) -> EvaluateResult:
-    """Score the test split: the loss of the reference answers, and greedy answers with every metric."""
+    """Score the test split of the run's result."""
+    rows = list(prepare.load_prepared(data_folder(context.config)).test)
+    return score(context, rows, *load_tuned(context))
+
+
+def score(
+    context: Context, rows: list[Any], model: Any, tokenizer: Any, resolved: Device, memory: Memory
+) -> EvaluateResult:
+    """The loss of the rows' reference answers, and greedy answers with every metric, by a loaded model."""
     config, clock, progress = context.config, context.clock, context.progress
-    rows = list(prepare.load_prepared(data_folder(config)).test)
-    model, tokenizer, resolved, memory = load_tuned(context)
     memory.enter("heldout")
     progress.phase("test loss", len(rows))
     with clock.span("heldout"), heldout.inference(model, resolved):
