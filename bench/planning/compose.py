@@ -8,7 +8,7 @@ Hydra stops at the first mistake; here every override is looked at, so that a pe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def _quoted_template(text: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:
-    """Every run that the overrides ask for, checked; runs that are equal appear once.
+def compose(overrides: list[str], multirun: bool, key: Callable[[RunConfig], str] = run_id) -> list[RunConfig]:
+    """Every run that the overrides ask for, checked; runs that are equal, by their `key`, appear once.
 
     Raises:
         ConfigurationError: with the mistakes of all runs.
@@ -79,7 +79,7 @@ def compose(overrides: list[str], multirun: bool) -> list[RunConfig]:
         for job in _listed_jobs(overrides) if multirun else [overrides]:
             try:
                 config = to_run_config(hydra_compose("config", overrides=job))
-                configs.setdefault(run_id(config), config)
+                configs.setdefault(key(config), config)
             except ConfigurationError as error:
                 problems |= dict.fromkeys(error.problems)
             except (HydraException, OmegaConfBaseException) as error:

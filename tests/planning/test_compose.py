@@ -30,7 +30,11 @@ def test_every_yaml_file_composes(group: str, name: str) -> None:
 
 def test_no_yaml_file_is_missed() -> None:
     found = {p.relative_to(CONFIG_FOLDER) for p in CONFIG_FOLDER.rglob("*.yaml") if p.parent.name != "claims"}
-    assert found == {Path(f"{group}/{name}.yaml") for group, name in FILES} | {Path("config.yaml"), Path("tune.yaml")}
+    assert found == {Path(f"{group}/{name}.yaml") for group, name in FILES} | {
+        Path("config.yaml"),
+        Path("tune.yaml"),
+        Path("plan.yaml"),
+    }
     assert len(choices("model")) >= 12
 
 
