@@ -84,7 +84,8 @@ def changes(
         if not shared:
             continue
         own, other = (np.array([[scores[e] for e in shared] for scores in side]) for side in (runs, references))
-        result = stats.paired(own - other, rng=rng)
+        binary = all(bool(np.isin(side, (0.0, 1.0)).all()) for side in (own, other))
+        result = stats.paired(own - other, rng=rng, right_or_wrong=binary)
         low, high = result.interval()
         not_worse = stats.is_not_worse(result, margins.of(primary, float(other.mean())))
         found.append(Change(form, float(own.mean()), result.mean, low, high, not_worse, result.examples, result.seeds))

@@ -101,7 +101,9 @@ def advice_lines(arm: str, records: Sequence[Record], changed: Sequence[Change])
         lines.append(f"{cell(arm)}: not shown to be as good as what was evaluated: {names}.")
     lines += [f"{cell(r.run_id)}: served on a busy machine: {cell(text)}." for r in records if (text := _busy(r))]
     lines += [f"{cell(arm)}: {cell(what)} not measured: {cell(why)}." for r in records for what, why in _skipped(r)]
-    equal = [(r.serve.answers_as_evaluated, r.serve.fidelity[0].examples) for r in records if r.serve and r.serve.fidelity]
+    equal = [
+        (r.serve.answers_as_evaluated, r.serve.fidelity[0].examples) for r in records if r.serve and r.serve.fidelity
+    ]
     if any(count is not None and count < examples for count, examples in equal):
         told = ", ".join(f"{count} of {examples}" for count, examples in equal)
         lines.append(f"{cell(arm)}: answers of `{found.evaluated}` equal to those of the evaluation: {told}.")
@@ -159,5 +161,3 @@ def _adapter_parts(group: Group, arms: dict[str, list[Record]]) -> list[str]:
         "measured: the slope of the memory held over the number of adapters. A full copy: the tensors of the merged "
         "16-bit model. The plot shows how fast requests for all of them are answered.",
     ]
-
-

@@ -108,15 +108,29 @@ def cost_table(arms: Arms) -> str:
     for arm, records in arms.items():
         price = serving.price_usd_per_hour(records)
         for one in serving.latencies(records):
-            rows.append([cell(arm), cell(one.form), str(one.prompt_tokens), str(one.batch_size), *_cost(one, records, price)])
-    headers = ["method", "form", "prompt, tokens", "batch", "requests/s", "generated tokens/s", "USD per million tokens"]
+            rows.append(
+                [cell(arm), cell(one.form), str(one.prompt_tokens), str(one.batch_size), *_cost(one, records, price)]
+            )
+    headers = [
+        "method",
+        "form",
+        "prompt, tokens",
+        "batch",
+        "requests/s",
+        "generated tokens/s",
+        "USD per million tokens",
+    ]
     return table(headers, rows, text_columns=2)
 
 
 def _cost(one: Latency, records: Sequence[Record], price: float | None) -> list[str]:
     new_tokens = next(int(r.serve.settings["new_tokens"]) for r in records if r.serve)
     cost = serving.cost(one, new_tokens, price)
-    return [number(cost.requests_per_second, 2), number(cost.tokens_per_second, 1), number(cost.usd_per_million_tokens, 2)]
+    return [
+        number(cost.requests_per_second, 2),
+        number(cost.tokens_per_second, 1),
+        number(cost.usd_per_million_tokens, 2),
+    ]
 
 
 def adapters_table(arms: Arms) -> str:
@@ -126,7 +140,9 @@ def adapters_table(arms: Arms) -> str:
         many = [record.serve.adapters for record in records if record.serve and record.serve.adapters]
         if not many:
             continue
-        loads, activations = ([s for one in many for s in getattr(one, name)] for name in ("load_seconds", "activate_seconds"))
+        loads, activations = (
+            [s for one in many for s in getattr(one, name)] for name in ("load_seconds", "activate_seconds")
+        )
         slope = serving.held_bytes_per_adapter(many[0])
         rows.append(
             [

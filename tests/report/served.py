@@ -1,6 +1,6 @@
 """Made-up serving results for the made-up runs, with latencies and differences that are known beforehand.
 
-    >>> record, answers = served(make_record("lora", 0))
+>>> record, answers = served(make_record("lora", 0))
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _form(name: str, fact: Facts) -> ServedForm:
     is_what, timed_as, base, size, *_ = fact
     timed = timed_as == name
     loads = [0.2 + 0.01 * n for n in range(10)] if timed else None
-    return ServedForm(name, is_what, timed_as, base, size * MIB if timed else None, size * MIB if timed else None, loads)
+    return ServedForm(
+        name, is_what, timed_as, base, size * MIB if timed else None, size * MIB if timed else None, loads
+    )
 
 
 def _generations(name: str, seconds: float) -> list[Generation]:
@@ -108,7 +110,9 @@ def _fidelity(name: str, fact: Facts, answers: list[ServedAnswer], reference: st
 
 def _adapters() -> Adapters:
     generations = [
-        AdapterGeneration(way, count, 4 if way == "mixed" else 4 // count, repetition, seconds / count ** (way != "mixed"))
+        AdapterGeneration(
+            way, count, 4 if way == "mixed" else 4 // count, repetition, seconds / count ** (way != "mixed")
+        )
         for repetition in range(3)
         for count in (1, 2, 4)
         for way, seconds in (("mixed", 1.0 + 0.1 * count), ("swapped", 1.6), ("copies", 1.2))

@@ -85,7 +85,10 @@ def _start(form: Form, at: Origin) -> Any:
     if form.start == "original":
         return _from_folder(at.source, at)
     base = methods.load_base(at.config, at.source, at.device.type, at.device.compute_dtype)
-    return base.dequantize(at.device.compute_dtype) if form.start == "dequantized" else base
+    if form.start == "dequantized":
+        base = base.dequantize(at.device.compute_dtype)
+        base._weight_conversions = None  # how the 4-bit file was read; a 16-bit one is written otherwise
+    return base
 
 
 def _from_folder(folder: Path | str, at: Origin, quantization: QuantizationConfig | None = None) -> Any:

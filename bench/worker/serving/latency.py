@@ -96,8 +96,7 @@ def measure(
             del model
             progress.advance(sum(len(served.load_seconds or ()) for served in ready.values()))
     memory.stop()
-    untimed = [_described(form, None, None, None) for form in forms if form.timed_as is not None]
-    return [*(ready[form.name] for form in timed), *untimed], generations
+    return [ready.get(form.name) or _described(form, None, None, None) for form in forms], generations
 
 
 def _described(
