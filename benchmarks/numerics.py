@@ -83,9 +83,10 @@ def table(runs: dict[str, Any]) -> str:
         seeds_of_fp32 = [exact["final"] for _, exact in pairs]
         noise = stdev(seeds_of_fp32) if len(pairs) > 1 else None
         rows.append([method, rate, way, len(pairs), second, fmean(run["final"] for run, _ in pairs)])
-        rows[-1] += [fmean(differences), max(differences), noise]
+        lives = [run["live"] for run, _ in pairs if "live" in run]
+        rows[-1] += [fmean(differences), max(differences), noise, fmean(lives) if lives else None]
     headers = ["method", "rate", "numerics", "seeds", "step 2, less fp32's", "held-out at the end", "less fp32's"]
-    return tabulate(rows, [*headers, "the worst seed's", "fp32's spread over seeds"], "github", floatfmt=".4f")
+    return tabulate(rows, [*headers, "the worst seed's", "fp32's spread over seeds", "before saving"], "github", floatfmt=".4f", disable_numparse=[1])
 
 
 def _child(overrides: list[str]) -> dict[str, Any]:
@@ -131,7 +132,8 @@ def _run(overrides: list[str]) -> dict[str, Any]:
             losses = heldout.example_losses(model, head, rows, batch_size=8, pad_id=pad_id, device=resolved)
     return {
         "losses": [step["loss"] for step in steps],
-        "final": heldout.mean_loss(losses),
+        "final": heldout.mean_loss(losses),  # of the weights as saved (full: in bf16)
+        "live": result.heldout[-1].loss,  # of the weights as trained, in the run's own numerics
         "environment": result.environment.compiled,
         "data_stream_sha256": result.data_stream_sha256,
     }

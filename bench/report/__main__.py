@@ -3,6 +3,7 @@
     python -m bench.report results/a results/b --allow-different=device,threads
     python -m bench.report recommend results/a memory_gb=24     what to use under your limits: recommend.py
     python -m bench.report results/a --target-loss=1.9
+    python -m bench.report results/a --export=latex,markdown,parquet,svg
 
 Exit code 0 with the report's path on standard output; 2 with a message when there is nothing to report, or a name
 given to `--allow-different` is not known. Exceptions and the target hold for this report only: give them again with the
@@ -37,12 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-different", metavar="NAME[,NAME...]", help=_allow_help())
     target_help = "held-out loss whose time, tokens and energy are told; the default is the worst final loss compared"
     parser.add_argument("--target-loss", metavar="NATS", type=_loss, help=target_help)
+    export_help = "also write latex, markdown and parquet (tables), svg and pdf (plots)"
+    parser.add_argument("--export", metavar="FORMAT[,FORMAT...]", help=export_help)
     given = parser.parse_args(arguments)
-    from bench.report.build import NoRecordsError, build_report  # pandas and matplotlib: only when there is work
+    # pandas and matplotlib: only when there is work
+    from bench.report.build import NoRecordsError, build_report
+    from bench.report.exports import formats_of
 
     try:
         allowed = frozenset() if given.allow_different is None else allowed_names(given.allow_different)
-        print(build_report(*given.folders, allowed=allowed, target_loss=given.target_loss))
+        formats = frozenset() if given.export is None else formats_of(given.export)
+        print(build_report(*given.folders, allowed=allowed, target_loss=given.target_loss, formats=formats))
     except (FileNotFoundError, NoRecordsError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2

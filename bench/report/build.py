@@ -22,6 +22,7 @@ from bench.analysis.frame import regression_tasks_frame
 from bench.report import loss_plots, memory_plots, plots, rates, serving_plots, targets
 from bench.report.answer import Group, groups_of
 from bench.report.claims import claims_rows, known_claims, verdicts_of
+from bench.report.exports import PLOTS, write_table
 from bench.report.fairness import write_fairness
 from bench.report.html import to_html
 from bench.report.load import Sweep, load
@@ -37,7 +38,11 @@ class NoRecordsError(Exception):
 
 
 def build_report(
-    sweep_folder: Path, *more: Path, allowed: frozenset[str] = frozenset(), target_loss: float | None = None
+    sweep_folder: Path,
+    *more: Path,
+    allowed: frozenset[str] = frozenset(),
+    target_loss: float | None = None,
+    formats: frozenset[str] = frozenset(),
 ) -> Path:
     """Write the report of one or several sweep folders into the first and return the path of its HTML.
 
@@ -46,6 +51,7 @@ def build_report(
     Args:
         allowed: what compared runs may differ in, by name (`agreement.REQUIREMENTS`).
         target_loss: held-out, nats per token, of "Time, tokens and energy to a target"; None: `targets.default_target`.
+        formats: of tables and plots, beside CSV and PNG, by name (`exports.TABLES`, `exports.PLOTS`).
 
     Raises:
         FileNotFoundError: when a folder does not exist.
@@ -55,10 +61,10 @@ def build_report(
     if not sweep.records and not sweep.problems:
         raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
     groups = groups_of(sweep, allowed=allowed, target_loss=target_loss)
-    drawn = {group.name: _draw(sweep_folder, group, single=len(groups) == 1) for group in groups}
+    drawn = {group.name: _draw(sweep_folder, group, formats, single=len(groups) == 1) for group in groups}
     claims = known_claims(sweep.problems)
     verdicts = {group.name: verdicts_of(group, claims) for group in groups}
-    _write_tables(sweep_folder, sweep, groups, verdicts)
+    _write_tables(sweep_folder, sweep, groups, verdicts, formats)
     write_fairness(sweep_folder, groups)
     markdown = render(sweep, groups, plots=drawn, tables=[f"tables/{name}.csv" for name in _TABLES], verdicts=verdicts)
     write_atomic(sweep_folder / "report.md", markdown)
@@ -66,8 +72,8 @@ def build_report(
     return sweep_folder / "report.html"
 
 
-def _draw(folder: Path, group: Group, *, single: bool) -> list[Plot]:
-    """Every plot that the group has data for, written as PNG."""
+def _draw(folder: Path, group: Group, formats: frozenset[str], *, single: bool) -> list[Plot]:
+    """Every plot that the group has data for, written as PNG and in the formats asked for."""
     prefix = "" if single else re.sub(r"[^a-z0-9.]+", "-", group.name.lower()).strip("-") + "-"
     (folder / "plots").mkdir(exist_ok=True)
     made = []
@@ -77,6 +83,8 @@ def _draw(folder: Path, group: Group, *, single: bool) -> list[Plot]:
             continue
         path = f"plots/{prefix}{name}.png"
         figure.savefig(folder / path, dpi=plots.DPI)
+        for form in formats & PLOTS.keys():
+            figure.savefig((folder / path).with_suffix(f".{PLOTS[form]}"))
         shown = text if isinstance(text, str) else text(group)
         made.append(Plot(heading if single else f"{heading}: {group.name}", path, alt, shown))
     return made
@@ -158,7 +166,11 @@ _FIGURES: Sequence[tuple[str, str, str, str | Callable[[Group], str], Callable[[
 
 
 def _write_tables(
-    folder: Path, sweep: Sweep, groups: Sequence[Group], verdicts: Mapping[str, Sequence[Verdict]]
+    folder: Path,
+    sweep: Sweep,
+    groups: Sequence[Group],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    formats: frozenset[str],
 ) -> None:
     """runs: `frame.runs_frame`; comparisons: all; regression: tasks' values by run; claims: `claims.claims_rows`;
     targets: `target_rows.target_rows`."""
@@ -176,4 +188,4 @@ def _write_tables(
         "targets": pd.DataFrame([row for group in groups for row in target_rows(group)]),
     }
     for name, frame in frames.items():
-        write_atomic(folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
+        write_table(frame, folder / "tables" / name, formats)
