@@ -86,7 +86,8 @@ def table(runs: dict[str, Any]) -> str:
         lives = [run["live"] for run, _ in pairs if "live" in run]
         rows[-1] += [fmean(differences), max(differences), noise, fmean(lives) if lives else None]
     headers = ["method", "rate", "numerics", "seeds", "step 2, less fp32's", "held-out at the end", "less fp32's"]
-    return tabulate(rows, [*headers, "the worst seed's", "fp32's spread over seeds", "before saving"], "github", floatfmt=".4f", disable_numparse=[1])
+    headers += ["the worst seed's", "fp32's spread over seeds", "before saving"]
+    return tabulate(rows, headers, "github", floatfmt=".4f", disable_numparse=[1])
 
 
 def _child(overrides: list[str]) -> dict[str, Any]:
