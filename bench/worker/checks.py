@@ -9,10 +9,12 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.spec.config import RunConfig
+from bench.worker.methods import served_forms
 from bench.worker.sources import hub
 from bench.worker.suites.check import check_suite
 
 BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
+QUANTIZED_BYTES_PER_PARAMETER = 0.7  # 4 bit with constants, embeddings in 16 bit
 
 
 def before_download(config: RunConfig) -> list[str]:
@@ -27,18 +29,28 @@ def before_download(config: RunConfig) -> list[str]:
 
 
 def disk_problems(config: RunConfig) -> list[str]:
-    """Whether the model and one checkpoint of it fit, from its number of parameters."""
+    """Whether the model, one checkpoint of it and the forms to be served fit, from its number of parameters."""
     if config.model.parameters is None:
         return []
     needed = BYTES_PER_PARAMETER * config.model.parameters
     model_folder = Path(HF_HUB_CACHE) if config.model.source == "hub" else Path(config.paths.cache)
-    places = [("the model", model_folder), ("a checkpoint", Path(config.paths.artifacts))]
+    artifacts = Path(config.paths.artifacts)
+    places = [("the model", model_folder, needed), ("a checkpoint", artifacts, needed)]
+    if config.serve.prompt_tokens:
+        places.append(("a checkpoint with its served forms", artifacts, needed + _forms_bytes(config)))
     return [
-        f"disk: {what} takes {needed / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
+        f"disk: {what} takes {size_bytes / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
         "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
-        for what, folder in places
-        if (free := free_bytes(folder)) < needed
+        for what, folder, size_bytes in places
+        if (free := free_bytes(folder)) < size_bytes
     ]
+
+
+def _forms_bytes(config: RunConfig) -> int:
+    """Of the merged and requantized forms that serving writes."""
+    built = [form for form in served_forms(config.method) if form.is_built]
+    each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
+    return int((config.model.parameters or 0) * sum(each))
 
 
 def free_bytes(folder: Path) -> int:

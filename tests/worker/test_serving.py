@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig
 from bench.planning.compose import compose
 from bench.spec.config import RunConfig
 from bench.spec.record import ServeResult
-from bench.worker import device, methods, models
+from bench.worker import checks, device, methods, models
 from bench.worker.heldout import inference
 from bench.worker.progress import Progress
 from bench.worker.serving import fidelity
@@ -233,3 +233,11 @@ def test_no_form_asks_for_a_method_by_name() -> None:
     """The forms follow from what a method does: `base_again`, `full_bf16` and others have theirs too."""
     nothing = SimpleNamespace(trains="nothing", quantization=None, adapter=None)
     assert [form.name for form in methods.served_forms(nothing)] == FORMS["base"]
+
+
+def test_the_disk_must_hold_the_forms_too(smoke, monkeypatch) -> None:
+    overrides = smoke("method=qlora", "serve=quick", "model.parameters=1000000000")
+    (config,) = compose(overrides, multirun=False)
+    monkeypatch.setattr(checks, "free_bytes", lambda folder: 6 * 10**9)  # model and checkpoint take 2 each
+    (problem,) = checks.disk_problems(config)  # two merged forms and two in 4 bits: 5.4 more
+    assert problem.startswith("disk: a checkpoint with its served forms takes 6.9 GiB")

@@ -1,0 +1,101 @@
+"""The card of an exported adapter or model: what it is, what it scored, where it comes from, how to use it.
+
+The metadata on top are those that model hubs read (`huggingface_hub.ModelCardData`); the text is a template.
+
+    >>> print(card(manifest))
+    ---
+    base_model: ...
+"""
+
+from __future__ import annotations
+
+import re
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from bench.report.format import cell, fenced
+from bench.spec.manifest import Manifest
+
+
+def card(manifest: Manifest) -> str:
+    """The whole text of the card."""
+    loader = jinja2.PackageLoader("bench.report")
+    environment = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined)
+    method = manifest.config["method"]
+    text = environment.get_template("card.md.j2").render(
+        manifest=manifest,
+        cell=cell,
+        command=fenced(manifest.command or "unknown", "sh"),
+        usage=fenced(_usage(manifest), "python"),
+        method=method,
+        base_text=_base_text(manifest),
+        device=manifest.evaluated.environment.device,
+        packages=", ".join(f"{name} {version}" for name, version in manifest.packages.items() if version),
+    )
+    content = f"---\n{_metadata(manifest).to_yaml()}\n---\n\n{text}"
+    return str(ModelCard(re.sub(r"\n{3,}", "\n\n", content)))
+
+
+def _metadata(manifest: Manifest) -> ModelCardData:
+    task, on_hub = manifest.config["task"], manifest.base.source == "hub"
+    dataset = task.get("hub_dataset")
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset or task["name"],
+            dataset_name=task["name"],
+            dataset_split="test",
+            metric_type=name,
+            metric_name=f"{name}, 95% interval {score.low:.3f} to {score.high:.3f}",
+            metric_value=round(score.value, 6),
+        )
+        for name, score in manifest.evaluated.scores.items()
+    ]
+    return ModelCardData(
+        base_model=manifest.base.location if on_hub else None,
+        library_name="peft" if manifest.kind == "adapter" else "transformers",
+        license=manifest.license,
+        datasets=dataset,
+        pipeline_tag="text-generation",
+        tags=[manifest.config["method"]["name"], "sft", *(["lora"] if manifest.kind == "adapter" else [])],
+        model_name=manifest.run_id,
+        eval_results=results,
+    )
+
+
+def _base_text(manifest: Manifest) -> str:
+    base = manifest.base
+    where = f" at revision `{base.revision}`" if base.revision else ""
+    if base.source == "hub":
+        return f"[{cell(base.location)}](https://huggingface.co/{base.location}){where}"
+    package = f", from the Python package `{base.location}`" if base.source == "gguf_package" else ""
+    return f"{cell(base.name)}{package}{where}"
+
+
+def _usage(manifest: Manifest) -> str:
+    base = manifest.base.location if manifest.base.source == "hub" else f"BASE FOLDER of {manifest.base.name}"
+    revision = f", revision={manifest.base.revision!r}" if manifest.base.revision else ""
+    if manifest.kind == "model":
+        lines = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER", dtype="bfloat16")',
+        ]
+    else:
+        lines = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'base = AutoModelForCausalLM.from_pretrained("{base}"{revision}, dtype="bfloat16")',
+            'model = PeftModel.from_pretrained(base, "THIS FOLDER")',
+        ]
+    lines += [
+        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")',
+        'messages = [{"role": "user", "content": "..."}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        "model.generate(**inputs, do_sample=False)",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""Hashes of what an exported model depends on: its base's weights, its tokenizer, its chat template.
+
+>>> base_digest(Path("cache/models/smollm2-135m-0.1.2"))
+'5f0c...'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from bench.spec.config import ModelConfig
+from bench.worker.serving.forms import weight_files
+
+_OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
+
+
+def local_folder(model: ModelConfig, source: str) -> Path:
+    """The folder of a base that has been fetched.
+
+    Args:
+        source: from `models.locate`: a folder, or a name on the hub.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(snapshot_download(source, revision=model.revision, local_files_only=True))
+
+
+def base_digest(folder: Path) -> str:
+    """SHA-256 over the weights, file after file by name, in hex."""
+    hashed = hashlib.sha256()
+    for path in sorted(weight_files(folder)):
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                hashed.update(block)
+    return hashed.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of what decides which tokens a text becomes, in hex."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        parts = {name: content.get(name) for name in _OF_A_TOKENIZER}
+    else:
+        parts = {"vocabulary": tokenizer.get_vocab()}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return _sha256(json.dumps([parts, special], sort_keys=True))
+
+
+def chat_template_digest(tokenizer: Any) -> str:
+    """SHA-256 of the chat template's text, in hex."""
+    return _sha256(str(tokenizer.chat_template))
+
+
+def answer_digest(text: str) -> str:
+    """The first 12 hex digits of an answer's SHA-256: enough to see whether it is the same, not to read it."""
+    return _sha256(text)[:12]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
