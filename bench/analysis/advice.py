@@ -50,13 +50,14 @@ def advise(case: Case, limits: Limits) -> Advice:
     answer = answer_under(case, limits)
     if not case.contest.scored:
         return Advice("No arm was scored; there is nothing to recommend.", answer, [])
+    unscored = _unscored(case, limits)
     if not sure:
-        return Advice(_none_is_sure(case, limits, maybe), answer, [])
+        return Advice(_none_is_sure(case, limits, maybe), answer, unscored)
     margin = margin_under(case, sure, limits)
     advice = recommend_among(case.contest, sure, margins=case.margins, margin=margin)
     choice = choice_under(case, sure, limits)
     if choice is None:
-        return Advice(advice.sentence, answer, [])
+        return Advice(advice.sentence, answer, unscored)
     sentences = [advice.sentence, _by_how_much(case, choice, sure), _price_of_limits(case, limits, choice, sure)]
     trained = [arm for arm in case.contest.scored if not case.contest.untrained(arm)]
     if trained and not set(trained) & set(sure):
@@ -64,7 +65,7 @@ def advise(case: Case, limits: Limits) -> Advice:
     rivals = [arm for arm in maybe if arm in answer.undecided]
     if rivals:
         sentences = ["The data cannot decide.", *_rivals(case, limits, rivals, sure), "If not:", *sentences]
-    caveats = advice.caveats + _forgotten(case, choice.chosen) + _near_a_limit(case, limits, sure)
+    caveats = advice.caveats + _near_a_limit(case, limits, sure) + unscored
     return Advice(" ".join(filter(None, sentences)), answer, caveats)
 
 
@@ -142,13 +143,11 @@ def _doubt(case: Case, judgement: Judgement, arm: str) -> str:
     return f"{label} not measured"
 
 
-def _forgotten(case: Case, arm: str) -> list[str]:
-    """Whether the arm is shown to have lost something elsewhere."""
-    need = case.needs[arm].amounts["forgetting_share"]
-    if need is None or need.value is None or need.low <= 0:
-        return []
-    lost = f"{100 * need.value:.1f} points [{100 * need.low:.1f}, {100 * need.high:.1f}]"
-    return [f"{arm} forgot: the regression suite's mean lost {lost} against the base."]
+def _unscored(case: Case, limits: Limits) -> list[str]:
+    """Arms that may qualify, and of whose quality nothing is known."""
+    arms = [arm for arm in case.needs if arm not in case.contest.scored]
+    left = [arm for arm in arms if standing_of(case.needs[arm], limits).qualifies is not False]
+    return [f"Not considered, because not scored: {listed(left)}."] if left else []
 
 
 def _near_a_limit(case: Case, limits: Limits, arms: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ import pandas as pd
 from bench.analysis import stats
 from bench.analysis.choice import Choice, Contest
 from bench.analysis.compare import Findings, Margins
+from bench.analysis.needs import suite_change
 from bench.analysis.order import is_base
 
 _GIB, _MINUTE = 2**30, 60
@@ -154,8 +155,14 @@ def _caveats(contest: Contest, chosen: str) -> list[str]:
     estimate = contest.scored[chosen]
     if estimate.examples < 100:
         caveats.append(f"Only {estimate.examples} test examples.")
+    change = suite_change(chosen, findings)
+    if change and change.high < 0 and change.examples >= stats.FEWEST_EXAMPLES:
+        points = f"{-100 * change.difference:.1f} points [{-100 * change.high:.1f}, {-100 * change.low:.1f}]"
+        caveats.append(f"{chosen} forgot: the regression suite's mean lost {points} against {change.baseline}.")
     lost = [
-        c for c in findings.comparisons if c.arm == chosen and c.measure.kind == "regression" and c.verdict == "worse"
+        c
+        for c in findings.comparisons
+        if c.arm == chosen and c.measure.kind == "regression" and c.verdict == "worse" and c != change
     ]
     if lost:
         caveats.append(f"{chosen} got worse than {lost[0].baseline} in {listed([c.measure.name for c in lost])}.")

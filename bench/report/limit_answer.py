@@ -120,6 +120,6 @@ def _closing(case: Case, limits: Limits, spoken: Vocabulary) -> list[str]:
     return [
         head,
         *lines,
-        *(["", "What does not qualify would with:", *wanted] if wanted else []),
+        *(["", "What does not qualify, and what it would take:", *wanted] if wanted else []),
         *(["", "Merging:", *notes] if notes else []),
     ]

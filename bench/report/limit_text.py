@@ -169,7 +169,7 @@ def remedy_text(remedy: Remedy, now: Answer, spoken: Vocabulary, case: Case) -> 
         else:
             wanted.append(f"{spoken[field]} left out")
     then = "the answer would stay" if remedy.answer == now else f"then: {answer_text(remedy.answer, case)}"
-    return f"{remedy.arm} would qualify with {listed(wanted)}; {then}"
+    return f"{remedy.arm}: {listed(wanted)}; {then}"
 
 
 def limits_text(limits: Limits, words: Iterable[str], default_tolerance: float) -> str:

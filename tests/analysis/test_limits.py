@@ -119,6 +119,9 @@ def test_out_of_memory_needs_more_than_was_seen() -> None:
     assert qualifies(case, Limits(memory_bytes=4999 * MIB))["full_bf16"] is False
     assert qualifies(case, Limits(memory_bytes=9000 * MIB))["full_bf16"] is None
     assert case.needs["full_bf16"].amounts["time_seconds"] is None
+    told = "Not considered, because not scored: full_bf16."
+    assert told in advise(case, Limits()).caveats
+    assert told not in advise(case, Limits(memory_bytes=4999 * MIB)).caveats
 
 
 def test_a_busy_machine_only_made_it_slower() -> None:
@@ -200,7 +203,7 @@ def test_by_how_much_is_told_with_its_interval(two_seeds: Case) -> None:
     result = two_seeds.contest.difference("lora", "full")
     assert not isinstance(result, str)
     low, high = result.interval()
-    text = f"lora is {result.mean:.3f} above full, the next of them [{low:+.3f}, {high:+.3f}]"
+    text = f"lora is {result.mean:.3f} above full, the next best [{low:+.3f}, {high:+.3f}]"
     assert text in advise(two_seeds, Limits()).sentence
 
 

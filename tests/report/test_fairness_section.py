@@ -116,7 +116,7 @@ def test_a_busy_run_is_marked_and_still_compared(tmp_path: Path) -> None:
     change(folder, "[fq]*", "train", other_cpu_cores=0.01, stolen_cpu_cores=0.0, cpus=2)
     change(folder, "lora", "train", other_cpu_cores=0.8, stolen_cpu_cores=0.04, cpus=2)
     text = text_of(folder)
-    answer = text[text.index("## Answer") : text.index("## Quality")]
+    answer = text[text.index("## Answer") : text.index("## Under your limits")]
     assert "Measured while others used the machine: lora (see Speed)" in answer
     rows = {line.split("|")[1].strip(" *"): line for line in answer.splitlines() if line.startswith("|")}
     assert rows["lora"].count("(busy)") == 2

@@ -48,12 +48,14 @@ def test_it_says_what_to_use_who_qualifies_and_what_would_change_it(
 ) -> None:
     text = told(folder, capsys, "memory_gib=3", "adapters=20", "mergeable=yes")
     assert "Limits: memory_gib=3, adapters=20, mergeable=yes" in text
-    assert re.search(r"^full +no +4.30 \(4.29 to 4.30\): exceeds by 1.29 +yes +no: 20 checkpoints, 10.8 GB$", text, re.M)
+    assert re.search(
+        r"^full +no +4.30 \(4.29 to 4.30\): exceeds by 1.29 +yes +no: 20 checkpoints, 10.8 GB$", text, re.M
+    )
     assert re.search(r"^full_bf16 +no +more than 4.88 \(out of memory\): exceeds by 1.88", text, re.M)
     assert re.search(r"^lora +yes +2.50 \(2.49 to 2.50\): meets, 0.500 left", text, re.M)
     assert re.search(r"^qlora +cannot decide .* cannot decide +yes", text, re.M)
     assert "What would change the answer, each alone:" in text
-    assert "full would qualify with memory_gib=4.31 and adapters left out; " in flat(text)
+    assert "full: memory_gib=4.31 and adapters left out; " in flat(text)
     assert "qlora: merges only into a 16-bit copy of its base" in flat(text)
 
 
