@@ -4,7 +4,8 @@
     python -m benchmarks.numerics --methods lora --rates 1e-4 --steps 8
 
 Every run is a child process of its own: the embedded model and task, compared with the fp32 run of the same method,
-rate, seed and stream. The last held-out loss is computed in fp32 for all. The sweep's own way (compiled) and fp32 run
+rate, seed and stream. The last held-out loss is computed in fp32 for all: of the weights as they were trained, and
+as they are saved (full: rounded to bf16). The sweep's own way (compiled) and fp32 run
 under every seed, which tells the seeds' noise; the others under the first seed only.
 """
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, help="instead of each method's own")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks/numerics.json"))
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
@@ -65,7 +67,7 @@ def _rows(options: argparse.Namespace, *, first: bool) -> list[tuple[str, float,
         (method, rate, way)
         for method in options.methods
         for rate in (options.rates or RATES[method])[: None if first else 1]
-        for way in WAYS
+        for way in options.ways
         if (first or way in UNDER_EVERY_SEED) and not (way == ADAPTERS_ONLY and method == "full")
     ]
 
@@ -83,10 +85,9 @@ def table(runs: dict[str, Any]) -> str:
         seeds_of_fp32 = [exact["final"] for _, exact in pairs]
         noise = stdev(seeds_of_fp32) if len(pairs) > 1 else None
         rows.append([method, rate, way, len(pairs), second, fmean(run["final"] for run, _ in pairs)])
-        lives = [run["live"] for run, _ in pairs if "live" in run]
-        rows[-1] += [fmean(differences), max(differences), noise, fmean(lives) if lives else None]
+        rows[-1] += [fmean(differences), max(differences), noise, fmean(run["saved"] for run, _ in pairs)]
     headers = ["method", "rate", "numerics", "seeds", "step 2, less fp32's", "held-out at the end", "less fp32's"]
-    headers += ["the worst seed's", "fp32's spread over seeds", "before saving"]
+    headers += ["the worst seed's", "fp32's spread over seeds", "as saved"]
     return tabulate(rows, headers, "github", floatfmt=".4f", disable_numparse=[1])
 
 
@@ -119,22 +120,35 @@ def _run(overrides: list[str]) -> dict[str, Any]:
         (config,) = compose([*overrides, *kept, "suite=none", "train.heldout_points=1"], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
         prepare_stage.run(context)
+        save = methods.save_trained
+
+        def save_twice(trained: Any, method: Any, target: Path) -> None:
+            save(trained, method, target)  # full: in bf16, the form that is shipped
+            trained.save_pretrained(Path(folder) / "exact")
+
+        methods.save_trained = save_twice
         result = train_stage.run(context)
         steps = [json.loads(line) for line in (Path(folder) / "steps.jsonl").read_text().splitlines()]
         hardware = dataclasses.replace(config.hardware, compute_dtype="float32")
         exact = dataclasses.replace(config, hardware=hardware)
         resolved = device.resolve(exact)
         source = models.locate(config.model, context.cache)
-        model = methods.load_trained(exact, source, context.weights, resolved.type, torch.float32)
         rows = list(prepare.load_prepared(data_folder(config)).validation)
         pad_id = models.load_tokenizer(config.model, source).pad_token_id
-        with heldout.inference(model, resolved):
-            head = SupervisedHead(model)
-            losses = heldout.example_losses(model, head, rows, batch_size=8, pad_id=pad_id, device=resolved)
+
+        def fp32_loss(weights: Path) -> float:
+            model = methods.load_trained(exact, source, weights, resolved.type, torch.float32)
+            with heldout.inference(model, resolved):
+                head = SupervisedHead(model)
+                losses = heldout.example_losses(model, head, rows, batch_size=8, pad_id=pad_id, device=resolved)
+            return heldout.mean_loss(losses)
+
+        final = fp32_loss(Path(folder) / "exact")
+        saved = fp32_loss(context.weights) if config.method.adapter is None else final  # adapters are saved in fp32
     return {
         "losses": [step["loss"] for step in steps],
-        "final": heldout.mean_loss(losses),  # of the weights as saved (full: in bf16)
-        "live": result.heldout[-1].loss,  # of the weights as trained, in the run's own numerics
+        "final": final,  # of the weights as trained
+        "saved": saved,  # of the weights as saved
         "environment": result.environment.compiled,
         "data_stream_sha256": result.data_stream_sha256,
     }

@@ -3,8 +3,8 @@
     python -m benchmarks.where                        lora, compiled, as in the sweep
     python -m benchmarks.where --method full --eager
 
-Four steps under `torch.profiler` after four that warm up and compile. Self times are summed by kind; what inductor fused
-has no name of its own and shows as the self time of the compiled regions that it runs in.
+Four steps under `torch.profiler`, after four that warm up and compile. Self times are summed by kind; what inductor
+fused has no name of its own and shows as the self time of the compiled regions that it runs in.
 """
 
 from __future__ import annotations

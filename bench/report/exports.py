@@ -48,7 +48,7 @@ def _content(frame: pd.DataFrame, name: str) -> str | bytes:
     if name == "latex":
         return str(frame.to_latex(index=False, escape=True, na_rep="-"))
     # Columns of mixed kinds (a setting that is a list here and a word there) have no type in Parquet: as text.
-    mixed = [column for column in frame if frame[column].dropna().map(type).nunique() > 1]
+    mixed = [str(column) for column in frame if frame[column].dropna().map(type).nunique() > 1]
     buffer = io.BytesIO()
     frame.assign(**{column: frame[column].map(str, na_action="ignore") for column in mixed}).to_parquet(buffer)
     return buffer.getvalue()

@@ -115,8 +115,9 @@ def divergence(model: Any, reference: Reference, device: Device) -> Divergence:
     for place, log_probabilities in _predictions(model, reference.texts, device):
         rows = slice(starts[place], starts[place] + reference.texts[place].positions)
         own = _split(log_probabilities, reference.top_ids[rows].to(device.type))
-        base = (reference.top_log_probabilities[rows], reference.rest_log_probability[rows])
-        values[place] = _kl(*(part.to(device.type) for part in base), *own)
+        top = reference.top_log_probabilities[rows].to(device.type)
+        rest = reference.rest_log_probability[rows].to(device.type)
+        values[place] = _kl(top, rest, *own)
     items = [
         RegressionItem(entry.task, entry.text_id, KL_METRIC, values[place], float(entry.positions))
         for place, entry in enumerate(reference.texts)
@@ -145,9 +146,10 @@ def _made(config: RunConfig, source: str, texts: list[Text], device: Device) -> 
     with heldout.inference(model, device):
         for place, log_probabilities in _predictions(model, texts, device):
             ids = log_probabilities.topk(min(TOP, log_probabilities.shape[1]), dim=1).indices
-            kept[place] = (ids.int().cpu(), *(part.cpu() for part in _split(log_probabilities, ids)))
-    top_ids, top, rest = (torch.cat([kept[place][part] for place in range(len(texts))]) for part in range(3))
-    return Reference(texts, top_ids, top, rest)
+            top, rest = _split(log_probabilities, ids)
+            kept[place] = (ids.int().cpu(), top.cpu(), rest.cpu())
+    columns = [torch.cat([kept[place][part] for place in range(len(texts))]) for part in range(3)]
+    return Reference(texts, *columns)
 
 
 def _predictions(model: Any, texts: list[Text], device: Device) -> Iterator[tuple[int, torch.Tensor]]:
