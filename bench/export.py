@@ -2,6 +2,7 @@
 
     python -m bench.export results/default/lora-...            writes exports/lora-...
     python -m bench.export results/default/lora-... --to DIR --license apache-2.0
+    python -m bench.export results/default/lora-... --form merged      a form that serving built (docs/serving.md)
     python -m bench.export verify exports/lora-...             loads it afresh and evaluates it again
     python -m bench.export verify DIR --base BASE_FOLDER       with a base from another place
 
@@ -39,17 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.export", description="Export a tuned run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="results/<sweep>/<run_id>")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="default: exports/<run_id>")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="default: exports/<run_id>[-FORM]")
+    parser.add_argument("--form", metavar="FORM", help="merged, merged_nf4, ...; default: as it was trained")
     parser.add_argument("--license", metavar="ID", help="of the weights, for the card, such as apache-2.0")
     given = parser.parse_args(arguments)
-    run = exportable(given.run)
-    target = given.to or EXPORTS / run.record.run_id
+    run = exportable(given.run, given.form)
+    target = given.to or EXPORTS / run.name
     from bench.report.card import card  # pandas and jinja2: only when there is work
     from bench.report.own_scores import own_scores
 
     with console.stage(f"export {run.record.run_id}") as watch:
         license_id = given.license or _license_of_package(run)
-        manifest = export(run, target, scores=own_scores(run.folder), license=license_id, card=card, watch=watch)
+        scores = own_scores(run.folder, run.form)
+        manifest = export(run, target, scores=scores, license=license_id, card=card, watch=watch)
     size_bytes = sum(file.bytes for file in manifest.files.values())
     console.say(f"Exported to {target}: {len(manifest.files)} files, {size_bytes / 2**20:.1f} MiB.")
     if manifest.license is None:

@@ -22,9 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.cli import main as sweep
 from bench.export import main
 from bench.planning.compose import compose
-from bench.running import execute, exporting, verifying
+from bench.running import execute, exporting, serving, verifying
 from bench.running.exporting import hashed
 from bench.running.launch import Outcome
+from bench.running.store import read_record
 from bench.spec.config import RunConfig
 from bench.spec.failure import Status
 from bench.spec.layout import run_folder
@@ -50,7 +51,7 @@ def in_this_process(folder: Path, stage: str, timeout_seconds: float, watch: Any
 @pytest.fixture(scope="module", autouse=True)
 def without_children() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        for module in (execute, exporting, verifying):
+        for module in (execute, exporting, serving, verifying):
             patched.setattr(module, "run_stage", in_this_process)
         yield
 
@@ -65,7 +66,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, without_children: None) -
         "experiment=smoke", "task=jsonl", f"task.train_file={root / 'sums.jsonl'}", "task.prompt={question}",
         "task.target={answer}", "task.metrics=[numeric,exact_match]", "task.max_new_tokens=8",
         "task.validation_examples=4", "task.test_examples=4", f"method={','.join(METHODS)}",
-        "method.learning_rate=0.01", *(f"paths.{name}={root / name}" for name in ("results", "artifacts", "cache")),
+        "method.learning_rate=0.01", "serve=quick", "serve.prompt_tokens=[8]", "serve.batch_sizes=[1]",
+        "serve.repetitions=1", "serve.new_tokens=2", "serve.adapters=[]",
+        *(f"paths.{name}={root / name}" for name in ("results", "artifacts", "cache")),
     ]  # fmt: skip
     assert sweep(["-m", *overrides]) == 0
     folders = {}
@@ -119,6 +122,21 @@ def test_what_was_exported_is_verified(exported, method: str, capfd) -> None:
     told = capfd.readouterr().out
     assert "VERIFIED" in told
     assert "4 of 4 answers are the recorded ones" in told
+
+
+@pytest.mark.parametrize("form", ["merged_original", "merged_nf4"])
+def test_a_served_form_is_exported_with_its_own_scores(exported, tmp_path: Path, form: str, capfd) -> None:
+    run = next((exported["qlora"].parents[1] / "results" / "smoke").glob("qlora-*"))
+    assert main([str(run), "--form", form, "--to", str(tmp_path / form)]) == 0
+    manifest = from_json(Manifest, (tmp_path / form / MANIFEST).read_bytes())
+    (entry,) = [e for e in read_record(run).serve.fidelity if e.form == form]
+    assert {name: score.value for name, score in manifest.evaluated.scores.items()} == pytest.approx(entry.scores)
+    assert manifest.evaluated.test_loss == entry.test_loss
+    assert f"form `{form}`" in (tmp_path / form / CARD).read_text()
+    assert verify(tmp_path / form, cache=cache_of(exported)) == 0
+    assert "4 of 4 answers" in capfd.readouterr().out
+    assert main([str(run), "--form", "merjed"]) == 2
+    assert "was not served in it; it has merged, merged_original" in capfd.readouterr().err
 
 
 def test_others_can_load_it(exported) -> None:

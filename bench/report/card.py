@@ -29,6 +29,7 @@ def card(manifest: Manifest) -> str:
         command=fenced(manifest.command or "unknown", "sh"),
         usage=fenced(_usage(manifest), "python"),
         method=method,
+        what=_what(manifest),
         base_text=_base_text(manifest),
         device=manifest.evaluated.environment.device,
         packages=", ".join(f"{name} {version}" for name, version in manifest.packages.items() if version),
@@ -62,6 +63,12 @@ def _metadata(manifest: Manifest) -> ModelCardData:
         model_name=manifest.run_id,
         eval_results=results,
     )
+
+
+def _what(manifest: Manifest) -> str:
+    if manifest.form is not None and manifest.config["method"]["adapter"] is not None:
+        return f"A LoRA adapter merged into its base (form `{manifest.form}`):"
+    return "A LoRA adapter of" if manifest.kind == "adapter" else "All weights of"
 
 
 def _base_text(manifest: Manifest) -> str:

@@ -6,29 +6,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.measures import arm_estimate, measure_tables
-from bench.analysis.stats import Resampler
+from bench.analysis.stats import Resampler, paired
 from bench.report.load import load
 from bench.spec.manifest import ScoreInterval
+from bench.spec.record import Sample
+from bench.spec.serving import ServedAnswer
 
 
-def own_scores(run: Path, *, seed: int = 0) -> dict[str, ScoreInterval]:
+def own_scores(run: Path, form: str | None = None, *, seed: int = 0) -> dict[str, ScoreInterval]:
     """By metric; the intervals are those of the report (bootstrap over the examples, 95%).
 
     Args:
+        form: of serving; None: the run as it was evaluated.
         seed: of the bootstrap: the same run, the same card.
     """
     sweep = load(run.parent)
-    records = [record for record in sweep.records if record.run_id == run.name]
-    tables = measure_tables(records, sweep.samples, sweep.regression)
+    rows: Sequence[Sample | ServedAnswer] = sweep.sample_rows.get(run.name, [])
+    if form is not None:
+        rows = [answer for answer in sweep.answer_rows.get(run.name, []) if answer.form == form]
     rng = Resampler(np.random.default_rng(seed))
     found: dict[str, ScoreInterval] = {}
-    for measure, table in tables.items():
-        estimate = arm_estimate(table, [run.name], rng) if measure.kind == "score" else None
-        if estimate is not None:
-            found[measure.name] = ScoreInterval(estimate.mean, *estimate.interval())
+    for name in rows[0].scores if rows else ():
+        estimate = paired(np.array([[row.scores[name] for row in rows]]), rng=rng, right_or_wrong=False)
+        found[name] = ScoreInterval(estimate.mean, *estimate.interval())
     return found

@@ -6,6 +6,7 @@ forms) stays there.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -37,13 +38,19 @@ class Exportable:
     record: Record
     config: RunConfig
     weights: Path
+    form: str | None = None  # of serving; None: as it was trained
+
+    @property
+    def name(self) -> str:
+        """Of the folder that it is exported to."""
+        return self.record.run_id + (f"-{self.form}" if self.form else "")
 
 
-def exportable(run: Path) -> Exportable:
-    """The run of a folder `results/<sweep>/<run_id>`.
+def exportable(run: Path, form: str | None = None) -> Exportable:
+    """The run of a folder `results/<sweep>/<run_id>`, as it was trained or in a form that serving built.
 
     Raises:
-        ConfigurationError: it is no finished run, trained nothing, or its weights are gone.
+        ConfigurationError: it is no finished run, trained nothing, its weights are gone, or it was not served so.
     """
     record = store.read_record(run)
     if record is None:
@@ -61,7 +68,26 @@ def exportable(run: Path) -> Exportable:
         raise ConfigurationError(
             [f"{run}: its weights are no longer whole in {weights}; put them there, or delete {run} and run it again"]
         )
-    return Exportable(run, record, config, weights)
+    if form is None:
+        return Exportable(run, record, config, weights)
+    return _in_form(Exportable(run, record, config, weights / "forms" / form, form))
+
+
+def _in_form(run: Exportable) -> Exportable:
+    """The same, when the form is there and was scored on the whole test split."""
+    assert run.record.evaluate is not None
+    fidelity = run.record.serve.fidelity if run.record.serve else []
+    scored = {entry.form: entry.examples for entry in fidelity}
+    built = [form for form in scored if (run.weights.parent / form / "config.json").is_file()]
+    if run.form not in built:
+        there = f"it has {', '.join(built)}" if built else "it has none; serve it: the sweep's command with serve=full"
+        raise ConfigurationError([f"--form={run.form}: {run.folder} was not served in it; {there}"])
+    if scored[run.form] < run.record.evaluate.examples:
+        count = f"{scored[run.form]} of {run.record.evaluate.examples}"
+        raise ConfigurationError(
+            [f"--form={run.form}: scored on {count} test examples; set serve.fidelity_examples=null"]
+        )
+    return run
 
 
 def export(
@@ -105,12 +131,20 @@ def _described(run: Exportable, work: Path, watch: Watch) -> dict[str, Any]:
     revision = (run.record.train.model_revision if run.record.train else None) or run.config.model.revision
     config = replace(run.config, model=replace(run.config.model, revision=revision))  # the newest may be newer
     write_atomic(work / "plan.json", to_json(config))
-    shutil.copy2(run.folder / "samples.jsonl.gz", work / "samples.jsonl.gz")
+    write_atomic(work / "answers.json", json.dumps(_answers(run)))
     outcome = run_stage(work, "export", run.config.hardware.stage_timeout_seconds, watch)
     if outcome.failure is not None:
         raise ConfigurationError([f"{run.folder}: its base could not be read: {outcome.failure.message}"])
     found: dict[str, Any] = json.loads((work / "export.json").read_bytes())
     return found
+
+
+def _answers(run: Exportable) -> list[str]:
+    """The recorded greedy answers, in the test split's order."""
+    name = "samples.jsonl.gz" if run.form is None else "served_answers.jsonl.gz"
+    with gzip.open(run.folder / name, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [row["prediction"] for row in rows if run.form is None or row["form"] == run.form]
 
 
 def _copy_weights(run: Exportable, staged: Path) -> None:
@@ -133,16 +167,20 @@ def _manifest(
     assert record.evaluate is not None  # `exportable` checked all three
     assert record.data is not None
     config = replace(run.config, paths=PathsConfig())
+    loss = record.evaluate.heldout_loss
+    if run.form is not None and record.serve is not None:
+        loss = next(entry.test_loss for entry in record.serve.fidelity if entry.form == run.form)
     return Manifest(
         run_id=record.run_id,
-        kind="model" if run.config.method.adapter is None else "adapter",
+        kind="model" if run.form or run.config.method.adapter is None else "adapter",
+        form=run.form,
         config=to_mapping(config),
         base=Base(model.name, model.source, model.location, record.train.model_revision, found["weights_sha256"]),
         prompt=PromptFormat(found["chat_template_sha256"], found["tokenizer_sha256"], record.data.fingerprint),
         evaluated=Evaluated(
             examples=record.evaluate.examples,
             scores=scores,
-            test_loss=record.evaluate.heldout_loss,
+            test_loss=loss,
             answers_sha256=found["answers_sha256"],
             environment=record.evaluate.environment,
         ),

@@ -84,4 +84,5 @@ class Manifest:
     exported_at: str  # ISO 8601, UTC
     license: str | None  # of the weights, as the exporter stated it
     files: dict[str, ExportedFile]  # by path inside the folder, this manifest left out
+    form: str | None = None  # of serving (merged, merged_nf4, ...); None: as it was trained
     schema_version: int = MANIFEST_VERSION

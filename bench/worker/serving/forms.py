@@ -69,14 +69,25 @@ def load(form: Form, at: Origin, *, as_evaluated: bool = False) -> Any:
         as_evaluated: multiply 4-bit weights as 16-bit ones on a CPU, as the evaluation does: the same numbers, faster.
     """
     model = _from_folder(at.folder(form), at) if form.is_built else _start(form, at)
-    scheme = form.scheme or at.config.method.quantization
-    if as_evaluated and form.is_quantized and at.device.type == "cpu" and scheme and scheme.scheme != "int8":
-        model = model.dequantize(at.device.compute_dtype)
+    if as_evaluated:
+        model = _in_evaluations_numerics(model, at.device)
     if form.adapter == "beside":
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, at.weights, autocast_adapter_dtype=False)
     return model.eval()
+
+
+def load_folder(config: RunConfig, folder: Path, device: Device) -> Any:
+    """A built form from any folder, in the numerics in which it was scored."""
+    model = methods.load_as_stored(config, str(folder), device.type, device.compute_dtype)
+    return _in_evaluations_numerics(model, device).eval()
+
+
+def _in_evaluations_numerics(model: Any, device: Device) -> Any:
+    """4-bit weights dequantized on a CPU; others as they are."""
+    in_4_bit = device.type == "cpu" and getattr(model, "is_loaded_in_4bit", False)
+    return model.dequantize(device.compute_dtype) if in_4_bit else model
 
 
 def _start(form: Form, at: Origin) -> Any:

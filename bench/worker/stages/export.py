@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import Any
 
@@ -18,15 +17,14 @@ from bench.worker.stages.context import Context
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Hashes of the base, of the prompt format and of the answers in `samples.jsonl.gz`, which the parent put there."""
+    """Hashes of the base, of the prompt format, and of the answers in `answers.json`, which the parent put there."""
     config = context.config
     context.progress.phase("base")
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
     tokenizer.save_pretrained(context.folder / "tokenizer")
     context.progress.phase("hashes")
-    with gzip.open(context.folder / "samples.jsonl.gz", "rt", encoding="utf-8") as file:
-        answers = [answer_digest(json.loads(line)["prediction"]) for line in file]
+    answers = [answer_digest(text) for text in json.loads((context.folder / "answers.json").read_bytes())]
     return {
         "weights_sha256": base_digest(local_folder(config.model, source)),
         "chat_template_sha256": chat_template_digest(tokenizer),

@@ -24,6 +24,7 @@ from bench.worker.exported import (
     local_folder,
     tokenizer_digest,
 )
+from bench.worker.serving.forms import load_folder
 from bench.worker.stages import evaluate
 from bench.worker.stages.context import Context
 
@@ -52,7 +53,7 @@ def run(context: Context) -> dict[str, Any]:
             "are the recorded ones, so the data or the packages that they come from have changed"
         )
         return {"refusals": [text]}
-    result = _evaluated(context, folder, source, tokenizer)
+    result = _evaluated(context, manifest, folder, source, tokenizer)
     return _compared(context, manifest, result, float(request["tolerance"]))
 
 
@@ -74,13 +75,16 @@ def _of_base(context: Context, source: str, manifest: Manifest) -> list[str]:
     ]
 
 
-def _evaluated(context: Context, folder: Path, source: str, tokenizer: Any) -> EvaluateResult:
+def _evaluated(context: Context, manifest: Manifest, folder: Path, source: str, tokenizer: Any) -> EvaluateResult:
     config = context.config
     resolved = device.resolve(config)
     memory = context.measure_on(resolved)
     memory.enter("load")
     context.progress.phase("load")
-    model = methods.load_trained(config, source, folder, resolved.type, resolved.compute_dtype)
+    if manifest.form is None:
+        model = methods.load_trained(config, source, folder, resolved.type, resolved.compute_dtype)
+    else:
+        model = load_folder(config, folder, resolved)
     rows = list(prepare.load_prepared(context.folder / "data").test)
     return evaluate.score(context, rows, model, tokenizer, resolved, memory)
 
