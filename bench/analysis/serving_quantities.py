@@ -94,7 +94,7 @@ def _of_repetitions(values: Iterable[float], records: Sequence[Record]) -> Measu
     if not values:
         raise NotMeasuredError("no repetition measured both forms")
     wide, narrow = median(values), median(values, level=0.90)
-    basis = f"{len(values)} repetitions, {_seeds(records)}"
+    basis = f"{len(values)} repetition{'s' if len(values) > 1 else ''}, {_seeds(records)}"
     return Measured(wide.value, (wide.low, wide.high), (narrow.low, narrow.high), basis, len(values))
 
 

@@ -106,7 +106,9 @@ def advice_lines(arm: str, records: Sequence[Record], changed: Sequence[Change])
     ]
     if any(count is not None and count < examples for count, examples in equal):
         told = ", ".join(f"{count} of {examples}" for count, examples in equal)
-        lines.append(f"{cell(arm)}: answers of `{found.evaluated}` equal to those of the evaluation: {told}.")
+        whole = all(r.evaluate and r.serve and r.serve.fidelity[0].examples == r.evaluate.examples for r in records)
+        why = "" if whole else " (answered in other batches, which round otherwise)"
+        lines.append(f"{cell(arm)}: answers of `{found.evaluated}` equal to those of the evaluation: {told}{why}.")
     return lines
 
 
@@ -143,10 +145,11 @@ def _fidelity_parts(group: Group, arms: dict[str, list[Record]], changed: dict[s
         found,
         f"Against the form that was evaluated (the first of each method), on the same test examples. {cell(metric)}: "
         "its mean; the difference is paired by example and seed, with its 95% interval by bootstrap. As good: worse by "
-        "the report's margin or more is ruled out. Logits: where they predict the reference answers. Rounding alone "
-        f"moves them, largest (mean), by batches of another size: {'; '.join(roundings) or UNKNOWN}. Same token: share "
-        "of those positions with the same likeliest token. Agreement: the share of a greedy answer before it first "
-        "differs, mean over examples.",
+        "the report's margin or more is ruled out. Logits moved: from the evaluated form's, where they predict the "
+        "reference answers. Off exact: from the evaluated form's computed in fp32 throughout; its own distance is that "
+        "of its rounding. Rounding alone moves its logits, largest (mean), by batches of another size: "
+        f"{'; '.join(roundings) or UNKNOWN}. Same token: share of those positions with the same likeliest token. "
+        "Agreement: the share of a greedy answer before it first differs, mean over examples.",
     ]
 
 

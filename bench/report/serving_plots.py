@@ -28,7 +28,8 @@ _WAYS: dict[Way, str] = {
 TEXT = (
     "Left: generated tokens/s of one device; {requests} requests are shared out evenly among the adapters. Medians "
     "with intervals. Swapped and copies: the share of one is measured, the others follow it. Right: memory held with "
-    "that many adapters loaded (solid, measured), and what as many full copies' tensors would take (dotted, computed)."
+    "that many adapters loaded (solid, measured), and with as many full copies (dotted: that of one, and the tensors of "
+    "the others computed)."
 )
 
 
@@ -70,9 +71,9 @@ def adapters_figure(found: Mapping[str, tuple[Adapters, int]], look: Mapping[str
             )
         held = {int(count): value for count, value in many.held_bytes.items() if value is not None}
         memory.plot(list(held), [value / 2**30 for value in held.values()], **look[arm], lw=1.6, ms=5)
-        memory.plot(
-            list(held), [count * many.copy_bytes / 2**30 for count in held], color=look[arm]["color"], ls=":", lw=1.6
-        )
+        first = min(held, default=0)
+        copies = [(held[first] + (count - first) * many.copy_bytes) / 2**30 for count in held]
+        memory.plot(list(held), copies, color=look[arm]["color"], ls=":", lw=1.6)
     _finish(speed, "generated tokens/s")
     _finish(memory, "memory, GiB")
     handles = [Line2D([], [], label=arm, lw=1.6, ms=5, **look[arm]) for arm in found]

@@ -13,7 +13,7 @@ from bench.analysis.serving import Latency, Median
 from bench.analysis.shipping import Change
 from bench.report.format import UNKNOWN, cell, mib, number, percent, table, with_interval
 from bench.spec.record import Record
-from bench.spec.serving import Fidelity
+from bench.spec.serving import Fidelity, LogitDifference
 
 Arms = Mapping[str, Sequence[Record]]  # arm -> its served runs
 
@@ -63,7 +63,9 @@ def latency_table(arms: Arms) -> str:
 
 
 def median_text(found: Median | None, digits: int, scale: float = 1.0) -> str:
-    return UNKNOWN if found is None else with_interval(found.value, found.low, found.high, digits, scale)
+    if found is None or found.count == 1:
+        return UNKNOWN if found is None else number(found.value, digits, scale)
+    return with_interval(found.value, found.low, found.high, digits, scale)
 
 
 def fidelity_table(arms: Arms, changed: Mapping[str, Sequence[Change]]) -> str:
@@ -73,8 +75,9 @@ def fidelity_table(arms: Arms, changed: Mapping[str, Sequence[Change]]) -> str:
         by_form = {change.form: change for change in changed[arm]}
         for form, entries in shipping.fidelities(records).items():
             rows.append([cell(arm), cell(form), *_fidelity_cells(entries, by_form.get(form))])
-    headers = ["method", "form", "score", "difference [95%]", "as good", "test loss, nats/token", "largest logit diff.",
-               "mean logit diff.", "same token", "agreement", "equal answers"]  # fmt: skip
+    headers = ["method", "form", "score", "difference [95%]", "as good", "test loss, nats/token",
+               "logits moved, largest (mean)", "off exact, largest (mean)", "same token", "agreement",
+               "equal answers"]  # fmt: skip
     return table(headers, rows, text_columns=2) if rows else ""
 
 
@@ -89,12 +92,18 @@ def _fidelity_cells(entries: Sequence[Fidelity], change: Change | None) -> list[
         with_interval(change.difference, change.low, change.high, sign=True) if change else UNKNOWN,
         UNKNOWN if change is None else "yes" if change.not_worse else "not shown",
         number(_mean([entry.test_loss for entry in entries])),
-        number(max((one.largest for one in logits if one.largest is not None), default=None)),
-        number(_mean([one.mean for one in logits]), 4),
+        _apart(logits),
+        _apart([entry.exact for entry in entries if entry.exact]),
         percent(_mean([one.same_token_share for one in logits])),
         percent(_mean([entry.token_agreement for entry in entries])),
         f"{sum(equal)} of {examples}" if equal else UNKNOWN,
     ]
+
+
+def _apart(found: Sequence[LogitDifference]) -> str:
+    """The largest of the seeds, and the mean."""
+    largest = max((one.largest for one in found if one.largest is not None), default=None)
+    return f"{number(largest)} ({number(_mean([one.mean for one in found]), 4)})" if found else UNKNOWN
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -197,6 +197,7 @@ class ServeResult:
     environment: Environment  # while the latency was measured
     later_environments: list[Environment] = field(default_factory=list)  # of the rounds after the first
     provenance: dict[str, Any] = field(default_factory=dict)  # of the serving, which may be later than the run
+    price_usd_per_hour: float | None = None  # of the machine, as the serving's command stated it
 
 
 @dataclass(frozen=True, config=_STRICT)

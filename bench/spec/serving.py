@@ -60,6 +60,7 @@ class Fidelity:
     scores: dict[str, float]  # metric -> mean over these examples
     test_loss: float | None  # of the reference answers, nats a token
     logits: LogitDifference | None = None  # None: it is the reference itself
+    exact: LogitDifference | None = None  # against the reference in fp32 throughout; None: not computed
     token_agreement: float | None = None  # mean over examples: share of the longer answer before the first difference
     equal_answers: int | None = None  # of `examples`, token by token
 

@@ -65,6 +65,9 @@ def test_cost_from_the_median() -> None:
     assert found.tokens_per_second == pytest.approx(128 / seconds)
     assert found.usd_per_million_tokens == pytest.approx(0.001 * seconds / 128 * 1e6)
     assert serving.cost(one, 16, None).usd_per_million_tokens is None
+    assert serving.price_usd_per_hour([record]) is None
+    priced = replace(record, serve=replace(record.serve, price_usd_per_hour=2.5))
+    assert serving.price_usd_per_hour([priced]) == 2.5
 
 
 def test_memory_and_speed_of_many_adapters() -> None:

@@ -103,9 +103,11 @@ def _fidelity(name: str, fact: Facts, answers: list[ServedAnswer], reference: st
     own = [answer for answer in answers if answer.form == name]
     scores = {metric: float(np.mean([a.scores[metric] for a in own])) for metric in ("rougeL", "exact_match")}
     if name == reference:
-        return Fidelity(name, EXAMPLES, scores, 2.5)
+        return Fidelity(name, EXAMPLES, scores, 2.5, exact=LogitDifference(256, 0.3, 0.03, 0.99))
     logits = LogitDifference(256, 20 * fact[6], fact[6], 0.95)
-    return Fidelity(name, EXAMPLES, scores, 2.5, logits, 0.9, EXAMPLES - 4)
+    return Fidelity(
+        name, EXAMPLES, scores, 2.5, logits, token_agreement=0.9, equal_answers=EXAMPLES - 4
+    )
 
 
 def _adapters() -> Adapters:

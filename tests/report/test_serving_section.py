@@ -58,8 +58,11 @@ def test_every_table_has_its_forms(group: Group) -> None:
     assert unmerged[8] == "1.50 [1.50, 1.50]"
     fidelity = rows(text, "What merging and quantizing changed")
     (small,) = [row for row in fidelity if row[:2] == ["lora", "merged_nf4"]]
-    assert (small[3], small[4], small[6], small[10]) == ("-0.050 [-0.050, -0.050]", "not shown", "4.000", "88 of 96")
-    assert "largest (mean), by batches of another size: lora 0.060 (0.0040); lora" in text
+    assert (small[3], small[4]) == ("-0.050 [-0.050, -0.050]", "not shown")
+    assert (small[6], small[7], small[10]) == ("4.000 (0.2000)", "-", "88 of 96")
+    (unmoved,) = [row for row in fidelity if row[:2] == ["lora", "unmerged"]]
+    assert (unmoved[6], unmoved[7]) == ("-", "0.300 (0.0300)")
+    assert "largest (mean), by batches of another size: lora 0.060 (0.0040)" in text
     cost = rows(text, "What it costs to run")
     assert all(row[6] == "-" for row in cost[2:])  # no price is set
     (many,) = [row for row in rows(text, "Many adapters on one base") if row[0] == "lora"]

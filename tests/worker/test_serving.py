@@ -99,6 +99,7 @@ def check_fidelity(result: ServeResult, names: list[str]) -> None:
     assert reference.logits is None
     assert result.answers_as_evaluated == reference.examples == 4
     assert result.rounding.largest < 0.2
+    assert reference.exact.mean < 0.02  # rounding to bf16 alone
     for entry in others:
         assert entry.logits.positions > 0
         assert 0 <= entry.logits.mean <= entry.logits.largest
@@ -106,6 +107,7 @@ def check_fidelity(result: ServeResult, names: list[str]) -> None:
         assert set(entry.scores) == {"numeric", "exact_match"}
     by_form = {entry.form: entry for entry in others}
     if "merged" in by_form:  # rounding once does less than storing in 4 bits does
+        assert by_form["merged"].exact.mean < by_form["merged_nf4"].exact.mean
         assert by_form["merged"].logits.mean < by_form["merged_nf4"].logits.mean
         assert by_form["merged"].logits.mean < 0.05
 

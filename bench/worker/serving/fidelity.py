@@ -4,8 +4,9 @@ All forms read the same test examples in the same batches, under the numerics of
 multiplied as 16-bit ones on a CPU, as the evaluation does it (docs/design.md). Logits are compared where they predict
 the reference answers' tokens; answers are greedy.
 
-Two forms that are the same in exact arithmetic differ by rounding. How much of a difference that is shows in the
-reference's own logits, computed in batches of another size.
+Two forms that are the same in exact arithmetic differ by rounding, and none of them is the exact one: the adapter
+beside its base is rounded too. So every form is also set against the reference computed in fp32, and the reference
+against itself in batches of another size.
 """
 
 from __future__ import annotations
@@ -97,8 +98,12 @@ def logit_difference(own: torch.Tensor, reference: torch.Tensor) -> LogitDiffere
     return LogitDifference(len(own), largest if finite else None, mean if finite else None, same)
 
 
-def compared(own: Observed, reference: Observed) -> Fidelity:
-    """A form set against the reference; set against itself it has no difference."""
+def compared(own: Observed, reference: Observed, exact: torch.Tensor | None) -> Fidelity:
+    """A form set against the reference; set against itself it has no difference.
+
+    Args:
+        exact: the reference's logits, computed in fp32; None: unknown.
+    """
     count, tokens = len(own.answers), sum(answer.loss_tokens for answer in own.answers)
     losses = [answer.loss for answer in own.answers]
     known = [loss for loss in losses if loss is not None]
@@ -111,6 +116,7 @@ def compared(own: Observed, reference: Observed) -> Fidelity:
         scores={name: sum(answer.scores[name] for answer in own.answers) / count for name in names},
         test_loss=sum(known) / tokens if len(known) == count else None,
         logits=None if itself else logit_difference(own.logits, reference.logits),
+        exact=None if exact is None else logit_difference(own.logits, exact),
         token_agreement=None if itself else sum(shares) / count,
         equal_answers=None if itself else sum(a == b for a, b in zip(own.tokens, reference.tokens, strict=True)),
     )

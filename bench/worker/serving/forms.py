@@ -78,6 +78,19 @@ def load(form: Form, at: Origin, *, as_evaluated: bool = False) -> Any:
     return model.eval()
 
 
+def load_exact(form: Form, at: Origin) -> Any:
+    """The form as exact arithmetic would have it, nearly: the weights that it has, fp32 in all that is computed."""
+    model = _from_folder(at.folder(form), at) if form.is_built else _start(form, at)
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = model.dequantize(at.device.compute_dtype)
+    model = model.float()
+    if form.adapter == "beside":
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, at.weights)  # in fp32, as it was saved
+    return model.eval()
+
+
 def load_folder(config: RunConfig, folder: Path, device: Device) -> Any:
     """A built form from any folder, in the numerics in which it was scored."""
     model = methods.load_as_stored(config, str(folder), device.type, device.compute_dtype)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
+
+import torch
 
 from bench.spec.config import ServeConfig
 from bench.spec.layout import data_folder
@@ -20,7 +22,7 @@ from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead
 from bench.worker.serving import adapters, fidelity, latency
 from bench.worker.serving.form import Form
-from bench.worker.serving.forms import Origin, build, load
+from bench.worker.serving.forms import Origin, build, load, load_exact
 from bench.worker.stages.context import Context, write_lines
 
 
@@ -60,6 +62,7 @@ def run(context: Context) -> ServeResult:
         memory=list(memory.read().values()),
         spans_seconds=clock.read(),
         environment=environment,
+        price_usd_per_hour=config.hardware.price_usd_per_hour,
     )
 
 
@@ -85,12 +88,13 @@ def _fidelity(
             if form is tuned[0]:
                 rounding = _rounding(model, at, rows, seen[form.name])
             del model
+        exact = _exact_logits(tuned[0], at, rows)
     memory.stop()
     reference = seen[tuned[0].name]
     write_lines(
         context.folder / "served_answers.jsonl.gz", (asdict(one) for form in seen.values() for one in form.answers)
     )
-    compared = [fidelity.compared(observed, reference) for observed in seen.values()]
+    compared = [fidelity.compared(observed, reference, exact) for observed in seen.values()]
     return compared, rounding, _as_evaluated(context, reference)
 
 
@@ -100,6 +104,18 @@ def _rounding(model: Any, at: Origin, rows: list[dict[str, Any]], observed: fide
     with heldout.inference(model, at.device):
         other = fidelity.answer_logits(model, SupervisedHead(model), rows, pad_id, at.device, batch)
     return fidelity.logit_difference(other, observed.logits)
+
+
+def _exact_logits(form: Form, at: Origin, rows: list[dict[str, Any]]) -> torch.Tensor | None:
+    """The evaluated form's logits in fp32; None where twice its memory is too much for the device."""
+    in_fp32 = replace(at.device, compute_dtype=torch.float32)
+    try:
+        model = load_exact(form, at)
+        with heldout.inference(model, in_fp32):
+            pad_id = at.tokenizer.pad_token_id
+            return fidelity.answer_logits(model, SupervisedHead(model), rows, pad_id, in_fp32)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _as_evaluated(context: Context, reference: fidelity.Observed) -> int | None:
