@@ -79,6 +79,7 @@ class MethodConfig:
     quantization: QuantizationConfig | None = None
     adapter: AdapterConfig | None = None
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    dither: bool = True  # all_weights: start fp32 master weights between the numbers of bf16; see docs/numerics.md
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw"
     shots: Annotated[int, Field(ge=0)] = 0  # solved training examples shown in the prompt (base only)
 

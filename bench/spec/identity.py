@@ -41,6 +41,8 @@ def _measured(config: RunConfig) -> dict[str, Any]:
     adapter = mapping["method"]["adapter"]
     if adapter is not None and adapter["loraplus_lr_ratio"] is None:
         del adapter["loraplus_lr_ratio"]  # newer than the first records, which keep their names
+    if mapping["method"]["trains"] != "all_weights":
+        del mapping["method"]["dither"]  # likewise
     for name in _NOT_IDENTITY:
         del mapping[name]
     for name in _NOT_MEASURED:

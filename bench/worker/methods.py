@@ -69,6 +69,30 @@ def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> t
     return get_peft_model(model, _lora(method.adapter), autocast_adapter_dtype=True)
 
 
+@torch.no_grad()
+def leave_bf16_grid(model: Any, config: RunConfig, compute_dtype: torch.dtype) -> None:
+    """Start fp32 master weights anywhere between the numbers that round to the base's, instead of exactly on them.
+
+    A 16-bit base lies on the grid of bf16. Autocast rounds the weights at each use, so from there an update below half
+    a step of the grid is not seen at all, for all weights alike. From a random place within the step it is seen by
+    that share of the weights which it carries over an edge: on average, exactly. The first forward pass is the
+    untouched base's. See docs/numerics.md.
+    """
+    method = config.method
+    if method.trains != "all_weights" or not method.dither or compute_dtype is not torch.bfloat16:
+        return
+    generator = torch.Generator().manual_seed(config.seed)
+    embeddings = model.get_input_embeddings().weight  # used as they are, in fp32
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.weight is not embeddings:
+            weight = module.weight
+            if weight.dtype is torch.float32:
+                step = torch.ldexp(torch.ones_like(weight), torch.frexp(weight).exponent - 8)
+                place = torch.rand(weight.shape, generator=generator).to(weight.device) - 0.5
+                moved = weight + place * step
+                weight.copy_(torch.where(moved.bfloat16() == weight, moved, weight))
+
+
 def start_adapter(model: Any, config: RunConfig, source: str) -> None:
     """Where an adapter starts from more than its own layer: LoftQ reads the unquantized base at `source`."""
     if config.method.adapter is not None and config.method.adapter.init == "loftq":

@@ -1,38 +1,48 @@
-"""Estimates of runs that others published, beside what they measured. Nothing runs."""
+"""Estimates of runs that others published, beside what they measured, and of statements of guides. Nothing runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tabulate import tabulate
 
+from bench.planning.claims import read_claims
 from bench.planning.plans import Plan, plans
 
 FILE = Path(__file__).with_name("published.yaml")
 GIB, GB = 2**30, 10**9
+QUANTITIES: dict[str, Callable[[Plan], float]] = {
+    "peak_gb": lambda plan: plan.total_bytes / GB,
+    "weights_gb": lambda plan: plan.terms.weights / GB,
+    "trainable": lambda plan: plan.parameters_trainable,
+    "static_bytes_per_parameter": lambda plan: (
+        (plan.terms.weights + plan.gradients_bytes + plan.terms.optimizer) / plan.parameters_base
+    ),
+}
 
 
 def table() -> str:
-    """One row a run: peak in GiB and tokens a second, estimated and published."""
-    headers = [
-        "run",
-        "source",
-        "peak: estimated, GiB",
-        "published",
-        "error",
-        "tokens/s: estimated",
-        "published",
-        "inside",
-    ]
+    """Runs: peak in GiB and tokens a second, estimated and published. Statements: what they say, and the estimate."""
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    headers = ["run", "source", "peak: estimated, GiB", "published", "error", "tokens/s: estimated", "published", "inside"]
     rows = [_row(run, _planned(run)) for run in content["runs"]]
     aligned = ["left", "left", *["right"] * (len(headers) - 2)]
     notes = [f"{name}: {title}" for name, title in content["sources"].items()]
     notes += [f"{run['name']}: {run['differs']}" for run in content["runs"]]
-    shown = tabulate(rows, headers, "github", disable_numparse=True, colalign=aligned)
-    return "\n".join([shown, "", *(f"- {note}" for note in notes)])
+    runs = tabulate(rows, headers, "github", disable_numparse=True, colalign=aligned)
+    said = {claim.id: claim.says for claim in read_claims()}
+    judged = [_judged(statement, said[statement["claim"]]) for statement in content["statements"]]
+    statements = tabulate(judged, ["statement", "quantity", "said", "estimated"], "github", disable_numparse=True)
+    return "\n".join([runs, "", *(f"- {note}" for note in notes), "", statements])
+
+
+def _judged(statement: dict[str, Any], says: str) -> list[str]:
+    value = QUANTITIES[statement["quantity"]](_planned(statement))
+    low, high = ("" if bound is None else f"{bound:,.4g}" for bound in statement["expect"])
+    return [" ".join(says.split()), statement["quantity"], f"{low} to {high}", f"{value:,.4g}"]
 
 
 def _planned(run: dict[str, Any]) -> Plan:

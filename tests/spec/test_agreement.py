@@ -18,7 +18,7 @@ def described(*overrides: str) -> dict:
 
 def test_no_setting_is_without_a_place() -> None:
     """A new group of settings must be put under a name, or be declared free, or it could not be allowed."""
-    free = {"method", "seed", "sweep", "paths", "tracking", "rates", "learning_rate_source", "trial"}
+    free = {"method", "seed", "sweep", "paths", "tracking", "rates", "learning_rate_source", "trial", "serve"}
     for setting in flat(described("method=qlora")):
         name = requirement_of(setting)
         part = setting.partition(".")[0]

@@ -178,3 +178,61 @@ def test_loraplus_lets_b_learn_faster(smoke) -> None:
     assert {rate for name, rate in rates.items() if "lora_B" in name} == {16 * 1e-3}
     assert {rate for name, rate in rates.items() if "lora_A" in name} == {1e-3}
     assert len(rates) == sum(p.requires_grad for p in model.parameters())
+
+
+def on_the_grid(smoke, *overrides: str):
+    """(model, config): full fine-tuning of a base whose weights are bf16 numbers, as most published ones are."""
+    (config,) = compose(smoke("method=full", *overrides), multirun=False)
+    source = models.locate(config.model, Path(config.paths.cache))
+    model = methods.make_trainable(methods.load_base(config, source, "cpu", torch.bfloat16), config.method, 0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model, config
+
+
+def test_master_weights_leave_the_grid_and_round_back_to_the_base(smoke) -> None:
+    model, config = on_the_grid(smoke)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad(), BF16.autocast():
+        untouched = model(IDS).logits
+        methods.leave_bf16_grid(model, config, torch.bfloat16)
+        torch.testing.assert_close(model(IDS).logits, untouched, rtol=0, atol=0)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "_proj" in name or name == "lm_head.weight"} - embeddings_of(model)
+    for name in moved:
+        assert torch.equal(model.get_parameter(name).bfloat16(), before[name].bfloat16())
+
+
+def embeddings_of(model) -> set[str]:
+    """Names under which the input embeddings go: they are used in fp32 and stay."""
+    table = model.get_input_embeddings().weight
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if p is table}
+
+
+def test_a_young_update_is_seen_on_average(smoke) -> None:
+    """An update of a tenth of a step of the grid: lost from the grid, seen in full from between."""
+    seen = {}
+    for dither in ("true", "false"):
+        model, config = on_the_grid(smoke, f"method.dither={dither}")
+        weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+        base = weight.detach().clone()
+        methods.leave_bf16_grid(model, config, torch.bfloat16)
+        step = torch.ldexp(torch.ones_like(base), torch.frexp(base).exponent - 8)
+        with torch.no_grad():
+            weight += 0.1 * step
+            seen[dither] = float(((weight.bfloat16().float() - base) / step).mean())
+    assert seen["false"] == 0
+    assert seen["true"] == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "compute_dtype"),
+    [(["method=full"], torch.float32), (["method=full_bf16"], torch.bfloat16), (["method=lora"], torch.bfloat16)],
+)
+def test_only_fp32_masters_under_bf16_are_moved(smoke, overrides: list[str], compute_dtype: torch.dtype) -> None:
+    (config,) = compose(smoke(*overrides), multirun=False)
+    source = models.locate(config.model, Path(config.paths.cache))
+    model = methods.make_trainable(methods.load_base(config, source, "cpu", compute_dtype), config.method, 0)
+    before = [p.detach().clone() for p in model.parameters()]
+    methods.leave_bf16_grid(model, config, compute_dtype)
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))

@@ -110,6 +110,7 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
         )
         model = methods.make_trainable(base, config.method, config.seed)
         methods.start_adapter(model, config, source)
+        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
         head = SupervisedHead(model)
     if resolved.compiled == "regional":
         from bench.worker.compiling import compile_layers  # seconds to import
