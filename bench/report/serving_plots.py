@@ -28,8 +28,8 @@ _WAYS: dict[Way, str] = {
 TEXT = (
     "Left: generated tokens/s of one device; {requests} requests are shared out evenly among the adapters. Medians "
     "with intervals. Swapped and copies: the share of one is measured, the others follow it. Right: memory held with "
-    "that many adapters loaded (solid, measured), and with as many full copies (dotted: that of one, and the tensors of "
-    "the others computed)."
+    "that many adapters loaded (solid, measured), and with as many full copies (dotted: that of one, and the tensors "
+    "of the others computed)."
 )
 
 

@@ -27,7 +27,16 @@ QUANTITIES: dict[str, Callable[[Plan], float]] = {
 def table() -> str:
     """Runs: peak in GiB and tokens a second, estimated and published. Statements: what they say, and the estimate."""
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    headers = ["run", "source", "peak: estimated, GiB", "published", "error", "tokens/s: estimated", "published", "inside"]
+    headers = [
+        "run",
+        "source",
+        "peak: estimated, GiB",
+        "published",
+        "error",
+        "tokens/s: estimated",
+        "published",
+        "inside",
+    ]
     rows = [_row(run, _planned(run)) for run in content["runs"]]
     aligned = ["left", "left", *["right"] * (len(headers) - 2)]
     notes = [f"{name}: {title}" for name, title in content["sources"].items()]
