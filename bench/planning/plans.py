@@ -48,6 +48,7 @@ class Plan:
     memory_gib: float | None
     parameters_base: int
     parameters_trainable: int
+    gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
     terms: Terms  # on one device, at the highest moment of a step
     total_bytes: int
     largest_term: str
@@ -103,6 +104,7 @@ def _plan(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         memory_gib=machine.memory_gib,
         parameters_base=sum(base_parameters(architecture).values()),
         parameters_trainable=static.trainable,
+        gradients_bytes=static.gradients,
         terms=terms,
         total_bytes=terms.total,
         largest_term=max(terms.by_name().items(), key=lambda item: item[1])[0],

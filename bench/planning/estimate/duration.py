@@ -33,7 +33,7 @@ def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanC
     """Time, energy and money of training."""
     hardware, length = config.hardware, options.tokens_per_example or config.train.max_length
     tokens = _tokens(config, options, length)
-    if hardware.bf16_tflops is None:
+    if hardware.bf16_tflops is None or config.method.trains == "nothing":
         return Duration(tokens, None, None, None, None)
     done = needed_flops(
         done_costs(config, architecture),

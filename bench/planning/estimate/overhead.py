@@ -11,7 +11,7 @@ MIB = 2**20
 CUDA_PROCESS_BYTES = 600 * MIB
 # CUDA: assumed. What the caching allocator reserves beyond what is allocated, as a part of what comes and goes.
 CUDA_ALLOCATOR_SHARE = 0.05
-# CPU: measured by `python -m benchmarks.planner overhead`; docs/planner.md.
+# CPU: assumed; `python -m benchmarks.planner overhead` measures it (docs/planner.md).
 CPU_PROCESS_BYTES = 700 * MIB
 CPU_COMPILER_BYTES = 250 * MIB
 CPU_ALLOCATOR_SHARE = 0.0

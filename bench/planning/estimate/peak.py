@@ -54,6 +54,8 @@ def moments(
     saved = _activations(a, n, batch)
     logits = batch.supervised * a.vocab_size
     loss = 2 * 4 * logits  # fp32: the logits and their log-softmax, then the latter and its gradient
+    if method.trains == "nothing":
+        return [replace(held, logits=loss)]
     head = a.vocab_size * a.hidden_size
     head_update = (n.compute + n.weights) * head if n.trains_all else 0  # its gradient, as computed and as kept
     embedding_update = n.weights * head if n.trains_all else 0  # dense, beside the sum of those before
