@@ -89,6 +89,7 @@ def test_the_code_comes_without_its_docstring() -> None:
             "docstring": "Return the area of the box.",
             "code": "@property\ndef area(self) -> float:\n    width = self.right - self.left  # may be zero\n"
             "    return width * (self.top - self.bottom)",
+            "outline": "<area ! self> {Assign Return}",
         }
     ]
 
@@ -169,5 +170,5 @@ def test_a_misspelt_column_is_suggested() -> None:
     with pytest.raises(ConfigurationError) as caught:
         docstrings.load(task)
     assert caught.value.problems == [
-        "task.prompt: {cod} is not a column (did you mean 'code'?); allowed: code, docstring, module, name"
+        "task.prompt: {cod} is not a column (did you mean 'code'?); allowed: code, docstring, module, name, outline"
     ]
