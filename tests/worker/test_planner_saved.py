@@ -116,6 +116,7 @@ def test_an_eager_layer(tmp_path: Path, kind: str, method: str, more: list[str],
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
 @pytest.mark.parametrize("method", ["method=full", "method=lora"])
 def test_a_compiled_layer(tmp_path: Path, method: str) -> None:
     totals = []
