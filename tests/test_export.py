@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -10,11 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from in_process import in_process
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,35 +23,21 @@ from bench.export import main
 from bench.planning.compose import compose
 from bench.running import execute, exporting, serving, verifying
 from bench.running.exporting import hashed
-from bench.running.launch import Outcome
 from bench.running.store import read_record
-from bench.spec.config import RunConfig
-from bench.spec.failure import Status
 from bench.spec.layout import run_folder
 from bench.spec.manifest import CARD, MANIFEST, Manifest
 from bench.spec.record import from_json, to_json
-from bench.worker.progress import Progress
-from bench.worker.stages.context import Context
 
 pytestmark = pytest.mark.slow
 METHODS = ("full", "lora", "qlora")
 ROOT = Path(__file__).parents[1]
 
 
-def in_this_process(folder: Path, stage: str, timeout_seconds: float, watch: Any = None) -> Outcome:
-    """A stage without a child of its own: starting one takes longer than a stage of the tiny model."""
-    module = importlib.import_module(f"bench.worker.stages.{stage}")
-    config = from_json(RunConfig, (folder / "plan.json").read_bytes())
-    result = module.run(Context(folder, config, Progress(folder, stage)))
-    (folder / f"{stage}.json").write_text(json.dumps(result) if isinstance(result, dict) else to_json(result))
-    return Outcome(Status.OK, 1.0)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def without_children() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for module in (execute, exporting, serving, verifying):
-            patched.setattr(module, "run_stage", in_this_process)
+            patched.setattr(module, "run_stage", in_process)
         yield
 
 

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from in_process import in_process
 
 from bench.cli import main
 from bench.planning.compose import compose
+from bench.running import execute
 from bench.running.store import read_record
 from bench.spec.failure import Status
 from bench.spec.layout import artifact_folder, run_folder
@@ -20,7 +22,10 @@ SERVED = (
 )  # fmt: skip
 
 
-def test_serving_is_added_to_what_is_there(smoke, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_serving_is_added_to_what_is_there(
+    smoke, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "run_stage", in_process)  # the serving itself has children of its own
     (config,) = compose(smoke("method=lora"), multirun=False)
     assert main(smoke("method=lora")) == 0
     before = read_record(run_folder(config))

@@ -47,7 +47,7 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
     test_examples, cut_at_limit, generate_tokens_per_second, regression_mean (mean value of the suite's
     tasks for which higher is better), regression_tasks; device, torch, compute_dtype, attention, compiled, threads,
     cpus, cpu_governor, other_cpu_cores, stolen_cpu_cores, other_gpu_processes (of training, where there was one);
-    train_busy, evaluate_busy, regression_busy (what disturbed the stage, where something did);
+    train_busy, evaluate_busy, regression_busy, serve_busy (what disturbed the stage, where something did);
     learning_rate; failure_stage, failure_message.
     """
     records = list(records)
