@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 from bench.cli import console
-from bench.running.exporting import Exportable, export, exportable
+from bench.running.exportable import Exportable, exportable
+from bench.running.exporting import export
 from bench.running.verifying import Verification, verify
 from bench.spec.failure import ConfigurationError
 
