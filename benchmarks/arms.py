@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from bench.spec.config import RunConfig
 from bench.spec.layout import data_folder
 from bench.worker import data, device, methods, models, prepare, train
+from bench.worker.instruments import flops
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.energy import open_energy
 from bench.worker.instruments.load import open_load
@@ -44,6 +45,17 @@ class Arms:
         self._model, self._pad_id = _load(context, config, self._device)
         self._head = SupervisedHead(self._model)
         self._start = {n: p.detach().clone() for n, p in self._model.named_parameters() if p.requires_grad}
+
+    def needed_flops(self) -> dict[str, int]:
+        """Of all steps: of the linear layers and of attention, padding left out."""
+        lengths = [data.row_length(row) for row in self._rows]
+        supervised = sum(len(row["answer_ids"]) for row in self._rows)
+        pairs = sum(n * (n + 1) // 2 for n in lengths)
+        costs = flops.linear_costs(self._model)
+        return {
+            "matrix products": costs.per_token * sum(lengths) + costs.per_supervised_token * supervised,
+            "attention": costs.per_attended_pair * pairs,
+        }
 
     def train(self, instruments: bool, own: Seconds) -> tuple[list[float], list[float]]:
         """One run of all steps: (seconds inside, seconds of wall) by step. `own` takes what the observer used."""
