@@ -22,7 +22,7 @@ from bench.analysis.findings import Estimate as Estimate
 from bench.analysis.findings import Findings as Findings
 from bench.analysis.findings import Margins as Margins
 from bench.analysis.findings import deciding, primary_measure
-from bench.analysis.measures import Measure, Table, arm_estimate, measure_tables, paired_difference
+from bench.analysis.measures import OVERALL, Measure, Table, arm_estimate, measure_tables, paired_difference
 from bench.analysis.order import is_base
 from bench.analysis.pairing import NONE_ALLOWED, Refusal, fair_partner, group_arms, wanted_pairs
 from bench.spec.agreement import Reason
@@ -132,13 +132,14 @@ class _Contrast:
 def _judged(contrasts: Sequence[_Contrast], primary: Measure | None, margins: Margins) -> list[Comparison]:
     """Adjust p within each family, then say the verdicts.
 
-    The primary score is a family of its own, so that showing more metrics beside it costs it no power.
+    The two numbers that answer the question, the primary score and the suite's mean, are families of their own: showing
+    more metrics and tasks beside them costs them no power.
     """
     p_values = [contrast.p for contrast in contrasts]
     families: dict[str, list[int]] = {}
     for place, contrast in enumerate(contrasts):
-        family = "primary" if contrast.measure == primary else contrast.measure.kind
-        families.setdefault(family, []).append(place)
+        alone = contrast.measure == primary or contrast.measure.name == OVERALL
+        families.setdefault(contrast.measure.name if alone else contrast.measure.kind, []).append(place)
     adjusted: dict[int, float] = {}
     for places in families.values():
         adjusted |= dict(zip(places, stats.holm([p_values[place] for place in places]), strict=True))

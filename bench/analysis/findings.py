@@ -60,7 +60,7 @@ class Comparison:
     low: float  # 95% interval of the difference
     high: float
     p: float
-    p_holm: float  # adjusted over its family: the primary score, the other scores, the loss, or the regression suite
+    p_holm: float  # over its family: primary score, other scores, losses, suite's mean, its tasks, divergences
     test: str  # "bootstrap", or "McNemar" for right/wrong answers of one seed
     margin: float
     verdict: str  # better, worse, equivalent, inconclusive
