@@ -159,13 +159,11 @@ def _caveats(contest: Contest, chosen: str) -> list[str]:
     if change and change.high < 0 and change.examples >= stats.FEWEST_EXAMPLES:
         points = f"{-100 * change.difference:.1f} points [{-100 * change.high:.1f}, {-100 * change.low:.1f}]"
         caveats.append(f"{chosen} forgot: the regression suite's mean lost {points} against {change.baseline}.")
-    lost = [
-        c
-        for c in findings.comparisons
-        if c.arm == chosen and c.measure.kind == "regression" and c.verdict == "worse" and c != change
-    ]
-    if lost:
-        caveats.append(f"{chosen} got worse than {lost[0].baseline} in {listed([c.measure.name for c in lost])}.")
+    lost: dict[str, list[str]] = {}
+    for c in findings.comparisons:
+        if c.arm == chosen and c.measure.kind == "regression" and c.verdict == "worse" and c != change:
+            lost.setdefault(c.baseline, []).append(c.measure.name)
+    caveats += [f"{chosen} got worse than {baseline} in {listed(tasks)}." for baseline, tasks in lost.items()]
     return caveats
 
 
