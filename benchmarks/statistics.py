@@ -48,7 +48,7 @@ class World:
 
 def _right_or_wrong(rng: np.random.Generator, seeds: int, examples: int, shift: float) -> Floats:
     """Differences of 0/1 answers: each example has its own chance to be gained or lost, equal but for the shift."""
-    changed = rng.beta(1, 4, (1, examples))
+    changed = np.maximum(rng.beta(1, 4, (1, examples)), abs(shift))  # else no chance could differ by the shift
     side = rng.random((seeds, examples))
     gained, lost = changed / 2 + shift / 2, changed / 2 - shift / 2
     return np.where(side < gained, 1.0, np.where(side > 1 - lost, -1.0, 0.0))
