@@ -71,7 +71,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     code = child.returncode
     killed_by_kernel = code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills
     status = _status(folder, stage, code, timed_out=timed_out, killed_by_kernel=killed_by_kernel)
-    if code == EXIT_CONFIGURATION and stage == "prepare":
+    if code == EXIT_CONFIGURATION and stage in ("prepare", "fetch"):
         raise ConfigurationError(_read(folder / "error.json").get("problems") or [_tail(folder, stage)])
     if status is Status.OK:
         return Outcome(status, wall_seconds)
