@@ -23,6 +23,7 @@ from bench.console import Console
 from bench.planning import pairs
 from bench.planning.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
 from bench.running import dispatch
+from bench.running.bundled import bundle_problems
 from bench.running.execute import execute, prepare
 from bench.running.provenance import command
 from bench.running.rates import keep_rates
@@ -124,9 +125,9 @@ def prepare_all(pending: list[RunConfig], stage: Stage = "prepare") -> None:
         stage: "fetch" does without the device of the runs, which may be another machine's.
 
     Raises:
-        ConfigurationError: folders that cannot be written to; mistakes in the data, the suite or the names of models.
+        ConfigurationError: unusable folders; mistakes in the data, the suite or the names of models.
     """
-    problems = dict.fromkeys(problem for config in pending for problem in unwritable_folders(config))
+    problems = dict.fromkeys(p for config in pending for p in [*unwritable_folders(config), *bundle_problems(config)])
     if problems:
         raise ConfigurationError(list(problems))
     made_once = {(data_key(c), c.method.quantization if stage == "prepare" else None): c for c in reversed(pending)}
