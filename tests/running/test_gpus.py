@@ -45,7 +45,9 @@ def test_several_are_taken_together_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert os.environ[VISIBLE] == "0,1,2"
 
 
-@pytest.mark.parametrize(("visible", "expected"), [("", []), ("-1", []), ("3", ["3"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])])
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("", []), ("-1", []), ("3", ["3"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])]
+)
 def test_what_a_scheduler_shows_is_what_there_is(visible, expected, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(VISIBLE, visible)
     assert visible_gpus() == expected
