@@ -66,7 +66,7 @@ class Job:
         os.chdir(self.folder)
         provenance.sent_by(self.command)
         config = self.configs[told.run]
-        with own_gpus():
+        with own_gpus(getattr(config.hardware, "devices", 1)):
             record = execute(config)
         if trouble := track(config, record):
             print(trouble)
