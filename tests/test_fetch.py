@@ -154,3 +154,15 @@ def test_a_hub_model_runs_from_its_bundle_when_the_hub_is_gone(commands, smoke, 
     assert record.status is Status.OK
     assert record.data.source == "hub: me/sums (train), me/sums (test)"
     assert refusals(folder) == []
+
+
+@pytest.mark.hub
+def test_the_true_hub(tmp_path: Path) -> None:
+    own = ["method=base", "model=smollm2-135m-hub", "task=gsm8k", "suite=none", "task.train_examples=8"]
+    own += ["task.validation_examples=4", "task.test_examples=4", "task.max_new_tokens=8"]
+    own += [f"paths.{name}={tmp_path / name}" for name in ("results", "artifacts", "cache")]
+    assert fetch.main([*own, "--to", str(tmp_path / "bundle"), "--no-wheels"]) == 0
+    sources = {source.name: source for source in read_bundle(tmp_path / "bundle").sources}
+    assert {"HuggingFaceTB/SmolLM2-135M-Instruct", "openai/gsm8k"} <= set(sources)
+    assert all(len(source.revision or "") == 40 for source in sources.values())
+    assert bench([*own, f"paths.bundle={tmp_path / 'bundle'}"]) == 0

@@ -11,18 +11,20 @@ nothing. The job writes the run's record; the parent waits, tells of the records
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import os
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
@@ -119,7 +121,7 @@ def dispatch(configs: Sequence[RunConfig], overrides: Sequence[str], ended: Call
     with _composed(overrides, sweep_folder(configs[0]).resolve()) as (composed, context), _told(job, before, ended):
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=composed)
         try:
-            results = launcher.launch([[f"run='{name}'"] for name in job.configs], initial_job_idx=0)
+            results = launcher.launch([[f"run={name}"] for name in job.configs], initial_job_idx=0)
             for name, result in zip(job.configs, results, strict=True):
                 if result.status is not JobStatus.COMPLETED:
                     problems.append(f"{name}: {_words(result._return_value)}")
@@ -131,15 +133,26 @@ def dispatch(configs: Sequence[RunConfig], overrides: Sequence[str], ended: Call
     return Outcome([config for config in unchanged if not is_finished(config)], problems)
 
 
+class _Told:
+    """In place of Hydra's loader of configurations, which would read conf/ again for every job, there."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        told = copy.deepcopy(master_config)
+        told.merge_with_dotlist(sweep_overrides)
+        return told
+
+
 @contextlib.contextmanager
 def _composed(overrides: Sequence[str], folder: Path) -> Iterator[tuple[DictConfig, HydraContext]]:
-    """conf/launch.yaml with the launcher's settings, and what Hydra composes a job's `run=ID` with."""
+    """conf/launch.yaml with the launcher's settings, and what tells a job its `run=ID`."""
     own = [text for text in overrides if text.startswith("hydra")]
     try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=r"\s+'hydra/launcher/.* is validated against"
+            )  # welcome: its names
             composed = compose("launch", [*own, f"hydra.sweep.dir='{folder}'"], return_hydra_config=True)
-            loader = GlobalHydra.instance().config_loader()
-            yield composed, HydraContext(config_loader=loader, callbacks=Callbacks(composed))
+        yield composed, HydraContext(config_loader=cast(ConfigLoader, _Told()), callbacks=Callbacks(composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError([" ".join(str(error).split())]) from None
 
