@@ -4,10 +4,11 @@ BIN := .venv/bin
 METHODS ?= base,full,lora,qlora
 TUNED ?= full,lora,qlora
 ARGS ?=
+TO ?= bundle
 SWEEP ?= results/default
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune sweep report test check notebook clean
+.PHONY: help setup fetch tune sweep report test check notebook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +29,9 @@ tune: .venv/ready ## Find each method's learning rate for a sweep with the same 
 
 sweep: .venv/ready ## Compare the methods and report (ARGS="model=... task=... seed=0,1,2")
 	@$(BIN)/python -m bench -m method=$(METHODS) $(ARGS)
+
+fetch: .venv/ready ## Gather MODEL, TASK and SUITE with all packages in the folder TO, for a machine without a network
+	@$(BIN)/python -m bench.fetch $(if $(MODEL),model=$(MODEL)) $(if $(TASK),task=$(TASK)) $(if $(SUITE),suite=$(SUITE)) --to $(TO) $(ARGS)
 
 report: .venv/ready ## Write the report of SWEEP (default: results/default) again (ARGS=--allow-different=...)
 	@$(BIN)/python -m bench.report $(SWEEP) $(ARGS)

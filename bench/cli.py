@@ -2,6 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep and its report
+    ... hydra/launcher=joblib                                   its runs by Slurm, Ray or joblib (docs/cluster.md)
     ... --allow-different=device,threads                        compare in spite of these; the report says so
 
 Exit codes: 0 all runs are ok and reported; 1 some failed (their records say why) or could not be written down; 2
@@ -21,7 +22,10 @@ from omegaconf import DictConfig
 from bench.console import Console
 from bench.planning import pairs
 from bench.planning.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
+from bench.running import dispatch
+from bench.running.bundled import bundle_problems
 from bench.running.execute import execute, prepare
+from bench.running.provenance import command
 from bench.running.rates import keep_rates
 from bench.running.store import claim, is_finished, read_record, unwritable_folders
 from bench.running.tracking import track
@@ -30,6 +34,7 @@ from bench.spec.config import RunConfig
 from bench.spec.failure import ConfigurationError, Status
 from bench.spec.identity import data_key, run_id
 from bench.spec.layout import run_folder, sweep_folder, write_atomic
+from bench.spec.record import Stage
 
 COMMAND_AGAIN = "The same command again runs only what is missing."
 _INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -46,8 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
     multirun = bool({"-m", "--multirun"} & set(flags))
     searching = multirun and is_search(overrides)
+    launcher = dispatch.chosen_launcher(overrides)
     try:
         if not set(flags) & set(_INFORMATION):
+            dispatch.check(overrides, multirun, searching)
             given = ",".join(flag.removeprefix(_ALLOW).removeprefix("=") for flag in exceptions)
             allowed = allowed_names(given) if exceptions else frozenset()
             configs = compose(overrides, multirun)
@@ -60,8 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
                 keep_rates(config)
             if not pending:
                 return _conclude(configs, allowed)
-            prepare_all([_aside(c) for c in pending] if searching else pending)
+            prepare_all([_aside(c) for c in pending] if searching else pending, "fetch" if launcher else "prepare")
             _keep_plan(configs)
+            if launcher:
+                _send(pending, overrides, launcher)
+                return _conclude(configs, allowed)
         sys.argv[1:] = flags + explicit(overrides)
         _job()
         return 0 if set(flags) & set(_INFORMATION) else _conclude(configs, allowed, searching)
@@ -71,6 +81,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.problem(f"Stopped. Finished runs are kept. {COMMAND_AGAIN}")
         return 130
+
+
+def _send(pending: list[RunConfig], overrides: list[str], launcher: str) -> None:
+    """Let a launcher run the runs, and name those that never came back."""
+    console.say(f"Sent by {launcher}: {len(pending)} jobs. This command waits for them, then reports.")
+    outcome = dispatch.dispatch(pending, overrides, console.ended)
+    for problem in outcome.problems:
+        console.problem(problem)
+    for config in outcome.missing:
+        console.problem(
+            f"MISSING  {run_id(config)}: its job ended without a record; logs: {sweep_folder(config)}/.submitit"
+        )
+    if outcome.missing:
+        console.problem(f"{COMMAND_AGAIN} Here that is the {len(outcome.missing)} above: {command()}")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
@@ -94,25 +118,29 @@ def _aside(config: RunConfig) -> RunConfig:
     return replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
 
 
-def prepare_all(pending: list[RunConfig]) -> None:
+def prepare_all(pending: list[RunConfig], stage: Stage = "prepare") -> None:
     """Make the model and data of the pending runs, once each; all their mistakes are told together.
 
+    Args:
+        stage: "fetch" does without the device of the runs, which may be another machine's.
+
     Raises:
-        ConfigurationError: folders that cannot be written to; mistakes in the data, the suite or the names of models.
+        ConfigurationError: unusable folders; mistakes in the data, the suite or the names of models.
     """
-    problems = dict.fromkeys(problem for config in pending for problem in unwritable_folders(config))
+    problems = dict.fromkeys(p for config in pending for p in [*unwritable_folders(config), *bundle_problems(config)])
     if problems:
         raise ConfigurationError(list(problems))
-    for config in {(data_key(c), c.method.quantization): c for c in reversed(pending)}.values():
+    made_once = {(data_key(c), c.method.quantization if stage == "prepare" else None): c for c in reversed(pending)}
+    for config in made_once.values():
         try:
             scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
-            with console.stage(f"prepare {config.model.name}{scheme}, {config.task.name}") as watch:
-                outcome = prepare(config, watch)
+            with console.stage(f"{stage} {config.model.name}{scheme}, {config.task.name}") as watch:
+                outcome = prepare(config, watch, stage)
         except ConfigurationError as error:
             problems |= dict.fromkeys(error.problems)
             continue
         if outcome.failure:
-            problems[f"preparing failed: {outcome.failure.message}; log: {run_folder(config) / 'prepare.log'}"] = None
+            problems[f"preparing failed: {outcome.failure.message}; log: {run_folder(config) / f'{stage}.log'}"] = None
     if problems:
         raise ConfigurationError(list(problems))
 

@@ -27,6 +27,7 @@ from bench.spec.failure import ConfigurationError
 from bench.spec.identity import run_id
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
+LAUNCHER = ("hydra/launcher", "hydra.launcher")  # who runs the runs is none of their settings: `running.dispatch`
 TEMPLATES = ("task.prompt", "task.target", "task.system", "task.train_prompt", "task.train_target")
 
 
@@ -69,7 +70,7 @@ def compose(overrides: list[str], multirun: bool, key: Callable[[RunConfig], str
     Raises:
         ConfigurationError: with the mistakes of all runs.
     """
-    overrides = explicit(overrides)
+    overrides = [text for text in explicit(overrides) if not text.startswith(LAUNCHER)]
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
     if {"rates", "method.learning_rate"} <= given:
         raise ConfigurationError(["method.learning_rate: given together with rates, which sets it; leave one out"])

@@ -60,15 +60,18 @@ def write_plan(config: RunConfig) -> Path:
     return folder
 
 
-def prepare(config: RunConfig, watch: Watch = lambda progress: None) -> Outcome:
+def prepare(config: RunConfig, watch: Watch = lambda progress: None, stage: Stage = "prepare") -> Outcome:
     """Fetch or build the model and the data of a run, and check both; quick when they are there already.
+
+    Args:
+        stage: "fetch" leaves out what only the device of the run can make; the run then makes it.
 
     Raises:
         ConfigurationError: mistakes in the data, the suite or the model's name.
     """
     with store.claim(run_folder(config)):
         folder = write_plan(config)
-        return run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
+        return run_stage(folder, stage, config.hardware.stage_timeout_seconds, watch)
 
 
 def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:

@@ -28,6 +28,7 @@ from bench.spec.record import Failure, Stage
 POLL_SECONDS = 0.5  # asleep in between: 0.3% of a core, measured
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 LOG_TAIL_CHARACTERS = 4000
+BEFORE_ANY_RUN: tuple[Stage, ...] = ("prepare", "fetch", "bundle")
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -71,7 +72,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     code = child.returncode
     killed_by_kernel = code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills
     status = _status(folder, stage, code, timed_out=timed_out, killed_by_kernel=killed_by_kernel)
-    if code == EXIT_CONFIGURATION and stage == "prepare":
+    if code == EXIT_CONFIGURATION and stage in BEFORE_ANY_RUN:
         raise ConfigurationError(_read(folder / "error.json").get("problems") or [_tail(folder, stage)])
     if status is Status.OK:
         return Outcome(status, wall_seconds)

@@ -29,10 +29,23 @@ PACKAGES = (
 )
 
 
+_sent_by: list[str] = []  # a job of a launcher: the command that sent it
+
+
+def command() -> str:
+    """What a person typed to make this process, or the sweep that sent it here."""
+    return _sent_by[-1] if _sent_by else shlex.join(["python", "-m", _program(), *sys.argv[1:]])
+
+
+def sent_by(command: str) -> None:
+    """Say that this process is a job of that command."""
+    _sent_by.append(command)
+
+
 def provenance() -> dict[str, Any]:
     """A JSON-ready description of the software and the machine; unknown values are None."""
     return {
-        "command": shlex.join(["python", "-m", _program(), *sys.argv[1:]]),
+        "command": command(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),

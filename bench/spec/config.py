@@ -179,11 +179,12 @@ class TrackingConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class PathsConfig:
-    """The only folders that a run writes to."""
+    """The only folders that a run writes to, and the one that it may read from in place of the hub."""
 
     results: str = "results"
     artifacts: str = "artifacts"
     cache: str = "cache"
+    bundle: str | None = None  # what `bench.fetch` gathered: the hub is read from there and never asked
 
 
 @dataclass(frozen=True, config=_STRICT)

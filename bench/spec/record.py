@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
-Stage = Literal["prepare", "train", "evaluate", "regression", "serve", "export", "verify"]
+Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export", "verify"]
 
 
 @dataclass(frozen=True, config=_STRICT)

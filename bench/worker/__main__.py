@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from bench.spec.bundle import bundle_environment
 from bench.spec.config import RunConfig
 from bench.spec.failure import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError
 from bench.spec.layout import write_atomic
@@ -33,7 +34,7 @@ def main(folder: Path, stage: str) -> int:
     config = from_json(RunConfig, (folder / "plan.json").read_bytes())
     progress = Progress(folder, stage)
     progress.phase("start")
-    _confine(config)
+    _confine(config, stage)
     try:
         started = time.perf_counter()
         module = importlib.import_module(f"bench.worker.stages.{stage}")  # a failing import is a recorded failure
@@ -78,8 +79,8 @@ def _report(folder: Path, progress: Progress, error: Exception, code: int, **mor
     return code
 
 
-def _confine(config: RunConfig) -> None:
-    """Keep the child inside its folders, and let it die with its parent."""
+def _confine(config: RunConfig, stage: str) -> None:
+    """Keep the child inside its folders, and let it die with its parent; only `bundle` may fill a bundle."""
     with contextlib.suppress(AttributeError, OSError):
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
@@ -87,6 +88,8 @@ def _confine(config: RunConfig) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     os.environ.setdefault("HF_DATASETS_CACHE", str(cache / "datasets"))
+    if config.paths.bundle is not None:
+        os.environ |= bundle_environment(Path(config.paths.bundle).resolve(), online=stage == "bundle")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
 

@@ -31,7 +31,9 @@ def test_every_yaml_file_composes(group: str, name: str) -> None:
 def test_no_yaml_file_is_missed() -> None:
     found = {p.relative_to(CONFIG_FOLDER) for p in CONFIG_FOLDER.rglob("*.yaml") if p.parent.name != "claims"}
     assert found == {Path(f"{group}/{name}.yaml") for group, name in FILES} | {
+        *(Path(f"hydra/launcher/{name}.yaml") for name in choices("hydra/launcher")),  # tests/running/test_dispatch.py
         Path("config.yaml"),
+        Path("launch.yaml"),
         Path("tune.yaml"),
         Path("plan.yaml"),
     }

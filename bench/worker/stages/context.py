@@ -41,6 +41,11 @@ class Context:
         return Path(self.config.paths.cache)
 
     @property
+    def tables(self) -> Path:
+        """Whose folder `datasets` holds the tables that the `datasets` library makes."""
+        return Path(self.config.paths.bundle or self.config.paths.cache)
+
+    @property
     def weights(self) -> Path:
         return artifact_folder(self.config)
 

@@ -8,29 +8,20 @@ from typing import Any
 
 import torch
 
-from bench.spec.failure import ConfigurationError
-from bench.spec.layout import data_folder
-from bench.worker import checks, device, methods, models, prepare
+from bench.worker import device, methods
 from bench.worker.divergence import reference_of
 from bench.worker.stages.context import Context
+from bench.worker.stages.fetch import fetched
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Fetch or build what the run needs; returns a summary of the data.
+    """`fetch`, and what the runs share on their device; returns a summary of the data.
 
     Raises:
         ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
     """
     config = context.config
-    context.progress.phase("check")
-    problems = checks.before_download(config)
-    if problems:
-        raise ConfigurationError(problems)
-    context.progress.phase("model")
-    source = models.fetch(config.model, context.cache)
-    tokenizer = models.load_tokenizer(config.model, source)
-    context.progress.phase("data")
-    summary = prepare.prepare(config, tokenizer, data_folder(config))
+    source, tokenizer, summary = fetched(context)
     if config.method.quantization is not None:
         context.progress.phase("quantize")
         resolved = device.resolve(config)

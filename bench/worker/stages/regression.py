@@ -25,7 +25,7 @@ def run(context: Context) -> RegressionResult:
             config.suite,
             model,
             tokenizer,
-            context.cache,
+            context.tables,
             max_length=min(config.train.max_length, config.model.max_context),
             autocast_dtype=resolved.autocast_dtype,
         )

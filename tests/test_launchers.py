@@ -1,0 +1,120 @@
+"""Whole sweeps by the launchers' local forms: real plugins, real processes, the tiny random model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.planning.compose import compose
+from bench.running.store import read_record
+from bench.spec.config import RunConfig
+from bench.spec.failure import Status
+from bench.spec.layout import run_folder
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+METHODS = "method=base,lora,qlora"
+
+
+def needs(plugin: str, extra: str) -> None:
+    if not (importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(f"hydra_plugins.{plugin}")):
+        pytest.skip(f'needs {plugin.replace("_", "-")}: pip install -e ".[{extra}]"')
+
+
+def sweep(overrides: list[str], *launcher: str) -> list[str]:
+    return [sys.executable, "-m", "bench", "-m", METHODS, *overrides, *launcher]
+
+
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def assert_complete(configs: list[RunConfig], said: str) -> None:
+    """Every run is ok and reported, on one stream; its record knows the command that sent it."""
+    records = [read_record(run_folder(config)) for config in configs]
+    assert [record.status for record in records if record] == [Status.OK] * 3
+    assert len({record.train.data_stream_sha256 for record in records if record.train}) == 1
+    assert all(record.provenance["command"].startswith("python -m bench -m method=") for record in records)
+    report = (run_folder(configs[0]).parent / "report.md").read_text()
+    assert all(config.method.name in report for config in configs)
+    assert all(f"OK       {run_folder(config).name}" in said for config in configs)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """(overrides, results folder) of a sweep that joblib ran, two runs at a time."""
+    needs("hydra_joblib_launcher", "launchers")
+    base = tmp_path_factory.mktemp("joblib")
+    rows = "".join(f'{{"question": "{a} + {b} = ?", "answer": "{a + b}"}}\n' for a in range(8) for b in range(5))
+    (base / "sums.jsonl").write_text(rows)
+    overrides = ["experiment=smoke", "task=jsonl", f"task.train_file={base / 'sums.jsonl'}", "hardware.threads=1"]
+    overrides += ["task.prompt={question}", "task.target={answer}", "task.metrics=[numeric]", "task.max_new_tokens=8"]
+    overrides += ["task.validation_examples=4", "task.test_examples=4", f"paths.cache={base / 'cache'}"]
+    overrides += [f"paths.artifacts={base / 'artifacts'}"]
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    said = run(sweep([*overrides, f"paths.results={base / 'results'}"], *joblib))
+    assert_complete(compose([METHODS, *overrides, f"paths.results={base / 'results'}"], multirun=True), said)
+    return overrides, base / "results"
+
+
+def to_do_again(swept: tuple[list[str], Path], folder: Path) -> tuple[list[str], list[RunConfig]]:
+    """(overrides, configs) of the same sweep elsewhere, in which records and one evaluation are missing."""
+    overrides, results = swept
+    shutil.copytree(results, folder / "results", ignore=shutil.ignore_patterns("record.json", "report*"))
+    overrides = [*overrides, f"paths.results={folder / 'results'}"]
+    configs = compose([METHODS, *overrides], multirun=True)
+    (run_folder(configs[1]) / "evaluate.json").unlink()
+    return overrides, configs
+
+
+def test_joblib(swept) -> None:
+    overrides, results = swept
+    assert "nothing to do" in run(sweep([*overrides, f"paths.results={results}"], "hydra/launcher=joblib"))
+
+
+def test_submitit_and_a_preempted_job_that_goes_on(swept, tmp_path: Path) -> None:
+    needs("hydra_submitit_launcher", "launchers")
+    overrides, configs = to_do_again(swept, tmp_path)
+    parent = subprocess.Popen(
+        sweep(overrides, "hydra/launcher=submitit_local"), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    child = pid_of(f"bench.worker\0{run_folder(configs[1])}\0evaluate", parent)
+    job = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(job, signal.SIGUSR2)  # as Slurm warns of a preemption
+    said = parent.communicate(timeout=300)[0]
+    assert parent.returncode == 0, said
+    assert_complete(configs, said)
+    logs = "".join(path.read_text() for path in (tmp_path / "results").rglob("*_log.err"))
+    assert "this job is preempted" in logs
+    assert "Requeued job" in logs
+
+
+def test_ray(swept, tmp_path: Path) -> None:
+    needs("hydra_ray_launcher", "ray")
+    overrides, configs = to_do_again(swept, tmp_path)
+    ray = ("hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0")
+    assert_complete(configs, run(sweep(overrides, *ray)))
+
+
+def pid_of(command: str, parent: subprocess.Popen) -> int:
+    """The process id of a command, once it runs."""
+    for _ in range(1200):
+        assert parent.poll() is None, "the sweep ended before the stage began"
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if command.encode() in entry.read_bytes():
+                    return int(entry.parent.name)
+            except OSError:
+                continue
+        time.sleep(0.1)
+    raise AssertionError(f"no process {command!r}")
