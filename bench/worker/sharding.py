@@ -66,6 +66,18 @@ def deepspeed(stage: int, compute_dtype: torch.dtype, *, cpu_offload: bool) -> d
     }
 
 
+def cut_on_cpu_too(trainer: Any) -> None:
+    """Let FSDP work on CPUs: accelerate knows it for other devices only, though torch's FSDP2 needs just gloo there."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = trainer.accelerator.state
+    if trainer.args.fsdp_plugin_args is not None and state.distributed_type is DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
+
+
 def autocasts_itself(config: RunConfig) -> bool:
     """Whether the loss is computed under our autocast or DeepSpeed's: accelerate's bf16 would cast the weights too."""
     return config.hardware.strategy == "fsdp" or config.hardware.strategy in DEEPSPEED

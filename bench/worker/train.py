@@ -51,6 +51,10 @@ class SftTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the effective batch's tokens,
         self.model_accepts_loss_kwargs = True  # which the trainer counts, over all processes, when this is set
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        sharding.cut_on_cpu_too(self)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         rows, size = self._rows, self.args.per_device_train_batch_size  # the rows are in training order already
         batch_size = size * self.args.gradient_accumulation_steps * self._team.size
