@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 
 from bench.analysis.rates import hopeless
 from bench.spec.config import RunConfig
+from bench.spec.devices import DEEPSPEED
 from bench.spec.record import HeldoutPoint, MemoryBreakdown, Step
 from bench.worker import data
 from bench.worker.instruments.clock import Clock
@@ -77,7 +78,8 @@ class Observer(TrainerCallback):
         # The step whose memory is taken by part: a warm-up step, with one behind it to settle in; not the first, which
         # compiles and makes the optimizer's state, unless there is no other.
         self._parted_step = max(1, self._untimed - 1) if self._untimed else None
-        self._consumed: list[tuple[Batch, torch.Tensor]] = []
+        self._has_tensors = config.hardware.strategy not in DEEPSPEED  # which keeps gradients in buffers of its own
+        self._consumed: list[tuple[Batch, float | torch.Tensor]] = []
         self._started = self._seconds = self._elapsed = 0.0
         self._losses: list[float | torch.Tensor] = []
         self._step_counts = TokenCounts()
@@ -116,7 +118,7 @@ class Observer(TrainerCallback):
         self._mark("optimizer")
 
     def on_optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        if self.breakdown is None:  # in the first warm-up step: gradients and optimizer state both exist
+        if self.breakdown is None and self._has_tensors:  # in the first warm-up step: gradients and optimizer state both exist
             self.breakdown = breakdown(options["model"], _unwrapped(options["optimizer"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:

@@ -42,10 +42,10 @@ class Team:
 
     def join(self, device: str, timeout_seconds: float) -> None:
         """Meet the others; collective operations work from here on. On CUDA this process takes its own device."""
-        if self.size == 1:
-            return
         import torch
 
+        if self.size == 1 or torch.distributed.is_initialized():
+            return
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "gloo" if device == "cpu" else "cuda:nccl,cpu:gloo"  # objects and offloaded tensors go by gloo

@@ -7,6 +7,7 @@ Starting processes takes longer than training the tiny model in them, so that te
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -32,6 +33,7 @@ def main(folders: list[Path]) -> None:
         except Exception:  # equal in all processes, or the others wait forever: the test's time limit ends them
             (folder / f"error.{team.rank}.txt").write_text(traceback.format_exc())
         AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate leaves it set
     team.leave()
 
 
