@@ -73,7 +73,7 @@ def load_base(
         scheme = _quantization(cast("QuantizationConfig", config.method.quantization), compute_dtype, storage)
         return load_weights(config.model, source, quantization_config=scheme, **options)
 
-    found = stored(config, source, device, dtype, storage, quantize)
+    found = stored(config, source, torch.device(device).type, dtype, storage, quantize)
     if found is None:
         return _without_repacking(quantize())
     folder, commit = found

@@ -118,7 +118,8 @@ class Observer(TrainerCallback):
         self._mark("optimizer")
 
     def on_optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        if self.breakdown is None and self._has_tensors:  # in the first warm-up step: gradients and optimizer state both exist
+        # In the first warm-up step: gradients and optimizer state both exist.
+        if self.breakdown is None and self._has_tensors:
             self.breakdown = breakdown(options["model"], _unwrapped(options["optimizer"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:

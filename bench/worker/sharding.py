@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench.spec.config import RunConfig
-from bench.spec.devices import CUTS_WEIGHTS, DEEPSPEED
+from bench.spec.devices import DEEPSPEED
 
 
 def arguments(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
@@ -84,8 +84,19 @@ def autocasts_itself(config: RunConfig) -> bool:
 
 
 def whole_state(trainer: Any, config: RunConfig) -> dict[str, torch.Tensor] | None:
-    """The weights put together on the CPU of the first process; every process must call. None: nothing was cut."""
-    if config.hardware.strategy not in CUTS_WEIGHTS:
+    """What was trained, put together on the CPU of the first process; every process must call.
+
+    None where every process has it whole. Tied weights appear once.
+    """
+    if config.hardware.strategy == "zero3":
+        state: dict[str, torch.Tensor] | None = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return state
+    if config.hardware.strategy != "fsdp":
         return None
-    state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return state
+    whole = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            gathered = parameter.full_tensor()
+            if trainer.accelerator.is_main_process:
+                whole[name] = gathered.cpu()
+    return whole

@@ -40,6 +40,10 @@ class Team:
         """The process whose descendants are all of the team."""
         return os.getpid() if self.size == 1 else os.getppid()
 
+    def device(self, kind: str) -> str:
+        """Where this process loads a model: "cuda" by its number among several, as bitsandbytes' weights need it."""
+        return f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" and self.size > 1 else kind
+
     def join(self, device: str, timeout_seconds: float) -> None:
         """Meet the others; collective operations work from here on. On CUDA this process takes its own device."""
         import torch
@@ -47,7 +51,7 @@ class Team:
         if self.size == 1 or torch.distributed.is_initialized():
             return
         if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device(device))
         backend = "gloo" if device == "cpu" else "cuda:nccl,cpu:gloo"  # objects and offloaded tensors go by gloo
         torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
 

@@ -112,8 +112,9 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
     with context.clock.span("load"):
         source = models.locate(config.model, context.cache)
         tokenizer = models.load_tokenizer(config.model, source)
+        where = context.team.device(resolved.type)
         base = methods.load_to_train(
-            config, source, resolved.type, resolved.compute_dtype, attn_implementation=resolved.attention
+            config, source, where, resolved.compute_dtype, attn_implementation=resolved.attention
         )
         model = methods.make_trainable(base, config.method, config.seed)
         methods.start_adapter(model, config, source)
