@@ -25,7 +25,9 @@ def arguments(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
         # Every parameter has a part in every loss, and no buffer changes in training.
         return {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
     if hardware.strategy == "fsdp":
-        return {"fsdp": True, "fsdp_config": fsdp(cpu_offload=hardware.cpu_offload)}
+        # Gradients are cut after every micro-batch: whole ones, kept until the last, would be those of the whole model.
+        each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        return {"fsdp": True, "fsdp_config": fsdp(cpu_offload=hardware.cpu_offload), "accelerator_config": each}
     if hardware.strategy in DEEPSPEED:
         stage = 2 if hardware.strategy == "zero2" else 3
         return {"deepspeed": deepspeed(stage, compute_dtype, cpu_offload=hardware.cpu_offload)}
