@@ -128,7 +128,8 @@ class Observer(TrainerCallback):
         shares = self._collect(_Share(seconds, self._memory.now(), self._consumed))
         self._seconds = max(share.seconds for share in shares)
         self._elapsed += self._seconds
-        self._memory_bytes = _added(share.memory_bytes for share in shares)
+        held, peaks = zip(*(share.memory_bytes for share in shares), strict=True)
+        self._memory_bytes = _added(held), _added(peaks)
         self._energy.sample()
         timed = state.global_step > self._untimed
         self.tokens.enter("timed" if timed else "untimed")
@@ -229,10 +230,10 @@ def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _added(readings: Iterable[tuple[int | None, int | None]]) -> tuple[int | None, int | None]:
-    """The sums over all processes; None where one does not know."""
-    held, peaks = zip(*readings, strict=True)
-    return tuple(None if None in values else sum(values) for values in (held, peaks))
+def _added(values: Iterable[int | None]) -> int | None:
+    """The sum over all processes; None where one does not know."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:

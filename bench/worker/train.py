@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -67,6 +68,10 @@ class SftTrainer(Trainer):
         )
         # Dealt already: accelerate would deal whole micro-batches too, but even out a last step with repeated examples.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def _get_grad_norm(self, *arguments: Any, **options: Any) -> Any:
+        norm = super()._get_grad_norm(*arguments, **options)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm  # else of this process's part alone
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         self._observer.step_starts()

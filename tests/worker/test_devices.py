@@ -36,8 +36,10 @@ CASES = {
     "full-fsdp": ("method=full", "hardware.strategy=fsdp"),
     "lora-fsdp": ("method=lora", "hardware.strategy=fsdp"),
     "qlora-fsdp": ("method=qlora", "hardware.strategy=fsdp"),
+    "qlora-bf16-fsdp": ("method=qlora", "hardware.strategy=fsdp", "hardware.compute_dtype=bfloat16"),
     "checkpointed-fsdp": ("method=full", "hardware.strategy=fsdp", "train.gradient_checkpointing=true"),
 }
+LOSS = dict.fromkeys(CASES, 1e-5) | {"qlora-bf16-fsdp": 2e-3}  # nats: autocast rounds to 8 bits
 
 
 class Run:
@@ -89,10 +91,12 @@ def _planned(root: Path, case: str, *overrides: str) -> tuple[RunConfig, Path]:
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_lose_what_one_does(runs: dict[str, tuple[Run, Run]], case: str) -> None:
     one, two = runs[case]
-    assert [s["loss"] for s in two.steps] == pytest.approx([s["loss"] for s in one.steps], abs=1e-5)
-    assert [s["gradient_norm"] for s in two.steps] == pytest.approx([s["gradient_norm"] for s in one.steps], rel=1e-4)
+    apart = LOSS[case]
+    assert [s["loss"] for s in two.steps] == pytest.approx([s["loss"] for s in one.steps], abs=apart)
+    norms = [[step["gradient_norm"] for step in run.steps] for run in (one, two)]
+    assert norms[1] == pytest.approx(norms[0], rel=10 * apart)
     assert [s["learning_rate"] for s in two.steps] == [s["learning_rate"] for s in one.steps]
-    assert [p.loss for p in two.result.heldout] == pytest.approx([p.loss for p in one.result.heldout], abs=1e-5)
+    assert [p.loss for p in two.result.heldout] == pytest.approx([p.loss for p in one.result.heldout], abs=apart)
 
 
 @pytest.mark.parametrize("case", CASES)
