@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from bench.spec.config import RunConfig
 from bench.spec.devices import DEEPSPEED
@@ -22,8 +23,7 @@ def arguments(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
     """What `hardware.strategy` adds to the training arguments."""
     hardware = config.hardware
     if hardware.strategy == "ddp":
-        # Every parameter has a part in every loss, and no buffer changes in training.
-        return {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+        return {"ddp_find_unused_parameters": False}  # every parameter has a part in every loss
     if hardware.strategy == "fsdp":
         # Gradients are cut after every micro-batch: whole ones, kept until the last, would be those of the whole model.
         each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
@@ -95,6 +95,9 @@ def whole_state(trainer: Any, config: RunConfig) -> dict[str, torch.Tensor] | No
         return state
     if config.hardware.strategy != "fsdp":
         return None
+    for module in trainer.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # embedding and head stay gathered after an evaluation
     whole = {}
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:

@@ -11,6 +11,8 @@ one, and nothing here costs it anything.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -70,6 +72,15 @@ class Team:
             import torch
 
             torch.distributed.barrier()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process goes through the block, then all others: what it leaves in a cache is there for them."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
 
     def all(self, value: T) -> list[T]:
         """The value of every process, by rank, in every process. Tensors must be on the CPU."""

@@ -6,6 +6,7 @@ On the CPU, over gloo, in fp32. What NCCL, CUDA and DeepSpeed do was not run her
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,10 @@ from bench.worker.stages import train as train_stage
 from bench.worker.stages.context import Context
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "train_together.py"
-# 13 examples in steps of 4: in the last step one process has nothing to do. 5 held-out ones: likewise.
-SETTINGS = ("hardware.compute_dtype=float32", "task.train_examples=13", "task.validation_examples=5",
+# 13 examples in steps of 4: in the last step one process has nothing to do. 3 held-out ones: likewise.
+SETTINGS = ("hardware.compute_dtype=float32", "task.train_examples=13", "task.validation_examples=3",
             "train.batch_size=4", "train.micro_batch=1", "train.max_steps=4", "train.heldout_points=2")  # fmt: skip
 CASES = {
     "full-ddp": ("method=full", "hardware.strategy=ddp"),
@@ -64,9 +66,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Run]]
         context = Context(folder, config, Progress(folder, "train"))
         prepare_stage.run(context)
         (folder / "train.json").write_text(to_json(train_stage.run(context)))
+    for config, folder in together.values():
+        prepare_stage.run(Context(folder, config, Progress(folder, "prepare")))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     folders = [str(folder) for _, folder in together.values()]
-    ended = subprocess.run([*launcher, *folders], capture_output=True, text=True, timeout=300, check=False)
+    there = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*launcher, *folders], env=there, capture_output=True, text=True, timeout=300, check=False)
     errors = [path.read_text() for path in sorted(root.glob("together/*/error.*.txt"))]
     assert ended.returncode == 0, ended.stderr
     assert errors == [], "\n".join(errors)

@@ -112,10 +112,9 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
     with context.clock.span("load"):
         source = models.locate(config.model, context.cache)
         tokenizer = models.load_tokenizer(config.model, source)
-        where = context.team.device(resolved.type)
-        base = methods.load_to_train(
-            config, source, where, resolved.compute_dtype, attn_implementation=resolved.attention
-        )
+        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
+        with context.team.first_alone():
+            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
         model = methods.make_trainable(base, config.method, config.seed)
         methods.start_adapter(model, config, source)
         methods.leave_bf16_grid(model, config, resolved.compute_dtype)
