@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ def plans(overrides: Sequence[str]) -> list[Plan]:
 
 
 def _plan(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
+    if options.devices == 1 and config.hardware.strategy != "none":  # as the run itself would share its steps
+        options = replace(options, devices=config.hardware.devices, strategy=config.hardware.strategy)
     architecture = architecture_of(config.model)
     terms = predict(config, options, machine)
     found = verdict(terms.total, machine.memory_gib)

@@ -15,6 +15,7 @@ from bench.analysis.bootstrap import DRAWS
 from bench.analysis.claims import Verdict
 from bench.report import claims, details, evidence, fairness, limits, overfitting, targets
 from bench.report.answer import Group, answer_table
+from bench.report.devices import devices_table
 from bench.report.format import cell
 from bench.report.load import Sweep
 from bench.report.rates import warnings_of
@@ -98,6 +99,7 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "speed": details.speed_table(group),
         "busy": [cell(line) for line in fairness.busy_runs(group)],
         "memory": details.memory_table(group),
+        "devices": devices_table(group),
         "serving": serving_section(group),
         "wall": details.wall_time_table(group),
         "samples": details.sample_blocks(group),

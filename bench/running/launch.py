@@ -1,7 +1,8 @@
 """Run one stage in a child process of its own, and say how it ended.
 
 Nothing passes between parent and child but files and an exit code: the child reads `plan.json`, appends what it
-prints to `<stage>.log`, keeps `progress.json` current, and writes `<stage>.json` last. The parent sleeps.
+prints to `<stage>.log`, keeps `progress.json` current, and writes `<stage>.json` last. The parent sleeps. Where
+`hardware.devices` train together, the child starts one process a device (`bench.worker.together`) and ends as they do.
 
     >>> outcome = run_stage(folder, "train", timeout_seconds=3600)
     >>> outcome.status
@@ -54,11 +55,13 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     """
     for stale in (f"{stage}.json", "error.json", "progress.json"):
         (folder / stale).unlink(missing_ok=True)
+    devices = _read(folder / "plan.json").get("hardware", {}).get("devices", 1)
     oom_kills = _kernel_oom_kills()
     started = time.monotonic()
     with open(folder / f"{stage}.log", "wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", str(folder), stage],
+            command(folder, stage, devices),
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible(os.environ.get("CUDA_VISIBLE_DEVICES"), devices)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -80,6 +83,23 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     if killed_by_kernel and resident_bytes:  # host memory ran out, whatever the device's instrument said last
         failure = replace(failure, last_known_peak_bytes=resident_bytes)
     return Outcome(status, wall_seconds, failure)
+
+
+def command(folder: Path, stage: Stage, devices: int) -> list[str]:
+    """What runs a stage; only training is shared by several devices."""
+    if devices > 1 and stage == "train":
+        return [sys.executable, "-m", "bench.worker.together", str(devices), str(folder), stage]
+    return [sys.executable, "-m", "bench.worker", str(folder), stage]
+
+
+def visible(given: str | None, devices: int) -> str:
+    """`CUDA_VISIBLE_DEVICES` for a run: as many as it asks for, the first of those that it may see.
+
+    Others would be counted, in memory and energy, and used: transformers splits a batch over all that it sees.
+    """
+    if given is None:
+        return ",".join(map(str, range(devices)))
+    return ",".join(given.split(",")[:devices])
 
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, deadline: float, watch: Watch) -> tuple[bool, int | None]:
@@ -167,12 +187,23 @@ def _last_line(folder: Path, stage: Stage) -> str:
 
 
 def _resident_peak_bytes(pid: int) -> int | None:
-    """The peak resident set of a process since it last reset it; None where /proc tells none."""
+    """The peak resident set of a process since it last reset it; None where /proc tells none.
+
+    Of one that started others to train together: the most of any of them.
+    """
+    peaks = [_resident_peak_bytes(child) for child in _workers_of(pid)]
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
+                peaks.append(int(line.split()[1]) * 1024)
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _workers_of(pid: int) -> list[int]:
+    """The processes that one has started from its main thread (Linux)."""
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def _kernel_oom_kills() -> int:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.spec import devices
 from bench.spec.config import suggest
 from bench.spec.failure import ConfigurationError
 from bench.spec.settings import flat
@@ -25,7 +26,7 @@ REQUIREMENTS = {
     "budget": "settings of training, and the number of optimizer steps",
     "hardware": "settings of the hardware that have no name of their own here",
     "stream": "the tokens consumed in training, and the prepared data",
-    "device": "the device, and how many there were",
+    "device": "the device, how many there were, and how they shared a step",
     "threads": "threads of computation, and how many processors the process could use",
     "software": "versions of torch and of the packages that compute",
     "numerics": "compute dtype, attention kernel, compilation, padding, and where an adapter is added",
@@ -36,6 +37,9 @@ _FREE = ("method.", "seed", "sweep", "paths.", "tracking.", "serve.", "rates", "
          "model.architecture", "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts")  # fmt: skip
 _BY_SETTING = {
     "hardware.device": "device",
+    "hardware.devices": "device",
+    "hardware.strategy": "device",
+    "hardware.cpu_offload": "device",
     "hardware.threads": "threads",
     "hardware.compute_dtype": "numerics",
     "hardware.attention": "numerics",
@@ -43,6 +47,7 @@ _BY_SETTING = {
     "train.kernels": "numerics",
     "train.packing": "numerics",
 }
+_NOT_SAID = {f"hardware.{name}": value for name, value in devices.ONE.items()}  # by descriptions older than these
 _BY_PART = {"train": "budget"}
 _ONLY_TRAINING = ("task.train_", "task.validation_", "task.overflow")
 _OF_EVALUATION = ("model.", "task.", "suite.", "hardware.generate_batch", "train.max_length")
@@ -103,7 +108,7 @@ def differing_settings(left: Mapping[str, Any], right: Mapping[str, Any], *, tra
     sides = flat(left), flat(right)
     found: dict[str, list[str]] = {}
     for setting in {**sides[0], **sides[1]}:
-        values = [side.get(setting) for side in sides]
+        values = [side.get(setting, _NOT_SAID.get(setting)) for side in sides]
         name = requirement_of(setting, trained=trained)
         if name is not None and values[0] != values[1]:
             found.setdefault(name, []).append(f"{setting} {_shown(values[0])} and {_shown(values[1])}")

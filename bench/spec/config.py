@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from bench.spec.architecture import ArchitectureConfig
+from bench.spec.devices import Strategy, problems_with
 from bench.spec.failure import ConfigurationError
 
 _STRICT = ConfigDict(extra="forbid")
@@ -161,6 +162,9 @@ class HardwareConfig:
     stage_timeout_seconds: PositiveInt = 86_400
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # of a child's private memory (RLIMIT_DATA)
     price_usd_per_hour: Annotated[float, Field(ge=0)] | None = None
+    devices: PositiveInt = 1  # that share every training step, one process each; see docs/devices.md
+    strategy: Strategy = "none"  # how they share it
+    cpu_offload: bool = False  # fsdp: cut weights and optimizer state wait in host memory; zero2, zero3: likewise
     # Of one device, from its data sheet, for the planner; None: unknown.
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     bf16_tflops: Annotated[float, Field(gt=0)] | None = None  # dense matrix products, 10^12 FLOP/s
@@ -289,6 +293,7 @@ def _inconsistencies(config: RunConfig) -> Iterator[str]:
         yield "suite.path: missing; give the folder of your lm-eval YAML tasks"
     if suite.source == "lm_eval" and not suite.tasks:
         yield "suite.tasks: empty; name at least one lm-eval task, or choose suite=none"
+    yield from problems_with(config)
     yield from _of_serving(config.serve, config.model)
 
 

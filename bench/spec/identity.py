@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bench.spec import devices
 from bench.spec.config import RunConfig, to_mapping
 
 # Where results go, and where the learning rate came from, does not change what is measured.
@@ -47,6 +48,9 @@ def _measured(config: RunConfig) -> dict[str, Any]:
         del mapping[name]
     for name in _NOT_MEASURED:
         del mapping["hardware"][name]
+    for name, alone in devices.ONE.items():
+        if mapping["hardware"][name] == alone or mapping["method"]["trains"] == "nothing":
+            del mapping["hardware"][name]  # newer than the first records, which keep their names
     del mapping["model"]["architecture"]  # the planner's; a run reads it from the weights
     if (trial := mapping.pop("trial")) is not None:
         mapping["trial"] = trial["hopeless_below"]  # no ordinary run; which trial was best so far is not its identity

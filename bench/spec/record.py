@@ -82,6 +82,16 @@ class MemoryBreakdown:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class DeviceShare:
+    """What one of several devices that trained together did. Its process's rank is its place in the list."""
+
+    rank: int
+    peak_bytes: int | None  # of the phase "train", as `PhaseMemory.peak_bytes`
+    tokens_per_second: float | None  # its part of `train_tokens_per_second`: they add up to it
+    breakdown: MemoryBreakdown | None = None  # what it holds itself
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Environment:
     """Where a stage ran. Comparisons of speed need these to be equal."""
 
@@ -138,6 +148,9 @@ class TrainResult:
     parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: a record older than this field
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
     stopped_early: str | None = None  # why a trial of `bench.tune` ended before its last step
+    devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
+    strategy: str = "none"  # how they shared it
+    per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bench.spec import devices
+
 _NOT_OF_AN_ARM = ("hardware.name", "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour",
                   "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts")  # fmt: skip
 
@@ -55,4 +57,5 @@ def _of_an_arm(config: Mapping[str, Any]) -> dict[str, Any]:
     flattened = flat({name: part for name, part in parts.items() if part})
     if is_untrained(config):  # the training budget is nothing to a model that is not trained
         flattened = {key: value for key, value in flattened.items() if not key.startswith("train.")}
-    return {key: value for key, value in flattened.items() if key not in _NOT_OF_AN_ARM}
+    alone = {f"hardware.{name}": value for name, value in devices.ONE.items()}  # which older descriptions do not say
+    return {k: v for k, v in (alone | flattened).items() if k not in _NOT_OF_AN_ARM}

@@ -1,7 +1,8 @@
 """`python -m bench.worker RUN_DIR STAGE`: run one stage, write `<stage>.json`, exit.
 
 The exit code and the files in RUN_DIR are the whole answer: `<stage>.json` on success, else `error.json`, with the
-message, the phase and the highest memory until then.
+message, the phase and the highest memory until then. Of several processes that train together the first writes the
+result, and whichever fails first the error.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bench.spec.failure import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM
 from bench.spec.layout import write_atomic
 from bench.spec.record import from_json, to_json
 from bench.worker.progress import Progress
+from bench.worker.team import ALONE, Team
 
 _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
 
@@ -32,7 +34,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of mem
 def main(folder: Path, stage: str) -> int:
     """Run a stage; returns the exit code."""
     config = from_json(RunConfig, (folder / "plan.json").read_bytes())
-    progress = Progress(folder, stage)
+    team = Team.of_this_process() if config.hardware.devices > 1 and stage == "train" else ALONE
+    progress = Progress(folder, stage, silent=not team.is_first)
     progress.phase("start")
     _confine(config, stage)
     try:
@@ -40,11 +43,13 @@ def main(folder: Path, stage: str) -> int:
         module = importlib.import_module(f"bench.worker.stages.{stage}")  # a failing import is a recorded failure
         from bench.worker.stages.context import Context
 
-        context = Context(folder, config, progress)
+        context = Context(folder, config, progress, team)
         context.clock.spans_seconds["import"] = time.perf_counter() - started
         _limit_memory(config)
         result = module.run(context)
-        write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
+        if team.is_first:
+            write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
+        team.leave()
         return EXIT_OK
     except ConfigurationError as error:
         _unlimit_memory()
@@ -71,7 +76,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report(folder: Path, progress: Progress, error: Exception, code: int, **more: Any) -> int:
-    content = {"message": f"{type(error).__name__}: {error}", "phase": progress.current_phase, **more}
+    if (folder / "error.json").exists():  # of the process that failed before this one: the cause of this failure too
+        return code
+    content = {"message": f"{type(error).__name__}: {error}", "phase": progress.current_phase, "exit_code": code}
+    content |= more
     with contextlib.suppress(Exception):  # a device that failed may not answer any more
         content["peak_bytes"] = progress.peak_bytes()
     with contextlib.suppress(OSError):  # a full disk: the exit code and the log still tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.spec.config import RunConfig
+from bench.spec.devices import DEEPSPEED
 from bench.worker.methods import served_forms
 from bench.worker.sources import hub
 from bench.worker.suites.check import check_suite
@@ -23,9 +25,24 @@ def before_download(config: RunConfig) -> list[str]:
     adapter = config.method.adapter
     if adapter is not None and adapter.init == "loftq" and not torch.cuda.is_available():
         problems.append("method.adapter.init: PEFT computes loftq on CUDA only, and none is visible; use default")
+    problems += device_problems(config)
     if config.task.source == "hub":
         problems += hub.check_columns_without_download(config.task)
     return problems + disk_problems(config)
+
+
+def device_problems(config: RunConfig) -> list[str]:
+    """What several devices need and is not here."""
+    hardware, problems = config.hardware, list[str]()
+    if hardware.strategy in DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
+        problems.append(
+            f"hardware.strategy: {hardware.strategy} needs DeepSpeed, which is not installed; "
+            "pip install 'finetune-bench[deepspeed]', or use fsdp"
+        )
+    if hardware.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < hardware.devices:
+        count = torch.cuda.device_count()
+        problems.append(f"hardware.devices: {hardware.devices} were asked for, but {count} are visible; lower it")
+    return problems
 
 
 def disk_problems(config: RunConfig) -> list[str]:

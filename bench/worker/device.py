@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.spec.config import HardwareConfig, RunConfig
+from bench.spec.devices import CUTS_WEIGHTS
 from bench.spec.failure import ConfigurationError
 from bench.spec.record import Environment
 from bench.worker import processor
@@ -32,6 +33,9 @@ class Device:
     compute_dtype: torch.dtype
     attention: str
     compiled: str  # "regional", or "off: REASON"
+    keeps_casts: bool = (
+        True  # autocast keeps a cast weight until the pass ends; where weights are cut, that is them all
+    )
 
     def synchronize(self) -> None:
         """Wait for queued device work."""
@@ -45,7 +49,8 @@ class Device:
 
     def autocast(self) -> torch.autocast:
         """The numerics of training, for evaluation too."""
-        return torch.autocast(self.type, dtype=torch.bfloat16, enabled=self.autocast_dtype is not None)
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=self.keeps_casts)
 
     def environment(self, load: OtherLoad) -> Environment:
         """What a comparison of speed needs to be equal, and what else ran on the machine meanwhile."""
@@ -69,18 +74,26 @@ class Device:
         )
 
 
-def resolve(config: RunConfig, steps: int | None = None) -> Device:
-    """Decide everything that is `auto`. `steps`: optimizer steps to run; None outside training.
+def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> Device:
+    """Decide everything that is `auto`.
+
+    Args:
+        steps: optimizer steps to run; None outside training.
+        processes: that train together on this machine and share its cores.
 
     Raises:
         ConfigurationError: the config asks for what is not here.
     """
     hardware = config.hardware
-    torch.set_num_threads(hardware.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(hardware.threads or max(1, len(os.sched_getaffinity(0)) // processes))
     has_cuda = torch.cuda.is_available()
     if hardware.device == "cuda" and not has_cuda:
         raise ConfigurationError(["hardware.device: cuda was asked for, but none is visible; use auto or cpu"])
     kind = "cuda" if has_cuda and hardware.device != "cpu" else "cpu"
+    if kind == "cuda" and torch.cuda.device_count() < processes:
+        raise ConfigurationError(
+            [f"hardware.devices: {processes} were asked for, but {torch.cuda.device_count()} are visible; lower it"]
+        )
     if config.train.kernels == "liger" and (kind != "cuda" or importlib.util.find_spec("liger_kernel") is None):
         raise ConfigurationError(["train.kernels: liger needs CUDA and the package liger-kernel; use torch"])
     return Device(
@@ -88,6 +101,7 @@ def resolve(config: RunConfig, steps: int | None = None) -> Device:
         compute_dtype=_compute_dtype(hardware, kind),
         attention=_attention(hardware, kind),
         compiled=_compilation(config, kind, steps),
+        keeps_casts=config.hardware.strategy not in CUTS_WEIGHTS,
     )
 
 

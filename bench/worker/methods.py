@@ -20,6 +20,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments, set_seed
 
 from bench.spec.config import AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
+from bench.spec.devices import CUTS_WEIGHTS
 from bench.worker.models import load_weights
 from bench.worker.quantized import stored
 from bench.worker.serving.form import Form
@@ -35,10 +36,33 @@ OPTIMIZERS = {  # ours -> transformers.TrainingArguments.optim
 }
 
 
-def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.dtype, **options: Any) -> Any:
+def load_to_train(config: RunConfig, source: str, device: str, compute_dtype: torch.dtype, **options: Any) -> Any:
+    """`load_base`, where devices will each keep a part of the weights in a form that can be cut.
+
+    What is quantized is stored in elements of the compute dtype, as FSDP and ZeRO-3 cut floating-point tensors only;
+    the values are the same. The rest waits on the CPU, from where every device takes its part.
+    """
+    if config.hardware.strategy not in CUTS_WEIGHTS:
+        return load_base(config, source, device, compute_dtype, **options)
+    if config.method.quantization is None:
+        return load_base(config, source, "cpu", compute_dtype, **options)
+    return load_base(config, source, device, compute_dtype, storage=compute_dtype, **options)
+
+
+def load_base(
+    config: RunConfig,
+    source: str,
+    device: str,
+    compute_dtype: torch.dtype,
+    storage: torch.dtype = torch.uint8,
+    **options: Any,
+) -> Any:
     """The model as the method keeps it while training, before anything is made trainable.
 
     Without bf16 arithmetic (`compute_dtype` float32) there is no autocast, so the weights are fp32 for all methods.
+
+    Args:
+        storage: dtype of the elements that 4-bit weights are packed into.
     """
     dtype = compute_dtype if compute_dtype is torch.float32 else getattr(torch, config.method.weights_dtype)
     options |= {"dtype": dtype, "device_map": {"": device}}
@@ -46,10 +70,10 @@ def load_base(config: RunConfig, source: str, device: str, compute_dtype: torch.
         return load_weights(config.model, source, **options)
 
     def quantize() -> Any:
-        scheme = _quantization(cast("QuantizationConfig", config.method.quantization), compute_dtype)
+        scheme = _quantization(cast("QuantizationConfig", config.method.quantization), compute_dtype, storage)
         return load_weights(config.model, source, quantization_config=scheme, **options)
 
-    found = stored(config, source, device, dtype, quantize)
+    found = stored(config, source, torch.device(device).type, dtype, storage, quantize)
     if found is None:
         return _without_repacking(quantize())
     folder, commit = found
@@ -135,18 +159,24 @@ def add_adapters_in_fp32(model: torch.nn.Module, method: MethodConfig) -> None:
             module.get_base_layer().register_forward_hook(_to_fp32)
 
 
-def save_trained(model: torch.nn.Module, method: MethodConfig, folder: Path) -> None:
-    """Write what was trained: the adapter as it is, or all weights in bf16, the form that is shipped."""
+def save_trained(
+    model: torch.nn.Module, method: MethodConfig, folder: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write what was trained: the adapter as it is, or all weights in bf16, the form that is shipped.
+
+    Args:
+        state: the weights, where the model holds only parts of them (`sharding.whole_state`).
+    """
     save = cast("PreTrainedModel", model).save_pretrained
     if method.adapter is not None:
-        save(str(folder))
+        save(str(folder), state_dict=state)
     else:
         in_bf16: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay tied and are written once
-        state = {
+        whole = {
             name: in_bf16.setdefault(tensor.data_ptr(), tensor.to(torch.bfloat16))
-            for name, tensor in model.state_dict().items()
+            for name, tensor in (model.state_dict() if state is None else state).items()
         }
-        save(str(folder), state_dict=state)
+        save(str(folder), state_dict=whole)
 
 
 def load_trained(
@@ -221,7 +251,9 @@ def checkpoint_dtype(model: torch.nn.Module, method: MethodConfig) -> str:
     return str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch.")
 
 
-def _quantization(quantization: QuantizationConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+def _quantization(
+    quantization: QuantizationConfig, compute_dtype: torch.dtype, storage: torch.dtype = torch.uint8
+) -> BitsAndBytesConfig:
     if quantization.scheme == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -229,6 +261,7 @@ def _quantization(quantization: QuantizationConfig, compute_dtype: torch.dtype) 
         bnb_4bit_quant_type=quantization.scheme,
         bnb_4bit_use_double_quant=quantization.double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=storage,
     )
 
 

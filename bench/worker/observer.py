@@ -3,6 +3,9 @@
 Inside the timed step nothing happens but reading the clock at its edges and keeping references to the batches. All
 else (hashing, counting, memory, files) waits until the step has been timed.
 
+Of several processes that train together, each times its own step, from a common start; the first collects what all did
+after every step, in the order of one process, and alone writes. A step took as long as the slowest of them.
+
     >>> observer = Observer(folder=folder, ...)
     >>> SftTrainer(observer=observer, callbacks=[observer], ...).train()
     >>> observer.steps[0].seconds
@@ -13,8 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from transformers import TrainerCallback
 
 from bench.analysis.rates import hopeless
 from bench.spec.config import RunConfig
+from bench.spec.devices import DEEPSPEED
 from bench.spec.record import HeldoutPoint, MemoryBreakdown, Step
 from bench.worker import data
 from bench.worker.instruments.clock import Clock
@@ -31,6 +35,17 @@ from bench.worker.instruments.memory import Memory, breakdown
 from bench.worker.instruments.tokens import TokenCounts, TokenStream
 from bench.worker.loss import Batch
 from bench.worker.progress import Progress
+from bench.worker.shares import in_order, is_idle
+from bench.worker.team import ALONE, Team
+
+
+@dataclass
+class _Share:
+    """What one process did of a step."""
+
+    seconds: float
+    memory_bytes: tuple[int | None, int | None]  # (held, peak so far)
+    consumed: list[tuple[Batch, float | torch.Tensor]]  # micro-batches with their losses
 
 
 class Observer(TrainerCallback):
@@ -47,6 +62,7 @@ class Observer(TrainerCallback):
         energy: Energy,
         progress: Progress,
         measure_heldout: Callable[[], float],
+        team: Team = ALONE,
     ):
         self.heldout: list[HeldoutPoint] = []
         self.steps: list[Step] = []
@@ -57,12 +73,15 @@ class Observer(TrainerCallback):
         self._untimed, self._total = config.train.untimed_steps, total_steps
         self._heldout_steps = heldout_steps(total_steps, config.train.heldout_points)
         self._clock, self._memory, self._energy, self._progress = clock, memory, energy, progress
-        self._measure_heldout = measure_heldout
+        self._measure_heldout, self._team = measure_heldout, team
+        self.timed_tokens = [0] * team.size  # by rank
         # The step whose memory is taken by part: a warm-up step, with one behind it to settle in; not the first, which
         # compiles and makes the optimizer's state, unless there is no other.
         self._parted_step = max(1, self._untimed - 1) if self._untimed else None
-        self._consumed: list[tuple[Batch, torch.Tensor]] = []
+        self._has_tensors = config.hardware.strategy not in DEEPSPEED  # which keeps gradients in buffers of its own
+        self._consumed: list[tuple[Batch, float | torch.Tensor]] = []
         self._started = self._seconds = self._elapsed = 0.0
+        self._losses: list[float | torch.Tensor] = []
         self._step_counts = TokenCounts()
         self._memory_bytes: tuple[int | None, int | None] = (None, None)
         self._steps_file = folder / "steps.jsonl"
@@ -78,6 +97,7 @@ class Observer(TrainerCallback):
         return self.tokens.read().get("timed", TokenCounts())
 
     def step_starts(self) -> None:
+        self._team.wait()  # else one would be timed while it waits for what the first writes down
         self._started = self._clock.mark()
 
     def forward_starts(self) -> None:
@@ -89,7 +109,8 @@ class Observer(TrainerCallback):
         self._consumed.append((batch, loss))
 
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
-        self._steps_file.write_text("")
+        if self._team.is_first:
+            self._steps_file.write_text("")
         self._take_heldout(step=0)
         self._enter_training()
 
@@ -97,19 +118,41 @@ class Observer(TrainerCallback):
         self._mark("optimizer")
 
     def on_optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        if self.breakdown is None:  # in the first warm-up step: gradients and optimizer state both exist
+        # In the first warm-up step: gradients and optimizer state both exist.
+        if self.breakdown is None and self._has_tensors:
             self.breakdown = breakdown(options["model"], _unwrapped(options["optimizer"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        self._seconds = self._clock.mark() - self._started
-        self._elapsed += self._seconds
+        seconds = self._clock.mark() - self._started
         self._mark(None)
-        self._memory_bytes = self._memory.now()
+        shares = self._collect(_Share(seconds, self._memory.now(), self._consumed))
+        self._seconds = max(share.seconds for share in shares)
+        self._elapsed += self._seconds
+        held, peaks = zip(*(share.memory_bytes for share in shares), strict=True)
+        self._memory_bytes = _added(held), _added(peaks)
         self._energy.sample()
-        self.tokens.enter("timed" if state.global_step > self._untimed else "untimed")
-        rows = [part for batch, _ in self._consumed for part in data.unpack(batch)]
+        timed = state.global_step > self._untimed
+        self.tokens.enter("timed" if timed else "untimed")
+        micro_batches = in_order([share.consumed for share in shares])
+        self._losses = [loss for _, loss in micro_batches]
+        self._step_counts = TokenCounts()
+        for i, (batch, _) in enumerate(micro_batches):
+            counts = self._count(batch)
+            self._step_counts += counts
+            self.timed_tokens[i % self._team.size] += counts.tokens if timed else 0
+        self._consumed = []
+
+    def _count(self, batch: Batch) -> TokenCounts:
+        """Hash and count a micro-batch, unless it is an idle one."""
+        rows = [] if self._team.size > 1 and is_idle(batch) else data.unpack(batch)
         counts = [self.tokens.consume(b["input_ids"], b["labels"], b["attention_mask"]) for b in rows]
-        self._step_counts = sum(counts, TokenCounts())
+        return sum(counts, TokenCounts())
+
+    def _collect(self, share: _Share) -> list[_Share]:
+        """Of every process in the first; elsewhere its own alone, which nobody reads."""
+        if self._team.size > 1:
+            share.consumed = [({k: v.cpu() for k, v in batch.items()}, float(loss)) for batch, loss in share.consumed]
+        return self._team.to_first(share) or [share]
 
     def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Called by the trainer right after every step, with the gradient norm and the rate that were used."""
@@ -117,8 +160,7 @@ class Observer(TrainerCallback):
         if "grad_norm" not in logs:
             return
         done = state.global_step
-        loss = float(sum(loss for _, loss in self._consumed))
-        self._consumed = []
+        loss = float(sum(self._losses))
         step = Step(
             step=done,
             loss=loss if math.isfinite(loss) else None,
@@ -134,8 +176,9 @@ class Observer(TrainerCallback):
             peak_so_far_bytes=self._memory_bytes[1],
         )
         self.steps.append(step)
-        with self._steps_file.open("a", encoding="utf-8") as file:  # closed each time: a killed run keeps its steps
-            file.write(json.dumps(asdict(step)) + "\n")
+        if self._team.is_first:
+            with self._steps_file.open("a", encoding="utf-8") as file:  # closed each time: a killed run keeps its steps
+                file.write(json.dumps(asdict(step)) + "\n")
         self._progress.advance(done, loss=step.loss, tokens_per_second=step.tokens / step.seconds)
         if done in self._heldout_steps:
             self._take_heldout(done)
@@ -185,6 +228,12 @@ def heldout_steps(total_steps: int, points: int) -> set[int]:
 
 def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _added(values: Iterable[int | None]) -> int | None:
+    """The sum over all processes; None where one does not know."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:

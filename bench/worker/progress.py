@@ -24,9 +24,13 @@ class Progress:
     Attributes:
         peak_bytes: reads the highest memory of the stage so far; None until a memory instrument is opened.
         part: what of the phase is being done; None where the phase says enough.
+
+    Args:
+        silent: write nothing, as all but the first of several processes.
     """
 
-    def __init__(self, folder: Path, stage: str):
+    def __init__(self, folder: Path, stage: str, silent: bool = False):
+        self._silent = silent
         self._path = folder / "progress.json"
         self._content: dict[str, Any] = {"stage": stage, "phase": "start", "done": 0, "total": None}
         self._written = 0.0
@@ -51,6 +55,8 @@ class Progress:
             self._write()
 
     def _write(self) -> None:
+        if self._silent:
+            return
         temporary = self._path.with_suffix(".tmp")
         with suppress(OSError):  # a full disk costs the news, not the run
             temporary.write_text(json.dumps(self._content | {"peak_bytes": self.peak_bytes()}))

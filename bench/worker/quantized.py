@@ -20,13 +20,19 @@ from bench.worker.models import make_once
 
 
 def stored(
-    config: RunConfig, source: str, device: str, dtype: torch.dtype, quantize: Callable[[], Any]
+    config: RunConfig,
+    source: str,
+    device: str,
+    dtype: torch.dtype,
+    storage: torch.dtype,
+    quantize: Callable[[], Any],
 ) -> tuple[Path, str | None] | None:
     """(folder of the quantized base, the hub commit that it was made from); None for models that may change.
 
     Args:
         source: what `models.locate` gave.
         device, dtype: where and to what the base is quantized; processors round differently.
+        storage: of the elements that 4-bit weights are packed into.
         quantize: loads the base with its quantization; called when nothing is stored yet.
     """
     quantization = config.method.quantization
@@ -35,6 +41,8 @@ def stored(
         return None
     scheme = quantization.scheme + ("-double" if quantization.double_quantization else "")
     stored_name = f"{name}-{scheme}-{device}-{str(dtype).removeprefix('torch.')}"
+    if storage is not torch.uint8:
+        stored_name += f"-in-{str(storage).removeprefix('torch.')}"
     folder = Path(config.paths.cache) / "quantized" / stored_name
     return make_once(folder, lambda target: quantize().save_pretrained(target)), commit
 

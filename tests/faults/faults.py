@@ -37,16 +37,18 @@ FIRST_TRAINING_FORWARD, SECOND_STEP_FORWARD = 3, 5
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens (a deed of `shim/sitecustomize.py`), where, at which call, and with what."""
+    """What happens (a deed of `shim/sitecustomize.py`), where, at which call, with what, and in which process."""
 
     deed: str
     place: str = "generate"
     call: int = 1
     using: str = ""
+    rank: int = 0
 
     def environment(self) -> dict[str, str]:
         named = {"FAULT": self.deed, "FAULT_PLACE": PLACES[self.place], "FAULT_CALL": str(self.call)}
-        return {**os.environ, **named, "FAULT_WITH": self.using, "PYTHONPATH": str(SHIM)}
+        more = {"FAULT_WITH": self.using, "FAULT_RANK": str(self.rank), "PYTHONPATH": str(SHIM)}
+        return {**os.environ, **named, **more}
 
 
 @dataclass(frozen=True)

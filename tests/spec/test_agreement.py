@@ -39,6 +39,8 @@ def test_no_setting_is_without_a_place() -> None:
         ("model.revision", "model", "model"),
         ("suite.batch_size", "suite", "suite"),
         ("hardware.threads", "threads", None),  # what was used is measured
+        ("hardware.devices", "device", None),  # evaluation is by one
+        ("hardware.strategy", "device", None),
         ("hardware.generate_batch", "hardware", "hardware"),
         ("hardware.price_usd_per_hour", None, None),
         ("method.learning_rate", None, None),
@@ -52,6 +54,14 @@ def test_the_requirement_of_a_setting(setting: str, trained: str | None, untrain
 
 def test_methods_and_seeds_differ_in_nothing_that_must_agree() -> None:
     assert differing_settings(described("method=lora"), described("method=full", "seed=3", "sweep=other")) == []
+
+
+def test_an_older_description_means_one_device() -> None:
+    older, newer = described(), described()
+    for name in ("devices", "strategy", "cpu_offload"):
+        del older["hardware"][name]
+    assert differing_settings(older, newer) == []
+    assert names_of_arms([("a", "lora", older), ("b", "lora", newer)]) == {"a": "lora", "b": "lora"}
 
 
 def test_every_difference_is_told_with_its_values() -> None:

@@ -4,7 +4,9 @@
             `DistributedDataParallel`: `gradient_as_bucket_view`, which Trainer leaves off, would save that)
     zero2   gradients and optimizer state cut into equal parts (Rajbhandari et al. 2020, "ZeRO", section 5)
     fsdp    the weights too: the layer that computes and the next one are gathered whole, head and embedding stay
-            gathered through the step (`torch.distributed.fsdp.fully_shard`, the root module); zero3 likewise
+            gathered through the step (`torch.distributed.fsdp.fully_shard`, the root module), in the dtype that they
+            are kept in; the copies that autocast makes of them stay as on one device, but those of a checkpointed
+            layer, whose cache is off (docs/devices.md); zero3 likewise
 
 Equal parts are an ideal: padding of parts and communication buffers of NCCL are not counted.
 """
@@ -52,13 +54,21 @@ def shared(
     return replace(
         cut,
         weights=-(-alone.weights // n),
-        casts=_gathered(architecture, method, numerics),
+        casts=_gathered(architecture, method, numerics) + _copies(alone, architecture, numerics),
         workspace=alone.workspace + of_a_layer,  # a layer's gradient before it is cut
     )
 
 
 def _gathered(architecture: ArchitectureConfig, method: MethodConfig, numerics: Numerics) -> int:
-    """Bytes of what is whole on every device: in the compute dtype, or quantized as it is stored."""
+    """Bytes of what is whole on every device, in the dtype it is kept in, or quantized as it is stored."""
     counts = base_parameters(architecture)
-    of_layers = base_bytes(base_tensors(architecture) | {"embeddings": []}, method.quantization, numerics.compute)
-    return numerics.compute * counts["embeddings"] + _GATHERED_LAYERS * of_layers // architecture.num_hidden_layers
+    of_layers = base_bytes(base_tensors(architecture) | {"embeddings": []}, method.quantization, numerics.weights)
+    return numerics.weights * counts["embeddings"] + _GATHERED_LAYERS * of_layers // architecture.num_hidden_layers
+
+
+def _copies(alone: Terms, architecture: ArchitectureConfig, numerics: Numerics) -> int:
+    """Of autocast, in 16 bit: of all layers, or of one where a layer is computed again."""
+    if not numerics.checkpointing:
+        return alone.casts
+    of_layers = base_parameters(architecture)["linear"] if numerics.trains_all else 0
+    return min(alone.casts, numerics.compute * of_layers // architecture.num_hidden_layers)

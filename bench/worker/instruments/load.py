@@ -9,7 +9,8 @@ The load average is no such measure, because it counts the run itself.
 
 CPU (Linux): of the processors that this process may use, the busy time in /proc/stat (user, nice and system;
 interrupts belong to nobody), less the CPU time of this process and all its descendants, by the wall time. CUDA: other
-processes that compute on the device by NVML.
+processes that compute on the device by NVML. Of several processes that train together, what started them counts as
+`this process`.
 """
 
 from __future__ import annotations
@@ -78,12 +79,17 @@ class Load:
         )
 
 
-def open_load(device: str) -> Load:
-    """The instrument for a device type, "cpu" or "cuda", already started."""
-    return Load(read_cpu_seconds, _gpu_reading() if device == "cuda" else lambda: None)
+def open_load(device: str, own: int | None = None) -> Load:
+    """The instrument for a device type, "cpu" or "cuda", already started.
+
+    Args:
+        own: the process that, with its descendants, is not others; None: this one.
+    """
+    own = own or os.getpid()
+    return Load(lambda: read_cpu_seconds(own=own), _gpu_reading(own) if device == "cuda" else lambda: None)
 
 
-def read_cpu_seconds(stat: Path = Path("/proc/stat")) -> CpuSeconds | None:
+def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) -> CpuSeconds | None:
     """The time used until now; None where there is no /proc/stat."""
     ticks_per_second = os.sysconf("SC_CLK_TCK")
     try:
@@ -97,12 +103,12 @@ def read_cpu_seconds(stat: Path = Path("/proc/stat")) -> CpuSeconds | None:
     user, nice, system, steal = 0, 1, 2, 7  # proc_stat(5); `user` and `nice` hold the guests' time already
     busy = sum(row[user] + row[nice] + row[system] for row in ticks)
     stolen = sum(row[steal] for row in ticks)
-    return CpuSeconds(busy / ticks_per_second, stolen / ticks_per_second, _own_seconds())
+    return CpuSeconds(busy / ticks_per_second, stolen / ticks_per_second, _own_seconds(own))
 
 
-def _own_seconds() -> float:
-    """Of this process, of its living descendants (compile workers), and of those that ended and were waited for."""
-    this = psutil.Process()
+def _own_seconds(own: int | None) -> float:
+    """Of a process (None: this one), of its living descendants (compile workers), and of those that ended before."""
+    this = psutil.Process(own)
     total = 0.0
     for process in [this, *this.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):  # ended since it was listed
@@ -122,11 +128,11 @@ def other_gpu_processes(running: Collection[int] | None, own: Collection[int]) -
     return len(others) if len(others) < len(running) else len(running) - 1
 
 
-def _gpu_reading() -> Callable[[], int | None]:
+def _gpu_reading(own: int) -> Callable[[], int | None]:
     nvml = open_nvml()
 
     def count() -> int | None:
-        own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-        return other_gpu_processes(nvml.process_ids(), own) if nvml else None
+        ours = {own, *(child.pid for child in psutil.Process(own).children(recursive=True))}
+        return other_gpu_processes(nvml.process_ids(), ours) if nvml else None
 
     return count

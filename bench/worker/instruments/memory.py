@@ -15,6 +15,7 @@ CPU: `VmHWM`, the peak resident set, which counts memory-mapped files once touch
 from __future__ import annotations
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from bench.spec.record import MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.meters import CpuMeter, CudaMeter, MemoryMeter
@@ -115,6 +116,7 @@ def quantization_constants(parameter: torch.Tensor) -> list[torch.Tensor]:
 
 
 def total_bytes(tensors: list[torch.Tensor]) -> int:
-    """Bytes of the distinct storages behind tensors; tied weights count once."""
+    """Bytes of the distinct storages behind tensors; tied weights count once, of a cut tensor this process's part."""
+    tensors = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -16,6 +16,7 @@ from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.load import Load, open_load
 from bench.worker.instruments.memory import Memory, open_memory
 from bench.worker.progress import Progress
+from bench.worker.team import ALONE, Team
 
 
 @dataclass
@@ -25,13 +26,14 @@ class Context:
     folder: Path
     config: RunConfig
     progress: Progress
+    team: Team = ALONE
     clock: Clock = field(default_factory=Clock)
     load: Load = field(default_factory=Load)
 
     def measure_on(self, resolved: device.Device) -> Memory:
         """Point the instruments at the device, before anything is loaded on it."""
         self.clock.synchronize = resolved.synchronize
-        self.load = open_load(resolved.type)
+        self.load = open_load(resolved.type, self.team.family)
         memory = open_memory(resolved.type)
         self.progress.peak_bytes = memory.peak_so_far_bytes
         return memory

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bench.spec.devices import CUTS_WEIGHTS
 from bench.worker import device, methods
 from bench.worker.divergence import reference_of
 from bench.worker.stages.context import Context
@@ -26,6 +27,8 @@ def run(context: Context) -> dict[str, Any]:
         context.progress.phase("quantize")
         resolved = device.resolve(config)
         methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
+        if config.hardware.strategy in CUTS_WEIGHTS:
+            methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
     if config.suite.source != "none" and config.trial is None:
         context.progress.phase("reference")
         with contextlib.suppress(torch.OutOfMemoryError):  # then the regression stage says so

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from bench.spec.config import RunConfig
 from bench.spec.layout import data_folder, flush_to_disk
 from bench.spec.record import TrainResult
-from bench.worker import data, device, heldout, methods, models, prepare, train
+from bench.worker import data, device, heldout, methods, models, overall, prepare, sharding, train
 from bench.worker.instruments import flops
 from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead
 from bench.worker.observer import Observer
+from bench.worker.shares import share_of_rows
 from bench.worker.stages.context import Context
 
 
 def run(context: Context) -> TrainResult:
     """One SFT run, from the base to saved weights."""
-    config, clock = context.config, context.clock
+    config, clock, team = context.config, context.clock, context.team
     rows = prepare.load_prepared(data_folder(config))
     order = _order(config, rows)
     steps = data.steps_of(order, config.train.batch_size)
-    resolved = device.resolve(config, steps)
+    resolved = device.resolve(config, steps, team.size)
+    team.join(resolved.type, config.hardware.stage_timeout_seconds)
     with clock.span("calibrate"):
         peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
     memory = context.measure_on(resolved)
     model, head, tokenizer = _load(context, resolved, memory)
-    validation = list(rows.validation)
+    parameters, costs = _parameters(config, model), flops.linear_costs(model)  # before anything is cut
+    validation = share_of_rows(list(rows.validation), team)
 
     def measure_heldout() -> float:
         with heldout.inference(model, resolved):
             size, pad_id = config.train.micro_batch, tokenizer.pad_token_id
             losses = heldout.example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
-        return heldout.mean_loss(losses)
+        return heldout.mean_loss([loss for part in team.all(losses) for loss in part])
 
     energy = open_energy(resolved.type)
     observer = Observer(
@@ -48,8 +52,9 @@ def run(context: Context) -> TrainResult:
         energy=energy,
         progress=context.progress,
         measure_heldout=measure_heldout,
+        team=team,
     )
-    arguments = train.training_arguments(config, resolved, steps, context.weights / "trainer")
+    arguments = train.training_arguments(config, resolved, steps, context.weights / "trainer", team)
     trainer = train.SftTrainer(
         model=model,
         args=arguments,
@@ -61,6 +66,8 @@ def run(context: Context) -> TrainResult:
         pad_id=tokenizer.pad_token_id,
         packing=config.train.packing,
         observer=observer,
+        autocast=resolved.autocast if config.hardware.strategy == "fsdp" else nullcontext,
+        team=team,
     )
     context.load.start()
     trainer.train()
@@ -69,21 +76,21 @@ def run(context: Context) -> TrainResult:
     context.progress.phase("save")
     memory.enter("save")
     with clock.span("save"):
-        checkpoint_bytes = _save(model, config, context.weights)
+        state = sharding.whole_state(trainer, config)
+        checkpoint_bytes = _save(model, config, context.weights, state) if team.is_first else None
+        team.wait()
     return TrainResult(
         **_consumed(observer),
-        **_speed(config, resolved, observer, model, peak),
-        **_parameters(config, model),
+        **_speed(config, resolved, observer, costs, sum(team.all(peak))),
+        **parameters,
         heldout=observer.heldout,
         checkpoint_bytes=checkpoint_bytes,
-        memory=list(memory.read().values()),
-        breakdown=observer.breakdown,
+        **overall.memory(team, config, memory, observer),
         stopped_early=observer.stopped_early,
         spans_seconds=clock.read() | {"train_steps": observer.steps[-1].elapsed_seconds},
         environment=resolved.environment(other_load),
         energy_wh=energy.read().get("train"),
         model_revision=getattr(model.config, "_commit_hash", None),
-        step_memory=list(memory.read_parts().values()),
     )
 
 
@@ -105,9 +112,9 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
     with context.clock.span("load"):
         source = models.locate(config.model, context.cache)
         tokenizer = models.load_tokenizer(config.model, source)
-        base = methods.load_base(
-            config, source, resolved.type, resolved.compute_dtype, attn_implementation=resolved.attention
-        )
+        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
+        with context.team.first_alone():
+            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
         model = methods.make_trainable(base, config.method, config.seed)
         methods.start_adapter(model, config, source)
         methods.leave_bf16_grid(model, config, resolved.compute_dtype)
@@ -121,12 +128,12 @@ def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[An
     return model, head, tokenizer
 
 
-def _save(model: Any, config: RunConfig, folder: Path) -> int | None:
+def _save(model: Any, config: RunConfig, folder: Path, state: Any = None) -> int | None:
     """Write the weights, then the marker that they are whole. Returns their bytes; None: a trial keeps none."""
     shutil.rmtree(folder, ignore_errors=True)
     if config.trial is not None:
         return None
-    methods.save_trained(model, config.method, folder)
+    methods.save_trained(model, config.method, folder, state)
     flush_to_disk(folder)
     (folder / "complete").touch()
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
@@ -145,13 +152,17 @@ def _consumed(observer: Observer) -> dict[str, Any]:
 
 
 def _speed(
-    config: RunConfig, resolved: device.Device, observer: Observer, model: Any, peak_flops_per_second: float
+    config: RunConfig,
+    resolved: device.Device,
+    observer: Observer,
+    costs: flops.LinearCosts,
+    peak_flops_per_second: float,
 ) -> dict[str, Any]:
     """Speeds over the timed steps; None when every step was warm-up."""
     timed = [s.seconds for s in observer.steps if s.timed]
     counts = observer.timed_counts
     needed = flops.needed_flops(
-        flops.linear_costs(model),
+        costs,
         tokens=counts.tokens,
         supervised_tokens=counts.supervised_tokens,
         attended_pairs=counts.attended_pairs,

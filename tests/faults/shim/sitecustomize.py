@@ -6,6 +6,7 @@ The product knows nothing of it. The environment says what happens where:
     FAULT_PLACE  where in a child: module:function, or module:class.method
     FAULT_CALL   at which call of it, from 1
     FAULT_WITH   what the deed needs: a device, a file, a control group
+    FAULT_RANK   in which of several processes that train together; by default the first
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import sys
 import time
 
 WITH = os.environ.get("FAULT_WITH", "")
-IS_CHILD = "bench.worker" in sys.orig_argv
+IS_CHILD = "bench.worker" in sys.orig_argv and os.environ.get("RANK", "0") == os.environ.get("FAULT_RANK", "0")
 
 
 def allocate_a_pebibyte():

@@ -1,0 +1,64 @@
+"""`python -m bench.worker.together COUNT RUN_DIR STAGE`: one stage by several processes, as torchrun does.
+
+torch's own launcher starts them, one a device, at a free port, and ends all when one fails; but it exits with 1
+whatever happened. This exits as the process that failed first did, with its code or by its signal, so that the parent
+tells out of memory, killed and error apart just as it does for a process alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from bench.spec.failure import EXIT_ERROR, EXIT_OK
+
+
+def main(count: int, folder: Path, stage: str) -> int:
+    """Run the stage. Returns the exit code; a negative one is minus a signal's number."""
+    with suppress(AttributeError, OSError):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    options = ["--standalone", f"--nproc-per-node={count}", "--module", "bench.worker", str(folder), stage]
+    try:
+        run.run(run.parse_args(options))
+        return EXIT_OK
+    except ChildFailedError as error:
+        return first_cause([failure.exitcode for failure in error.failures.values()], folder)
+    except SignalException as error:
+        return -int(error.sigval)
+
+
+def first_cause(codes: Sequence[int], folder: Path) -> int:
+    """The exit code that tells what went wrong, of those of all processes that failed.
+
+    A process that died by a signal tears the connections of the others, whose errors are only consequences; SIGTERM is
+    what the launcher itself ends the rest with. Else the first to fail has said so in `error.json`.
+    """
+    for code in codes:
+        if code < 0 and code != -signal.SIGTERM:
+            return code
+    with suppress(OSError, ValueError, KeyError):
+        return int(json.loads((folder / "error.json").read_text())["exit_code"])
+    return max(codes, default=EXIT_ERROR)
+
+
+def _exit(code: int) -> None:
+    if code < 0:
+        if code != -signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    _exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
