@@ -129,8 +129,8 @@ def test_a_hub_model_runs_from_its_bundle_when_the_hub_is_gone(commands, smoke, 
     model = Path(models.locate(tiny.model, Path(tiny.paths.cache)))
     data = tmp_path / "data"
     data.mkdir()
-    rows = [{"question": f"{a} + {b} = ?", "answer": str(a + b)} for a in range(8) for b in range(5)]
-    for split, chosen in (("train", rows[:30]), ("test", rows[30:])):
+    rows = [{"question": f"{a} + {b} = ?", "answer": str(a + b)} for a in range(8) for b in range(8)]
+    for split, chosen in (("train", rows[:50]), ("test", rows[50:])):
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     model_overrides = ["model=smollm2-135m-hub", "model.location=me/tiny", "model.parameters=null"]
     model_overrides += ["model.architecture=null", "model.max_context=2048"]

@@ -1,4 +1,4 @@
-"""Whole sweeps by the launchers' local forms: real plugins, real processes, the tiny random model."""
+"""Sweeps by the launchers' local forms: real plugins and processes, the tiny random model, few stages left to do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import in_process
 
 from bench.planning.compose import compose
+from bench.running import execute
 from bench.running.store import read_record
 from bench.spec.config import RunConfig
 from bench.spec.failure import Status
@@ -51,40 +53,44 @@ def assert_complete(configs: list[RunConfig], said: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """(overrides, results folder) of a sweep that joblib ran, two runs at a time."""
-    needs("hydra_joblib_launcher", "launchers")
-    base = tmp_path_factory.mktemp("joblib")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """(overrides, results folder) of a sweep's stages, made in this process: a child takes longer than a stage."""
+    base = tmp_path_factory.mktemp("finished")
     rows = "".join(f'{{"question": "{a} + {b} = ?", "answer": "{a + b}"}}\n' for a in range(8) for b in range(5))
     (base / "sums.jsonl").write_text(rows)
     overrides = ["experiment=smoke", "task=jsonl", f"task.train_file={base / 'sums.jsonl'}", "hardware.threads=1"]
     overrides += ["task.prompt={question}", "task.target={answer}", "task.metrics=[numeric]", "task.max_new_tokens=8"]
-    overrides += ["task.validation_examples=4", "task.test_examples=4", f"paths.cache={base / 'cache'}"]
-    overrides += [f"paths.artifacts={base / 'artifacts'}"]
-    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    said = run(sweep([*overrides, f"paths.results={base / 'results'}"], *joblib))
-    assert_complete(compose([METHODS, *overrides, f"paths.results={base / 'results'}"], multirun=True), said)
+    overrides += ["task.validation_examples=4", "task.test_examples=4"]
+    overrides += [f"paths.{name}={base / name}" for name in ("cache", "artifacts")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "run_stage", in_process)
+        for config in compose([METHODS, *overrides, f"paths.results={base / 'results'}"], multirun=True):
+            execute.execute(config)
     return overrides, base / "results"
 
 
-def to_do_again(swept: tuple[list[str], Path], folder: Path) -> tuple[list[str], list[RunConfig]]:
-    """(overrides, configs) of the same sweep elsewhere, in which records and one evaluation are missing."""
-    overrides, results = swept
-    shutil.copytree(results, folder / "results", ignore=shutil.ignore_patterns("record.json", "report*"))
-    overrides = [*overrides, f"paths.results={folder / 'results'}"]
+@pytest.fixture
+def sweep_to_do(finished: tuple[list[str], Path], tmp_path: Path) -> tuple[list[str], list[RunConfig]]:
+    """(overrides, configs) of the same sweep elsewhere: no run has a record, and one has yet to be evaluated."""
+    overrides, results = finished
+    shutil.copytree(results, tmp_path / "results", ignore=shutil.ignore_patterns("record.json"))
+    overrides = [*overrides, f"paths.results={tmp_path / 'results'}"]
     configs = compose([METHODS, *overrides], multirun=True)
     (run_folder(configs[1]) / "evaluate.json").unlink()
     return overrides, configs
 
 
-def test_joblib(swept) -> None:
-    overrides, results = swept
-    assert "nothing to do" in run(sweep([*overrides, f"paths.results={results}"], "hydra/launcher=joblib"))
+def test_joblib(sweep_to_do) -> None:
+    needs("hydra_joblib_launcher", "launchers")
+    overrides, configs = sweep_to_do
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert_complete(configs, run(sweep(overrides, *joblib)))
+    assert "nothing to do" in run(sweep(overrides, *joblib))
 
 
-def test_submitit_and_a_preempted_job_that_goes_on(swept, tmp_path: Path) -> None:
+def test_submitit_and_a_preempted_job_that_goes_on(sweep_to_do, tmp_path: Path) -> None:
     needs("hydra_submitit_launcher", "launchers")
-    overrides, configs = to_do_again(swept, tmp_path)
+    overrides, configs = sweep_to_do
     parent = subprocess.Popen(
         sweep(overrides, "hydra/launcher=submitit_local"), cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -94,14 +100,14 @@ def test_submitit_and_a_preempted_job_that_goes_on(swept, tmp_path: Path) -> Non
     said = parent.communicate(timeout=300)[0]
     assert parent.returncode == 0, said
     assert_complete(configs, said)
-    logs = "".join(path.read_text() for path in (tmp_path / "results").rglob("*_log.err"))
+    logs = "".join(path.read_text() for path in (tmp_path / "results").rglob("*_log.*"))
     assert "this job is preempted" in logs
     assert "Requeued job" in logs
 
 
-def test_ray(swept, tmp_path: Path) -> None:
+def test_ray(sweep_to_do) -> None:
     needs("hydra_ray_launcher", "ray")
-    overrides, configs = to_do_again(swept, tmp_path)
+    overrides, configs = sweep_to_do
     ray = ("hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0")
     assert_complete(configs, run(sweep(overrides, *ray)))
 
