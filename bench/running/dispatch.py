@@ -68,7 +68,7 @@ class Job:
         os.chdir(self.folder)
         provenance.sent_by(self.command)
         config = self.configs[told.run]
-        with own_gpus(getattr(config.hardware, "devices", 1)):
+        with own_gpus(config.hardware.devices):
             record = execute(config)
         if trouble := track(config, record):
             print(trouble)
