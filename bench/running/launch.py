@@ -56,12 +56,13 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     for stale in (f"{stage}.json", "error.json", "progress.json"):
         (folder / stale).unlink(missing_ok=True)
     devices = _read(folder / "plan.json").get("hardware", {}).get("devices", 1)
+    seen = devices if stage in ("train", *BEFORE_ANY_RUN) else 1
     oom_kills = _kernel_oom_kills()
     started = time.monotonic()
     with open(folder / f"{stage}.log", "wb") as log:
         child = subprocess.Popen(
             command(folder, stage, devices),
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible(os.environ.get("CUDA_VISIBLE_DEVICES"), devices)},
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible(os.environ.get("CUDA_VISIBLE_DEVICES"), seen)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

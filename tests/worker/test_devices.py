@@ -138,5 +138,7 @@ def test_each_device_is_told_and_all_together(runs: dict[str, tuple[Run, Run]], 
     assert sum(weights) == two.breakdown.weights_bytes
     if two.strategy == "ddp":
         assert weights == [one.breakdown.weights_bytes] * 2
+    elif case.startswith("qlora"):
+        assert one.breakdown.weights_bytes < sum(weights) < 1.2 * one.breakdown.weights_bytes  # constants stay whole
     else:
         assert sum(weights) == pytest.approx(one.breakdown.weights_bytes, rel=0.02)  # parts are padded

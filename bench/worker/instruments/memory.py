@@ -99,16 +99,20 @@ def breakdown(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Memor
     Call after an optimizer step and before the gradients are cleared.
     """
     parameters = list(model.parameters())
-    constants = [t for p in parameters for t in quantization_constants(p)]
+    constants = [t for holder in (*parameters, *model.modules()) for t in quantization_constants(holder)]
     states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     gradients = [p.grad for p in parameters if p.grad is not None]
     weights = [*parameters, *constants, *model.buffers()]
     return MemoryBreakdown(total_bytes(weights), total_bytes(gradients), total_bytes(states))
 
 
-def quantization_constants(parameter: torch.Tensor) -> list[torch.Tensor]:
-    """The scales that bitsandbytes keeps beside a 4-bit weight (`bitsandbytes.functional.QuantState`)."""
-    state = getattr(parameter, "quant_state", None)
+def quantization_constants(holder: torch.Tensor | torch.nn.Module) -> list[torch.Tensor]:
+    """The scales that bitsandbytes keeps beside a 4-bit weight (`bitsandbytes.functional.QuantState`).
+
+    Args:
+        holder: the weight, or its layer, which alone still has them when FSDP has cut the weight.
+    """
+    state = getattr(holder, "quant_state", None)
     nested = getattr(state, "state2", None)
     tensors = [getattr(state, "absmax", None), getattr(state, "code", None), getattr(state, "offset", None)]
     tensors += [getattr(nested, "absmax", None), getattr(nested, "code", None)]
