@@ -79,6 +79,12 @@ def test_a_budget_that_nothing_reads_is_a_mistake() -> None:
         compose(["method=lora", "hardware.memory_budget_gib=4"], multirun=False)
 
 
+@pytest.mark.parametrize("setting", ["train.micro_batch=auto", "train.checkpoint_every_steps=10"])
+def test_several_devices_are_neither_fitted_nor_resumed(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"hardware\.devices=2"):
+        compose(["method=lora", "hardware.devices=2", "hardware.strategy=ddp", setting], multirun=False)
+
+
 def test_a_wrong_micro_batch_is_told_what_is_allowed() -> None:
     with pytest.raises(ConfigurationError) as caught:
         compose(["method=lora", "train.micro_batch=many"], multirun=False)

@@ -18,8 +18,8 @@ from bench.worker import budget, data, device, heldout, methods, prepare, train
 from bench.worker.instruments import flops
 from bench.worker.instruments.energy import open_energy
 from bench.worker.observer import Observer
-from bench.worker.stages.context import Context
-from bench.worker.stages.train import load_trainable, order_of
+from bench.worker.stages.context import Context, load_trainable
+from bench.worker.stages.train import order_of
 
 STEPS = 2
 

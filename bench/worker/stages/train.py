@@ -19,21 +19,18 @@ from bench.worker import (
     device,
     heldout,
     methods,
-    models,
     overall,
     prepare,
     sharding,
+    summary,
     train,
 )
 from bench.worker.instruments import flops
-from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
-from bench.worker.instruments.memory import Memory
-from bench.worker.loss import SupervisedHead
 from bench.worker.observer import Observer
 from bench.worker.resume import Keeper
 from bench.worker.shares import share_of_rows
-from bench.worker.stages.context import Context
+from bench.worker.stages.context import Context, load_trainable
 
 
 def run(context: Context) -> TrainResult:
@@ -49,7 +46,7 @@ def run(context: Context) -> TrainResult:
         peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
     memory = context.measure_on(resolved)
     model, head, tokenizer = load_trainable(context, resolved, memory)
-    parameters, costs = _parameters(config, model), flops.linear_costs(model)  # before anything is cut
+    parameters, costs = summary.parameters(config, model), flops.linear_costs(model)  # before anything is cut
     validation = share_of_rows(list(rows.validation), team)
 
     def measure_heldout() -> float:
@@ -99,8 +96,8 @@ def run(context: Context) -> TrainResult:
         checkpoint_bytes = _save(model, config, context.weights, state) if team.is_first else None
         team.wait()
     return TrainResult(
-        **_consumed(observer),
-        **_speed(config, resolved, observer, costs, sum(team.all(peak))),
+        **summary.consumed(observer),
+        **summary.speed(config, resolved, observer, costs, sum(team.all(peak))),
         **parameters,
         heldout=observer.heldout,
         checkpoint_bytes=checkpoint_bytes,
@@ -135,30 +132,6 @@ def order_of(config: RunConfig, rows: prepare.Prepared) -> list[int]:
     )
 
 
-def load_trainable(context: Context, resolved: device.Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
-    """(trainable model, its output head, tokenizer) on the device."""
-    config = context.config
-    context.progress.phase("load")
-    memory.enter("load")
-    with context.clock.span("load"):
-        source = models.locate(config.model, context.cache)
-        tokenizer = models.load_tokenizer(config.model, source)
-        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
-        with context.team.first_alone():
-            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
-        model = methods.make_trainable(base, config.method, config.seed)
-        methods.start_adapter(model, config, source)
-        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
-        head = SupervisedHead(model)
-    if resolved.compiled == "regional":
-        from bench.worker.compiling import compile_layers  # seconds to import
-
-        compile_layers(model)
-    else:
-        methods.add_adapters_in_fp32(model, config.method)
-    return model, head, tokenizer
-
-
 def _save(model: Any, config: RunConfig, folder: Path, state: Any = None) -> int | None:
     """Write the weights, then the marker that they are whole. Returns their bytes; None: a trial keeps none."""
     if config.trial is not None:
@@ -170,64 +143,3 @@ def _save(model: Any, config: RunConfig, folder: Path, state: Any = None) -> int
     (folder / "complete").touch()
     shutil.rmtree(folder / checkpoints.FOLDER, ignore_errors=True)
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-
-
-def _consumed(observer: Observer) -> dict[str, Any]:
-    return {
-        "data_stream_sha256": observer.tokens.hexdigest(),
-        "steps": len(observer.steps),
-        "examples": observer.counts.examples,
-        "tokens": observer.counts.tokens,
-        "supervised_tokens": observer.counts.supervised_tokens,
-        "positions": observer.counts.positions,
-        "train_seconds": observer.steps[-1].elapsed_seconds,
-    }
-
-
-def _speed(
-    config: RunConfig,
-    resolved: device.Device,
-    observer: Observer,
-    costs: flops.LinearCosts,
-    peak_flops_per_second: float,
-) -> dict[str, Any]:
-    """Speeds over the timed steps; None when every step was warm-up."""
-    timed = [s.seconds for s in observer.own_steps if s.timed]
-    counts = observer.timed_counts
-    needed = flops.needed_flops(
-        costs,
-        tokens=counts.tokens,
-        supervised_tokens=counts.supervised_tokens,
-        attended_pairs=counts.attended_pairs,
-    )
-    times = step_times(
-        [s.seconds for s in observer.own_steps], config.train.untimed_steps, compiled=resolved.compiled == "regional"
-    )
-
-    def per_second(count: int) -> float | None:
-        return count / sum(timed) if timed else None
-
-    return {
-        "timed_steps": len(timed),
-        "train_tokens_per_second": per_second(counts.tokens),
-        "supervised_tokens_per_second": per_second(counts.supervised_tokens),
-        "positions_per_second": per_second(counts.positions),
-        "step_seconds_median": times.median,
-        "step_seconds_p90": times.p90,
-        "step_seconds_p99": times.p99,
-        "compile_seconds": times.compile,
-        "needed_flops_per_second": per_second(needed),
-        "matmul_peak_flops_per_second": peak_flops_per_second,
-        "mfu": needed / sum(timed) / peak_flops_per_second if timed else None,
-    }
-
-
-def _parameters(config: RunConfig, model: Any) -> dict[str, Any]:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return {
-        "parameters_total": methods.parameters_total(model),
-        "parameters_trainable": sum(p.numel() for p in trainable),
-        "parameters_quantized": methods.parameters_quantized(model),
-        "trainable_dtype": str(trainable[0].dtype).removeprefix("torch."),
-        "checkpoint_dtype": methods.checkpoint_dtype(model, config.method),
-    }
