@@ -110,9 +110,15 @@ def _formed(form: Form, left: Floats, right: Floats) -> Floats:
 
 
 def _same_micro_batch(chosen: Chosen) -> None:
-    sizes = {run.config.get("train", {}).get("micro_batch") for run in [*chosen.left, *chosen.right]}
+    sizes = {_micro_batch(run) for run in [*chosen.left, *chosen.right]}
     if len(sizes) > 1:
         raise NotMeasuredError(f"the micro-batches differ ({', '.join(map(str, sorted(sizes, key=str)))})")
+
+
+def _micro_batch(run: Record) -> int | str | None:
+    """As it was trained; `auto` comes to another number by method."""
+    trained = run.train.micro_batch if run.train else None
+    return trained or run.config.get("train", {}).get("micro_batch")
 
 
 def _of_timed_steps(check: Check, chosen: Chosen, evidence: Evidence) -> Measured:

@@ -52,6 +52,7 @@ def _described(record: Record) -> dict[str, str]:
         measured = {
             f"data_stream_sha256 (seed {record.seed})": record.train.data_stream_sha256[:DIGEST_SHOWN],
             "trainable_dtype": record.train.trainable_dtype,
+            "micro_batch": record.train.micro_batch if record.fit else None,
             "steps": record.train.steps,
             "compiled": compilation(record.train.environment),
             "adds_in_fp32": adds_in_fp32(record),

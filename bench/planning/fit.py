@@ -72,14 +72,14 @@ def _candidates(
     if config.hardware.attention == "eager":
         lean, words = replace(config, hardware=replace(config.hardware, attention="sdpa")), "hardware.attention=sdpa "
         yield words.strip(), lean, options
-    if (rows := largest_micro_batch(lean, options, machine)) is not None and rows < config.train.micro_batch:
+    if (rows := largest_micro_batch(lean, options, machine)) is not None and rows < config.train.fitted_micro_batch:
         yield f"{words}train.micro_batch={rows}", _with_train(lean, micro_batch=rows), options
     if not config.train.gradient_checkpointing:
         lean, words = _with_train(lean, gradient_checkpointing=True), f"{words}train.gradient_checkpointing=true "
         yield words.strip(), lean, options
-        if (rows := largest_micro_batch(lean, options, machine)) is not None and rows < config.train.micro_batch:
+        if (rows := largest_micro_batch(lean, options, machine)) is not None and rows < config.train.fitted_micro_batch:
             yield f"{words}train.micro_batch={rows}", _with_train(lean, micro_batch=rows), options
-    if lean.train.micro_batch > 1:
+    if lean.train.fitted_micro_batch > 1:
         lean, words = _with_train(lean, micro_batch=1), f"{words}train.micro_batch=1 "
     if config.method.trains == "all_weights" and config.method.optimizer == "adamw":
         yield f"{words}method.optimizer=adamw_8bit", _with_method(lean, optimizer="adamw_8bit"), options
@@ -93,7 +93,7 @@ def _candidates(
 def _fewest_devices(config: RunConfig, options: PlanConfig, machine: Machine) -> PlanConfig | None:
     """The smallest doubling of the devices on which the run fits, sharded; None when there is none."""
     devices = 2 * options.devices
-    while devices * config.train.micro_batch <= min(_MOST_DEVICES, config.train.batch_size):
+    while devices * config.train.fitted_micro_batch <= min(_MOST_DEVICES, config.train.batch_size):
         sharded = replace(options, devices=devices, strategy="fsdp")
         if _fits(config, sharded, machine):
             return sharded

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,7 +23,7 @@ from bench.planning.estimate.static import static_bytes
 from bench.planning.estimate.terms import Terms
 from bench.planning.fit import GIB, Remedy, Verdict, largest_micro_batch, remedies, verdict
 from bench.planning.predict import Machine, architecture_of, predict
-from bench.spec.config import RunConfig, to_mapping
+from bench.spec.config import HardwareConfig, RunConfig, to_mapping
 from bench.spec.failure import ConfigurationError
 from bench.spec.identity import canonical_json
 from bench.spec.plan import PlanConfig, plan_config
@@ -88,6 +88,7 @@ def plans(overrides: Sequence[str]) -> list[Plan]:
 def _plan(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
     if options.devices == 1 and config.hardware.strategy != "none":  # as the run itself would share its steps
         options = replace(options, devices=config.hardware.devices, strategy=config.hardware.strategy)
+    config = _fitted(config, options, machine)
     architecture = architecture_of(config.model)
     terms = predict(config, options, machine)
     found = verdict(terms.total, machine.memory_gib)
@@ -101,7 +102,7 @@ def _plan(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         devices=options.devices,
         strategy=options.strategy,
         max_length=config.train.max_length,
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.fitted_micro_batch,
         gradient_checkpointing=config.train.gradient_checkpointing,
         memory_gib=machine.memory_gib,
         parameters_base=sum(base_parameters(architecture).values()),
@@ -117,10 +118,27 @@ def _plan(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
     )
 
 
+def _fitted(config: RunConfig, options: PlanConfig, machine: Machine) -> RunConfig:
+    """The run at the micro-batch that `auto` is expected to come to."""
+    if config.train.micro_batch != "auto":
+        return config
+    budget_gib = config.hardware.memory_budget_gib
+    within = machine if budget_gib is None else replace(machine, memory_gib=budget_gib)
+    if within.memory_gib is None:
+        raise ConfigurationError(["train.micro_batch: auto needs a memory to fit into: plan.memory_gib=..."])
+    return replace(config, train=replace(config.train, micro_batch=largest_micro_batch(config, options, within) or 1))
+
+
+def device_kind(hardware: HardwareConfig) -> Literal["cpu", "cuda"]:
+    """The kind of device that `hardware.device` means here."""
+    if hardware.device != "auto":
+        return hardware.device
+    return "cuda" if _NVIDIA.exists() else "cpu"
+
+
 def _machines(config: RunConfig, options: PlanConfig) -> list[Machine]:
     """The device that `hardware` means, with each memory to be compared."""
-    kind = config.hardware.device
-    device = kind if kind != "auto" else "cuda" if _NVIDIA.exists() else "cpu"
+    device = device_kind(config.hardware)
     memory = config.hardware.memory_gib
     if memory is None and device == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB

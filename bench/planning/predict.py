@@ -62,8 +62,8 @@ def predict(config: RunConfig, options: PlanConfig, machine: Machine) -> Terms:
         ConfigurationError: an unknown architecture or adapter target, more micro-batches than a step has examples.
     """
     architecture, train = architecture_of(config.model), config.train
-    if train.micro_batch * options.devices > train.batch_size:
-        problem = f"plan.devices: {options.devices} micro-batches of {train.micro_batch} are more than"
+    if train.fitted_micro_batch * options.devices > train.batch_size:
+        problem = f"plan.devices: {options.devices} micro-batches of {train.fitted_micro_batch} are more than"
         raise ConfigurationError(
             [f"{problem} train.batch_size={train.batch_size}; raise it or lower train.micro_batch"]
         )
@@ -75,16 +75,16 @@ def predict(config: RunConfig, options: PlanConfig, machine: Machine) -> Terms:
         config.method,
         numerics,
         largest_batch(train, options),
-        accumulates=train.batch_size > train.micro_batch * options.devices,
+        accumulates=train.batch_size > train.fitted_micro_batch * options.devices,
         parallel=Parallel(options.devices, options.strategy),
     )
 
 
 def largest_batch(train: TrainConfig, options: PlanConfig) -> Batch:
     """A micro-batch of the longest examples."""
-    rows, length = train.micro_batch, train.max_length
+    rows, length = train.fitted_micro_batch, train.max_length
     if train.packing:
-        rows, length = 1, train.micro_batch * train.max_length
+        rows, length = 1, rows * length
     return Batch(
         rows=rows,
         length=length,

@@ -13,7 +13,7 @@ import jinja2
 
 from bench.analysis.bootstrap import DRAWS
 from bench.analysis.claims import Verdict
-from bench.report import claims, details, evidence, fairness, limits, overfitting, targets
+from bench.report import claims, details, evidence, fairness, fitting, limits, overfitting, targets
 from bench.report.answer import Group, answer_table
 from bench.report.devices import devices_table
 from bench.report.format import cell
@@ -98,6 +98,8 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "refusals": fairness.refusals_table(group),
         "speed": details.speed_table(group),
         "busy": [cell(line) for line in fairness.busy_runs(group)],
+        "resumed": fitting.resumed(group),
+        "fitting": fitting.section(group),
         "memory": details.memory_table(group),
         "devices": devices_table(group),
         "serving": serving_section(group),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from bench.analysis.curves import Reach
 from bench.analysis.order import is_base
 from bench.analysis.targets import CurveComparison, CurveReading, compare_curves
+from bench.report import fitting
 from bench.report.answer import Group, busy_mark
 from bench.report.format import UNKNOWN, cell, gib, mean_and_range, number, table
 from bench.spec.record import Record
@@ -40,7 +41,7 @@ def section(group: Group) -> str:
     parts = []
     for place, one in enumerate(compared):
         tables = [(_reached_table(group, one), _REACHED), (_equal_table(group, one), _EQUAL), (_memory(one), _MEMORY)]
-        parts.append(_lead(one))
+        parts += [_lead(one), fitting.lead(group) if place == 0 else ""]
         parts += [part for shown, text in tables if shown for part in ([shown, text] if place == 0 else [shown])]
     parts.append("\n".join(f"- {line}" for line in _unknown(group, compared)) if compared else "")
     return "\n\n".join(part for part in parts if part)

@@ -15,12 +15,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.running import store
+from bench.running.fitting import fit
 from bench.running.launch import Outcome, Watch, run_stage
 from bench.running.provenance import provenance
 from bench.running.reuse import take_over
 from bench.running.serving import with_serving
 from bench.spec.config import RunConfig, to_mapping
 from bench.spec.failure import Status
+from bench.spec.fitting import Fit
 from bench.spec.identity import comparison_key, run_id
 from bench.spec.layout import artifact_folder, data_folder, run_folder, write_atomic
 from bench.spec.record import (
@@ -35,7 +37,12 @@ from bench.spec.record import (
 )
 
 ITEMS_OF: dict[Stage, str] = {"evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz"}
-RESULT_OF: dict[Stage, type] = {"train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult}
+RESULT_OF: dict[Stage, type] = {
+    "fit": Fit,
+    "train": TrainResult,
+    "evaluate": EvaluateResult,
+    "regression": RegressionResult,
+}
 
 
 def stages(config: RunConfig) -> list[Stage]:
@@ -43,11 +50,12 @@ def stages(config: RunConfig) -> list[Stage]:
 
     A trial of a learning rate only trains: the test split is not for choosing.
     """
+    fitted: list[Stage] = ["fit"] if config.train.micro_batch == "auto" else []
     if config.trial is not None:
-        return ["train"]
+        return [*fitted, "train"]
     wanted: list[Stage] = ["evaluate"]
     if config.method.trains != "nothing":
-        wanted.insert(0, "train")
+        wanted = [*fitted, "train", *wanted]
     if config.suite.source != "none":
         wanted.append("regression")
     return wanted
@@ -106,7 +114,7 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
             results[stage] = result
             reused.append(str(stage))
             continue
-        outcome = run_stage(folder, stage, config.hardware.stage_timeout_seconds, watch)
+        outcome = _run(config, folder, stage, watch)
         wall_seconds[stage] = outcome.wall_seconds
         status, failure = outcome.status, outcome.failure
         if failure:
@@ -132,6 +140,12 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
         reused_stages=reused,
         **results,  # type: ignore[arg-type]
     )
+
+
+def _run(config: RunConfig, folder: Path, stage: Stage, watch: Watch) -> Outcome:
+    if stage == "fit":
+        return fit(config, folder, watch)
+    return run_stage(folder, stage, config.hardware.stage_timeout_seconds, watch)
 
 
 def finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:

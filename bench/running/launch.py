@@ -28,6 +28,7 @@ from bench.spec.record import Failure, Stage
 
 POLL_SECONDS = 0.5  # asleep in between: 0.3% of a core, measured
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
+CHECKPOINT_GRACE_SECONDS = 120  # where SIGTERM lets training end its step and write a checkpoint
 LOG_TAIL_CHARACTERS = 4000
 BEFORE_ANY_RUN: tuple[Stage, ...] = ("prepare", "fetch", "bundle")
 Watch = Callable[[dict[str, Any]], None]
@@ -71,7 +72,8 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
         try:
             timed_out, resident_bytes = _wait(child, folder, started + timeout_seconds, watch)
         finally:
-            _stop(child)
+            writes_checkpoints = _read(folder / "progress.json").get("checkpoint_step") is not None
+            _stop(child, CHECKPOINT_GRACE_SECONDS if writes_checkpoints else GRACE_SECONDS)
     wall_seconds = time.monotonic() - started
     code = child.returncode
     killed_by_kernel = code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills
@@ -118,7 +120,7 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, deadline: float, watch: 
                 watch(progress)
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: subprocess.Popen[bytes], grace_seconds: float) -> None:
     """End the child and everything it started; does nothing when it has ended by itself."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is not None:
@@ -126,7 +128,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, how)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_SECONDS)
+            child.wait(grace_seconds)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)  # orphans of its process group, such as compile workers
 
@@ -163,7 +165,7 @@ def _failure(folder: Path, stage: Stage, status: Status, code: int, timeout_seco
         stage=stage,
         phase=error.get("phase") or progress.get("phase"),
         message=message,
-        next_step=next_step(status, stage, message),
+        next_step=next_step(status, stage, message, progress.get("checkpoint_step")),
         exit_code=code,
         log_tail=_tail(folder, stage),
         last_known_peak_bytes=error.get("peak_bytes") or progress.get("peak_bytes"),

@@ -33,7 +33,8 @@ REQUIREMENTS = {
 }
 # May differ: the method and its settings, the seed (runs are matched by it), where results go, what was fitted.
 _FREE = ("method.", "seed", "sweep", "paths.", "tracking.", "serve.", "rates", "learning_rate_source", "trial",
-         "train.micro_batch", "hardware.name", "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour",
+         "train.micro_batch", "hardware.memory_budget_gib", "train.checkpoint_every_steps", "hardware.name",
+         "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour",
          "model.architecture", "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts")  # fmt: skip
 _BY_SETTING = {
     "hardware.device": "device",

@@ -136,7 +136,7 @@ class TrainConfig:
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None  # optimizer steps; None: what the epochs give
     batch_size: PositiveInt = 16  # examples per optimizer step, whatever the micro-batch
-    micro_batch: PositiveInt = 4  # examples per forward pass
+    micro_batch: PositiveInt | Literal["auto"] = 4  # examples per forward pass; auto: the most that fit
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup_fraction: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -147,6 +147,18 @@ class TrainConfig:
     compile: Literal["auto", "off", "regional"] = "auto"  # torch.compile layer by layer
     packing: bool = False  # a micro-batch as one row without padding; examples do not see one another
     kernels: Literal["torch", "liger"] = "torch"  # liger: Triton kernels for norms, rotations and MLPs (CUDA)
+    checkpoint_every_steps: PositiveInt | None = None  # to go on from after a kill; None: no checkpoints
+
+    @property
+    def fitted_micro_batch(self) -> int:
+        """`micro_batch` as a number.
+
+        Raises:
+            ValueError: it is `auto`, which the stage `fit` answers.
+        """
+        if self.micro_batch == "auto":
+            raise ValueError("train.micro_batch=auto has not been fitted yet")
+        return self.micro_batch
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -161,6 +173,8 @@ class HardwareConfig:
     generate_batch: PositiveInt = 64  # test prompts decoded together
     stage_timeout_seconds: PositiveInt = 86_400
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # of a child's private memory (RLIMIT_DATA)
+    memory_budget_gib: Annotated[float, Field(gt=0)] | None = None  # train.micro_batch=auto: of training's peak;
+    # None: nine tenths of the device's memory
     price_usd_per_hour: Annotated[float, Field(ge=0)] | None = None
     devices: PositiveInt = 1  # that share every training step, one process each; see docs/devices.md
     strategy: Strategy = "none"  # how they share it
@@ -271,7 +285,12 @@ def _inconsistencies(config: RunConfig) -> Iterator[str]:
         yield "method.learning_rate: missing; set one, for example 2e-5 (full) or 2e-4 (adapter)"
     if method.trains != "nothing" and method.shots:
         yield "method.shots: only the untuned base is prompted with solved examples; set it to 0"
-    if train.batch_size % train.micro_batch:
+    if config.hardware.memory_budget_gib is not None and train.micro_batch != "auto":
+        yield (
+            f"hardware.memory_budget_gib: {config.hardware.memory_budget_gib:g} is read by train.micro_batch=auto, "
+            f"and train.micro_batch is {train.micro_batch}; leave one of them out"
+        )
+    if train.micro_batch != "auto" and train.batch_size % train.micro_batch:
         yield (
             f"train.micro_batch: {train.micro_batch} does not divide train.batch_size={train.batch_size}; "
             "choose a divisor, so that every method sees the same examples per step"
@@ -312,9 +331,12 @@ def _of_serving(serve: ServeConfig, model: ModelConfig) -> Iterator[str]:
         yield f"serve.adapters: each of {serve.adapters} must divide the largest, which is the number of requests"
 
 
+_UNION_MEMBERS = ("str", "list[str]", "constrained-int", "literal['auto']")  # as pydantic names what it tried
+
+
 def _explain(error: Any) -> str:
     """One pydantic error as a line that says what, what was given and what is allowed."""
-    location = [str(part) for part in error["loc"] if part not in ("str", "list[str]")]
+    location = [str(part) for part in error["loc"] if part not in _UNION_MEMBERS]
     key = ".".join(location)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key}: no such setting{suggest(location[-1], known_keys(location[:-1]))}"

@@ -33,11 +33,15 @@ def problems_with(config: RunConfig) -> Iterator[str]:
         yield f"hardware.strategy: {strategy} needs hardware.devices of at least 2; given 1"
     if hardware.cpu_offload and strategy not in _CUT:
         yield f"hardware.cpu_offload: {strategy} keeps everything on the device; use it with {', '.join(_CUT)}"
-    if devices > 1 and train.batch_size % (devices * train.micro_batch):
+    if devices > 1 and train.micro_batch == "auto":
+        yield f"train.micro_batch: auto probes one device, and hardware.devices={devices}; give a number"
+    elif devices > 1 and train.batch_size % (devices * train.fitted_micro_batch):
         yield (
             f"hardware.devices: {devices} devices with train.micro_batch={train.micro_batch} do not divide "
             f"train.batch_size={train.batch_size}; choose train.micro_batch so that their product does"
         )
+    if devices > 1 and train.checkpoint_every_steps is not None:
+        yield f"train.checkpoint_every_steps: one device alone can resume, and hardware.devices={devices}; use null"
     if devices > 1 and method.optimizer != "adamw" and strategy != "ddp":
         yield f"method.optimizer: {method.optimizer} cannot work on cut state ({strategy}); use adamw, or ddp"
     adapter = method.adapter

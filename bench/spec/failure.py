@@ -31,7 +31,9 @@ NEXT_STEP = {
     Status.ERROR: "Read the log named above; the same command again repeats only this run.",
 }
 
-_OOM_IN_EVALUATION = {
+_OOM_IN_STAGE = {
+    "fit": "Raise hardware.memory_budget_gib, set train.gradient_checkpointing=true, or choose a smaller method (lora, "
+    "qlora): not even the smallest micro-batch that was tried fits.",
     "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
     "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
     "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",
@@ -40,13 +42,18 @@ _FULL_DISK = "Free some space, or name other folders (paths.results, paths.artif
 _FULL_DISK += "again runs only what is missing."
 
 
-def next_step(status: Status, stage: str, message: str) -> str:
-    """What a person does about a failed stage, told from how, where and with which words it ended."""
-    if status is Status.OOM and stage in _OOM_IN_EVALUATION:
-        return _OOM_IN_EVALUATION[stage]
+def next_step(status: Status, stage: str, message: str, checkpoint_step: int | None = None) -> str:
+    """What a person does about a failed stage, told from how, where and with which words it ended.
+
+    Args:
+        checkpoint_step: of the last checkpoint that training left; 0 or None: it left none.
+    """
+    if status is Status.OOM and stage in _OOM_IN_STAGE:
+        return _OOM_IN_STAGE[stage]
     if status is Status.ERROR and ("No space left on device" in message or "Disk quota exceeded" in message):
         return _FULL_DISK
-    return NEXT_STEP[status]
+    resumes = checkpoint_step and status is not Status.OOM  # it would run out again
+    return NEXT_STEP[status] + (f" The same command resumes from step {checkpoint_step}." if resumes else "")
 
 
 class ConfigurationError(Exception):

@@ -23,7 +23,7 @@ _NOT_TUNED_FOR = {  # settings that leave the best learning rate what it is
     "method": ("learning_rate",),
     "task": ("metrics", "max_new_tokens"),
     "train": ("micro_batch", "heldout_points", "untimed_steps", "gradient_checkpointing", "compile", "packing",
-              "kernels"),
+              "kernels", "checkpoint_every_steps"),
 }  # fmt: skip
 
 
@@ -52,6 +52,9 @@ def _measured(config: RunConfig) -> dict[str, Any]:
         if mapping["hardware"][name] == alone or mapping["method"]["trains"] == "nothing":
             del mapping["hardware"][name]  # newer than the first records, which keep their names
     del mapping["model"]["architecture"]  # the planner's; a run reads it from the weights
+    del mapping["train"]["checkpoint_every_steps"]  # a resumed run ends as one that was never stopped
+    if mapping["hardware"]["memory_budget_gib"] is None:
+        del mapping["hardware"]["memory_budget_gib"]  # newer than the first records, which keep their names
     if (trial := mapping.pop("trial")) is not None:
         mapping["trial"] = trial["hopeless_below"]  # no ordinary run; which trial was best so far is not its identity
     return mapping
@@ -76,11 +79,21 @@ def run_id(config: RunConfig) -> str:
 def comparison_key(config: RunConfig) -> str:
     """Equal for runs that differ only in method and seed (12 hex digits).
 
-    The micro-batch is left out: it may differ by method when each is fitted into the same memory, and changes
-    neither the examples of a step nor their order.
+    The micro-batch is left out, and the memory that it was fitted into: it may differ by method when each is fitted,
+    and changes neither the examples of a step nor their order.
     """
     mapping = _measured(config)
     del mapping["method"], mapping["seed"], mapping["train"]["micro_batch"]
+    mapping["hardware"].pop("memory_budget_gib", None)
+    return digest(mapping)[:12]
+
+
+def fit_key(config: RunConfig) -> str:
+    """Equal for runs that one search of the largest micro-batch holds for: all but seed, learning rate and suite."""
+    mapping = _measured(config)
+    for name in ("seed", "suite", "trial"):
+        mapping.pop(name, None)
+    del mapping["method"]["learning_rate"]
     return digest(mapping)[:12]
 
 

@@ -3,6 +3,7 @@
 Names carry their units. Unknown is `None`, never zero. Files beside the record hold the details:
 
     plan.json                   the RunConfig that ran
+    fit.json                    a `Fit`, where train.micro_batch=auto
     train.json evaluate.json regression.json    one stage each, written by its child process
     steps.jsonl                 one `Step` a line
     samples.jsonl.gz            one `Sample` a line: test predictions with scores
@@ -20,13 +21,16 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bench.spec.failure import Status
+from bench.spec.fitting import Fit
 from bench.spec.serving import Adapters, Fidelity, Generation, LogitDifference, ServedForm
 
 SCHEMA_VERSION = 1
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
-Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export", "verify"]
+Stage = Literal[
+    "bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export", "verify"
+]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -151,6 +155,8 @@ class TrainResult:
     devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
     strategy: str = "none"  # how they shared it
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
+    micro_batch: int | None = None  # examples per forward pass; None: a record older than this field
+    resumed_at_steps: list[int] = field(default_factory=list)  # steps done when it went on after a stop; empty: never
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -283,6 +289,7 @@ class Record:
     started_at: str  # ISO 8601, UTC
     wall_seconds: float
     data: DataSummary | None = None
+    fit: Fit | None = None  # None: train.micro_batch was given as a number
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
     regression: RegressionResult | None = None

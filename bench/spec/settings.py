@@ -15,7 +15,8 @@ from typing import Any
 from bench.spec import devices
 
 _NOT_OF_AN_ARM = ("hardware.name", "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour",
-                  "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts")  # fmt: skip
+                  "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts",
+                  "train.checkpoint_every_steps")  # fmt: skip
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,12 @@ class Observer(TrainerCallback):
         self.tokens = TokenStream()  # phases: untimed, timed
         self.breakdown: MemoryBreakdown | None = None
         self.stopped_early: str | None = None
+        self.resumed_at_steps: list[int] = []
+        self.progress = progress
         self._trial = config.trial
         self._untimed, self._total = config.train.untimed_steps, total_steps
         self._heldout_steps = heldout_steps(total_steps, config.train.heldout_points)
-        self._clock, self._memory, self._energy, self._progress = clock, memory, energy, progress
+        self._clock, self._memory, self._energy = clock, memory, energy
         self._measure_heldout, self._team = measure_heldout, team
         self.timed_tokens = [0] * team.size  # by rank
         # The step whose memory is taken by part: a warm-up step, with one behind it to settle in; not the first, which
@@ -82,7 +85,7 @@ class Observer(TrainerCallback):
         self._consumed: list[tuple[Batch, float | torch.Tensor]] = []
         self._started = self._seconds = self._elapsed = 0.0
         self._losses: list[float | torch.Tensor] = []
-        self._step_counts = TokenCounts()
+        self._step_counts, self._done_before = TokenCounts(), 0
         self._memory_bytes: tuple[int | None, int | None] = (None, None)
         self._steps_file = folder / "steps.jsonl"
 
@@ -90,6 +93,11 @@ class Observer(TrainerCallback):
     def counts(self) -> TokenCounts:
         """Of all steps so far."""
         return sum(self.tokens.read().values(), TokenCounts())
+
+    @property
+    def own_steps(self) -> list[Step]:
+        """Those of this process: all but what was done before the checkpoint that it started from."""
+        return self.steps[self._done_before :]
 
     @property
     def timed_counts(self) -> TokenCounts:
@@ -108,10 +116,29 @@ class Observer(TrainerCallback):
         self._mark("backward")
         self._consumed.append((batch, loss))
 
+    def go_on(
+        self, tokens: TokenStream, steps: list[Step], heldout: list[HeldoutPoint], resumed_at_steps: list[int]
+    ) -> None:
+        """Start behind the steps of an earlier process: all of it counts, but speed is told of this process alone."""
+        self.tokens, self.heldout = tokens, list(heldout)
+        self.steps = [replace(step, timed=False) for step in steps]
+        self._done_before = len(steps)
+        self.resumed_at_steps = [*resumed_at_steps, self._done_before]
+        self._elapsed = steps[-1].elapsed_seconds
+
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
         if self._team.is_first:
-            self._steps_file.write_text("")
-        self._take_heldout(step=0)
+            self._steps_file.write_text("".join(map(_line, self.steps)))
+        if not self.steps:
+            self._take_heldout(step=0)
+        self._enter_training()
+
+    @contextmanager
+    def aside(self, phase: str) -> Iterator[None]:
+        """What interrupts training: its time, memory and energy are its own."""
+        self._enter(phase)
+        with self._clock.span(phase):
+            yield
         self._enter_training()
 
     def on_pre_optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -131,7 +158,7 @@ class Observer(TrainerCallback):
         held, peaks = zip(*(share.memory_bytes for share in shares), strict=True)
         self._memory_bytes = _added(held), _added(peaks)
         self._energy.sample()
-        timed = state.global_step > self._untimed
+        timed = self._is_timed(state.global_step)
         self.tokens.enter("timed" if timed else "untimed")
         micro_batches = in_order([share.consumed for share in shares])
         self._losses = [loss for _, loss in micro_batches]
@@ -171,15 +198,15 @@ class Observer(TrainerCallback):
             supervised_tokens=self._step_counts.supervised_tokens,
             positions=self._step_counts.positions,
             elapsed_seconds=self._elapsed,
-            timed=done > self._untimed,
+            timed=self._is_timed(done),
             memory_bytes=self._memory_bytes[0],
             peak_so_far_bytes=self._memory_bytes[1],
         )
         self.steps.append(step)
         if self._team.is_first:
             with self._steps_file.open("a", encoding="utf-8") as file:  # closed each time: a killed run keeps its steps
-                file.write(json.dumps(asdict(step)) + "\n")
-        self._progress.advance(done, loss=step.loss, tokens_per_second=step.tokens / step.seconds)
+                file.write(_line(step))
+        self.progress.advance(done, loss=step.loss, tokens_per_second=step.tokens / step.seconds)
         if done in self._heldout_steps:
             self._take_heldout(done)
             if done < self._total:
@@ -193,9 +220,12 @@ class Observer(TrainerCallback):
         else:
             self._enter_training()
 
+    def _is_timed(self, step: int) -> bool:
+        return step > self._done_before + self._untimed
+
     def _enter_training(self) -> None:
         self._enter("train", self._total)
-        self._progress.advance(len(self.steps))
+        self.progress.advance(len(self.steps))
 
     def _take_heldout(self, step: int) -> None:
         self._enter("heldout")
@@ -207,12 +237,12 @@ class Observer(TrainerCallback):
     def _enter(self, phase: str, total: int | None = None) -> None:
         self._memory.enter(phase)
         self._energy.enter(phase)
-        self._progress.phase(phase, total)
+        self.progress.phase(phase, total)
 
     def _mark(self, part: str | None) -> None:
         """Name the part of the step that begins, for an error's message; None: the step is over."""
-        self._progress.part = part
-        if len(self.steps) + 1 == self._parted_step:
+        self.progress.part = part
+        if len(self.steps) - self._done_before + 1 == self._parted_step:
             self._memory.enter_part(part)
 
 
@@ -224,6 +254,10 @@ def heldout_steps(total_steps: int, points: int) -> set[int]:
     """
     points = min(points, total_steps)
     return {round(total_steps * (i + 1) / points) for i in range(points)}
+
+
+def _line(step: Step) -> str:
+    return json.dumps(asdict(step)) + "\n"
 
 
 def _finite(value: float | None) -> float | None:

@@ -24,6 +24,8 @@ class Progress:
     Attributes:
         peak_bytes: reads the highest memory of the stage so far; None until a memory instrument is opened.
         part: what of the phase is being done; None where the phase says enough.
+        checkpoint_step: the last step that the same command would not repeat, 0 while there is no checkpoint yet; None:
+            none are written, and SIGTERM ends the process at once.
 
     Args:
         silent: write nothing, as all but the first of several processes.
@@ -36,6 +38,7 @@ class Progress:
         self._written = 0.0
         self.peak_bytes: Callable[[], int | None] = lambda: None
         self.part: str | None = None
+        self.checkpoint_step: int | None = None
 
     @property
     def current_phase(self) -> str:
@@ -59,6 +62,7 @@ class Progress:
             return
         temporary = self._path.with_suffix(".tmp")
         with suppress(OSError):  # a full disk costs the news, not the run
-            temporary.write_text(json.dumps(self._content | {"peak_bytes": self.peak_bytes()}))
+            known = {"peak_bytes": self.peak_bytes(), "checkpoint_step": self.checkpoint_step}
+            temporary.write_text(json.dumps(self._content | known))
             os.replace(temporary, self._path)
         self._written = time.monotonic()

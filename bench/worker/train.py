@@ -6,7 +6,7 @@ Everything here is the same for every method; what differs is in `methods`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bench.worker.device import Device
 from bench.worker.loss import Batch, SupervisedHead
 from bench.worker.methods import OPTIMIZERS
 from bench.worker.observer import Observer
+from bench.worker.resume import Keeper
 from bench.worker.shares import deal, idle_row
 from bench.worker.team import ALONE, Team
 
@@ -44,11 +45,12 @@ class SftTrainer(Trainer):
         observer: Observer,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         team: Team = ALONE,
+        keeper: Keeper | None = None,
         **options: Any,
     ):
         super().__init__(**options)
         self._head, self._rows, self._pad_id, self._packing, self._observer = head, rows, pad_id, packing, observer
-        self._autocast, self._team = autocast, team
+        self._autocast, self._team, self._keeper = autocast, team, keeper
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the effective batch's tokens,
         self.model_accepts_loss_kwargs = True  # which the trainer counts, over all processes, when this is set
 
@@ -64,7 +66,7 @@ class SftTrainer(Trainer):
             batch_sampler=deal(
                 len(rows), batch_size=batch_size, micro_batch=size, rank=self._team.rank, size=self._team.size
             ),
-            collate_fn=data.pack if self._packing else lambda rows: data.collate(rows, self._pad_id),
+            collate_fn=self._collate,
         )
         # Dealt already: accelerate would deal whole micro-batches too, but even out a last step with repeated examples.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
@@ -72,6 +74,22 @@ class SftTrainer(Trainer):
     def _get_grad_norm(self, *arguments: Any, **options: Any) -> Any:
         norm = super()._get_grad_norm(*arguments, **options)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm  # else of this process's part alone
+
+    def micro_batches(self, steps: int) -> Iterator[Batch]:
+        """What the first optimizer steps consume, in order."""
+        size = self.args.per_device_train_batch_size
+        end = min(steps * size * self.args.gradient_accumulation_steps, len(self._rows))
+        for start in range(0, end, size):
+            yield self._collate(self._rows[start : min(start + size, end)])
+
+    def _collate(self, rows: Any) -> Batch:
+        return data.pack(rows) if self._packing else data.collate(rows, self._pad_id)
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        if self._keeper is not None:
+            with self._observer.aside("checkpoint"):
+                super()._save_checkpoint(*arguments, **options)
+                self._keeper.written(self.state.global_step)
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         self._observer.step_starts()
@@ -95,8 +113,8 @@ def training_arguments(
     train, method = config.train, config.method
     return TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=train.micro_batch,
-        gradient_accumulation_steps=train.batch_size // (train.micro_batch * team.size),
+        per_device_train_batch_size=train.fitted_micro_batch,
+        gradient_accumulation_steps=train.batch_size // (train.fitted_micro_batch * team.size),
         max_steps=steps,
         learning_rate=method.learning_rate or 0.0,
         lr_scheduler_type=_SCHEDULES[train.schedule],
@@ -115,7 +133,9 @@ def training_arguments(
         liger_kernel_config=_LIGER,
         disable_tqdm=True,
         report_to=[],
-        save_strategy="no",
+        save_strategy="steps" if train.checkpoint_every_steps else "no",
+        save_steps=train.checkpoint_every_steps or 500,  # unused where nothing is saved
+        # Older checkpoints are deleted by `checkpoints.mark`, when the new one is whole and on the disk.
         remove_unused_columns=False,
         **sharding.arguments(config, device.compute_dtype),
     )

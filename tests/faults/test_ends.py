@@ -40,6 +40,13 @@ def killed_in_training(finished: Place, base: Path) -> tuple[Place, Record]:
     return where, where.execute("method=full", fault=Fault("kill", "forward", SECOND_STEP_FORWARD))
 
 
+def preempted(finished: Place, base: Path) -> tuple[Place, Record, Record]:
+    """The run as it was stopped, and after the same command again."""
+    where, command = finished.copy(base), ("method=full", "train.checkpoint_every_steps=100")
+    stopped = where.execute(*command, fault=Fault("term", "forward", SECOND_STEP_FORWARD))
+    return where, stopped, where.execute(*command)
+
+
 def ended_in_evaluation(deed: str, finished: Place, base: Path) -> Record:
     return after_training(finished, base).execute("method=lora", fault=Fault(deed))
 
@@ -75,6 +82,7 @@ def ctrl_c(finished: Place, base: Path) -> tuple[Place, int, str, bool]:
 CASES: dict[str, Callable[[Place, Path], object]] = {
     "timeout": timeout,
     "SIGKILL": killed_in_training,
+    "preempted": preempted,
     "SIGTERM": partial(ended_in_evaluation, "term"),
     "SIGSEGV": partial(ended_in_evaluation, "segfault"),
     "parent": parent_killed,
@@ -102,6 +110,20 @@ def test_a_kill_in_training_keeps_the_steps_until_then(cases, finished, shows) -
     assert files_of(where.folder("method=lora")) == files_of(finished.folder("method=lora"))
     injected = "the child sends it to itself in its second step"
     shows("SIGKILL", injected, how(record), "the other run; the step measured until then; the peak memory")
+
+
+def test_a_preempted_run_goes_on_from_its_checkpoint(cases, finished, shows) -> None:
+    where, stopped, again = cases("preempted")
+    assert stopped.status is Status.KILLED
+    assert "SIGTERM" in stopped.failure.message
+    assert stopped.failure.next_step.endswith("The same command resumes from step 2.")
+    assert again.status is Status.OK
+    assert (again.train.resumed_at_steps, again.train.steps) == ([2], 4)
+    assert steps_written(where.folder("method=full")) == 4
+    assert again.train.data_stream_sha256 == finished.record("method=lora").train.data_stream_sha256
+    injected = "`train.checkpoint_every_steps=100`; the child sends SIGTERM to itself in its second step"
+    survived = "both steps, in a checkpoint; the same command goes on from it and ends `ok`"
+    shows("preempted in training", injected, how(stopped), survived)
 
 
 @pytest.mark.parametrize(

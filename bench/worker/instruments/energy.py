@@ -12,7 +12,7 @@ whole device: what else runs on it is counted too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.worker.instruments.nvml import open_nvml
@@ -46,6 +46,10 @@ class Energy:
     def read(self) -> dict[str, float | None]:
         self._update()
         return dict(self._watt_hours)
+
+    def recall(self, watt_hours: Mapping[str, float | None]) -> None:
+        """Go on from what an earlier process had used by phase."""
+        self._watt_hours = dict(watt_hours)
 
     def used_wh(self, phase: str) -> float | None:
         """Watt-hours of one phase until now; 0 before it first began. Reads the counter once."""

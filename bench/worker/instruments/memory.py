@@ -14,6 +14,8 @@ CPU: `VmHWM`, the peak resident set, which counts memory-mapped files once touch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -62,6 +64,11 @@ class Memory:
         self._update()
         return dict(self._parts)
 
+    def recall(self, phases: Iterable[PhaseMemory]) -> None:
+        """Peaks of an earlier process that did a part of the same work; the larger one is kept, as within one."""
+        for phase in phases:
+            self._keep(self._phases, phase)
+
     def now(self) -> tuple[int | None, int | None]:
         """(bytes held at this moment, peak bytes of the phase so far); None outside of phases or where unknown."""
         if self._phase is None:
@@ -82,10 +89,13 @@ class Memory:
     def _update(self) -> None:
         for name, kept in ((self._phase, self._phases), (self._part, self._parts)):
             if name is not None:
-                reading = self._meter.read(name)
-                before = kept.get(name)
-                if before is None or (reading.peak_bytes or 0) > (before.peak_bytes or 0):
-                    kept[name] = reading
+                self._keep(kept, self._meter.read(name))
+
+    @staticmethod
+    def _keep(kept: dict[str, PhaseMemory], reading: PhaseMemory) -> None:
+        before = kept.get(reading.phase)
+        if before is None or (reading.peak_bytes or 0) > (before.peak_bytes or 0):
+            kept[reading.phase] = reading
 
 
 def open_memory(device: str) -> Memory:

@@ -15,6 +15,7 @@ from bench.worker import device, methods, models
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.load import Load, open_load
 from bench.worker.instruments.memory import Memory, open_memory
+from bench.worker.loss import SupervisedHead
 from bench.worker.progress import Progress
 from bench.worker.team import ALONE, Team
 
@@ -50,6 +51,30 @@ class Context:
     @property
     def weights(self) -> Path:
         return artifact_folder(self.config)
+
+
+def load_trainable(context: Context, resolved: device.Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
+    """(trainable model, its output head, tokenizer) on the device."""
+    config = context.config
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
+        with context.team.first_alone():
+            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
+        model = methods.make_trainable(base, config.method, config.seed)
+        methods.start_adapter(model, config, source)
+        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
+        head = SupervisedHead(model)
+    if resolved.compiled == "regional":
+        from bench.worker.compiling import compile_layers  # seconds to import
+
+        compile_layers(model)
+    else:
+        methods.add_adapters_in_fp32(model, config.method)
+    return model, head, tokenizer
 
 
 def load_tuned(context: Context) -> tuple[Any, Any, device.Device, Memory]:

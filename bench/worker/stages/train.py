@@ -4,41 +4,54 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.spec.config import RunConfig
+from bench.spec.fitting import Fit
 from bench.spec.layout import data_folder, flush_to_disk
-from bench.spec.record import TrainResult
-from bench.worker import data, device, heldout, methods, models, overall, prepare, sharding, train
+from bench.spec.record import TrainResult, from_json
+from bench.worker import (
+    budget,
+    checkpoints,
+    data,
+    device,
+    heldout,
+    methods,
+    overall,
+    prepare,
+    sharding,
+    summary,
+    train,
+)
 from bench.worker.instruments import flops
-from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
-from bench.worker.instruments.memory import Memory
-from bench.worker.loss import SupervisedHead
 from bench.worker.observer import Observer
+from bench.worker.resume import Keeper
 from bench.worker.shares import share_of_rows
-from bench.worker.stages.context import Context
+from bench.worker.stages.context import Context, load_trainable
 
 
 def run(context: Context) -> TrainResult:
     """One SFT run, from the base to saved weights."""
-    config, clock, team = context.config, context.clock, context.team
+    config, clock, team = fitted(context), context.clock, context.team
     rows = prepare.load_prepared(data_folder(config))
-    order = _order(config, rows)
+    order = order_of(config, rows)
     steps = data.steps_of(order, config.train.batch_size)
     resolved = device.resolve(config, steps, team.size)
     team.join(resolved.type, config.hardware.stage_timeout_seconds)
+    budget.enforce(config.hardware, resolved.type)
     with clock.span("calibrate"):
         peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
     memory = context.measure_on(resolved)
-    model, head, tokenizer = _load(context, resolved, memory)
-    parameters, costs = _parameters(config, model), flops.linear_costs(model)  # before anything is cut
+    model, head, tokenizer = load_trainable(context, resolved, memory)
+    parameters, costs = summary.parameters(config, model), flops.linear_costs(model)  # before anything is cut
     validation = share_of_rows(list(rows.validation), team)
 
     def measure_heldout() -> float:
         with heldout.inference(model, resolved):
-            size, pad_id = config.train.micro_batch, tokenizer.pad_token_id
+            size, pad_id = config.train.fitted_micro_batch, tokenizer.pad_token_id
             losses = heldout.example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
         return heldout.mean_loss([loss for part in team.all(losses) for loss in part])
 
@@ -54,13 +67,15 @@ def run(context: Context) -> TrainResult:
         measure_heldout=measure_heldout,
         team=team,
     )
-    arguments = train.training_arguments(config, resolved, steps, context.weights / "trainer", team)
+    kept = context.weights / checkpoints.FOLDER
+    keeper = Keeper(kept, config, resolved, observer, memory, energy) if config.train.checkpoint_every_steps else None
+    arguments = train.training_arguments(config, resolved, steps, kept, team)
     trainer = train.SftTrainer(
         model=model,
         args=arguments,
         optimizers=(methods.make_optimizer(model, config.method, arguments), None),
         train_dataset=rows.train,
-        callbacks=[observer],
+        callbacks=[observer, keeper] if keeper else [observer],
         head=head,
         rows=[rows.train[i] for i in order],
         pad_id=tokenizer.pad_token_id,
@@ -68,9 +83,10 @@ def run(context: Context) -> TrainResult:
         observer=observer,
         autocast=resolved.autocast if config.hardware.strategy == "fsdp" else nullcontext,
         team=team,
+        keeper=keeper,
     )
     context.load.start()
-    trainer.train()
+    keeper.train(trainer) if keeper else trainer.train()
     other_load = context.load.read()
     energy.stop()
     context.progress.phase("save")
@@ -80,21 +96,33 @@ def run(context: Context) -> TrainResult:
         checkpoint_bytes = _save(model, config, context.weights, state) if team.is_first else None
         team.wait()
     return TrainResult(
-        **_consumed(observer),
-        **_speed(config, resolved, observer, costs, sum(team.all(peak))),
+        **summary.consumed(observer),
+        **summary.speed(config, resolved, observer, costs, sum(team.all(peak))),
         **parameters,
         heldout=observer.heldout,
         checkpoint_bytes=checkpoint_bytes,
         **overall.memory(team, config, memory, observer),
         stopped_early=observer.stopped_early,
-        spans_seconds=clock.read() | {"train_steps": observer.steps[-1].elapsed_seconds},
+        micro_batch=config.train.fitted_micro_batch,
+        resumed_at_steps=observer.resumed_at_steps,
+        spans_seconds=clock.read() | {"train_steps": sum(step.seconds for step in observer.own_steps)},
         environment=resolved.environment(other_load),
         energy_wh=energy.read().get("train"),
         model_revision=getattr(model.config, "_commit_hash", None),
     )
 
 
-def _order(config: RunConfig, rows: prepare.Prepared) -> list[int]:
+def fitted(context: Context) -> RunConfig:
+    """The run's description, with the micro-batch that the stage `fit` found in the place of `auto`."""
+    config = context.config
+    if config.train.micro_batch != "auto":
+        return config
+    found = from_json(Fit, (context.folder / "fit.json").read_bytes())
+    return replace(config, train=replace(config.train, micro_batch=found.micro_batch))
+
+
+def order_of(config: RunConfig, rows: prepare.Prepared) -> list[int]:
+    """The training examples in the order of training."""
     return data.training_order(
         [data.row_length(row) for row in rows.train],
         seed=config.seed,
@@ -104,97 +132,14 @@ def _order(config: RunConfig, rows: prepare.Prepared) -> list[int]:
     )
 
 
-def _load(context: Context, resolved: device.Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
-    """(trainable model, its output head, tokenizer) on the device."""
-    config = context.config
-    context.progress.phase("load")
-    memory.enter("load")
-    with context.clock.span("load"):
-        source = models.locate(config.model, context.cache)
-        tokenizer = models.load_tokenizer(config.model, source)
-        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
-        with context.team.first_alone():
-            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
-        model = methods.make_trainable(base, config.method, config.seed)
-        methods.start_adapter(model, config, source)
-        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
-        head = SupervisedHead(model)
-    if resolved.compiled == "regional":
-        from bench.worker.compiling import compile_layers  # seconds to import
-
-        compile_layers(model)
-    else:
-        methods.add_adapters_in_fp32(model, config.method)
-    return model, head, tokenizer
-
-
 def _save(model: Any, config: RunConfig, folder: Path, state: Any = None) -> int | None:
     """Write the weights, then the marker that they are whole. Returns their bytes; None: a trial keeps none."""
-    shutil.rmtree(folder, ignore_errors=True)
     if config.trial is not None:
+        shutil.rmtree(folder, ignore_errors=True)
         return None
+    checkpoints.delete_older_weights(folder)
     methods.save_trained(model, config.method, folder, state)
     flush_to_disk(folder)
     (folder / "complete").touch()
+    shutil.rmtree(folder / checkpoints.FOLDER, ignore_errors=True)
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-
-
-def _consumed(observer: Observer) -> dict[str, Any]:
-    return {
-        "data_stream_sha256": observer.tokens.hexdigest(),
-        "steps": len(observer.steps),
-        "examples": observer.counts.examples,
-        "tokens": observer.counts.tokens,
-        "supervised_tokens": observer.counts.supervised_tokens,
-        "positions": observer.counts.positions,
-        "train_seconds": observer.steps[-1].elapsed_seconds,
-    }
-
-
-def _speed(
-    config: RunConfig,
-    resolved: device.Device,
-    observer: Observer,
-    costs: flops.LinearCosts,
-    peak_flops_per_second: float,
-) -> dict[str, Any]:
-    """Speeds over the timed steps; None when every step was warm-up."""
-    timed = [s.seconds for s in observer.steps if s.timed]
-    counts = observer.timed_counts
-    needed = flops.needed_flops(
-        costs,
-        tokens=counts.tokens,
-        supervised_tokens=counts.supervised_tokens,
-        attended_pairs=counts.attended_pairs,
-    )
-    times = step_times(
-        [s.seconds for s in observer.steps], config.train.untimed_steps, compiled=resolved.compiled == "regional"
-    )
-
-    def per_second(count: int) -> float | None:
-        return count / sum(timed) if timed else None
-
-    return {
-        "timed_steps": len(timed),
-        "train_tokens_per_second": per_second(counts.tokens),
-        "supervised_tokens_per_second": per_second(counts.supervised_tokens),
-        "positions_per_second": per_second(counts.positions),
-        "step_seconds_median": times.median,
-        "step_seconds_p90": times.p90,
-        "step_seconds_p99": times.p99,
-        "compile_seconds": times.compile,
-        "needed_flops_per_second": per_second(needed),
-        "matmul_peak_flops_per_second": peak_flops_per_second,
-        "mfu": needed / sum(timed) / peak_flops_per_second if timed else None,
-    }
-
-
-def _parameters(config: RunConfig, model: Any) -> dict[str, Any]:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return {
-        "parameters_total": methods.parameters_total(model),
-        "parameters_trainable": sum(p.numel() for p in trainable),
-        "parameters_quantized": methods.parameters_quantized(model),
-        "trainable_dtype": str(trainable[0].dtype).removeprefix("torch."),
-        "checkpoint_dtype": methods.checkpoint_dtype(model, config.method),
-    }
