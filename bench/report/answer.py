@@ -38,6 +38,12 @@ class Group:
         """Every arm in display order, failed ones included."""
         return list(dict.fromkeys(self.runs["arm"]))
 
+    def with_arm(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The group's rows of a frame of the sweep, with a column `arm`."""
+        arm = self.runs.set_index("run_id")["arm"]
+        rows = frame[frame["run_id"].isin(arm.index)]
+        return rows.assign(arm=rows["run_id"].map(arm))
+
 
 def groups_of(
     sweep: Sweep,

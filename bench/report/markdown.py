@@ -1,6 +1,6 @@
 """A sweep's groups as one Markdown document, by the template `templates/report.md.j2`.
 
->>> text = render(sweep, groups, plots={"": [Plot(...)]}, tables=["tables/runs.csv"])
+>>> text = render(sweep, groups, plots={group.name: [Plot(...)]}, tables=["tables/runs.csv"])
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bench.report.serving import section as serving_section
 class Plot:
     """One figure of the report."""
 
+    name: str  # of the kind, "loss_curves"
     heading: str
     path: str  # relative to the report
     alt: str  # for who cannot see it
