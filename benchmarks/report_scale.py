@@ -4,8 +4,8 @@
     python -m benchmarks.report_scale seeds         that shape alone
 
 Each shape's folder is made first (tests/report/synthetic.py) and is not counted; then `python -m bench.report` runs
-on it in a process of its own. Time: of that process, imports included. Memory: its peak resident set (wait4's
-ru_maxrss). Linux.
+on it in a process of its own. Time: of that process, imports included, and that of processors, which other work on the
+machine does not stretch. Memory: its peak resident set (wait4's ru_maxrss). Linux.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def tasks(folder: Path) -> None:
                 _write(folder, method, seed, task=f"task-{number}")
 
 
-def arms(folder: Path) -> None:
-    """One base, full fine-tuning, and two methods with 499 learning rates each."""
+def rates(folder: Path) -> None:
+    """One base, and 33 learning rates of three methods with ten seeds each: 100 arms."""
     _write(folder, "base", 0)
-    _write(folder, "full", 0)
-    for method in _TRAINED[1:]:
-        for number in range(499):
-            _write(folder, method, 0, rate=1e-6 * (number + 1))
+    for method in _TRAINED:
+        for number in range(33):
+            for seed in range(10):
+                _write(folder, method, seed, rate=1e-6 * 1.3**number)
 
 
 def examples(folder: Path) -> None:
@@ -60,25 +60,21 @@ def examples(folder: Path) -> None:
     synthetic.build_sweep(folder, failed=False)
 
 
-SHAPES: dict[str, Callable[[Path], None]] = {shape.__name__: shape for shape in (seeds, tasks, arms, examples)}
+SHAPES: dict[str, Callable[[Path], None]] = {shape.__name__: shape for shape in (seeds, tasks, rates, examples)}
 
 
 def _write(folder: Path, method: str, seed: int, task: str = "docstrings", rate: float | None = None) -> None:
-    """One run folder; its samples and items are those of seeds 0 and 1 in turn, which are made once."""
-    record = _record(method, seed % 2)
+    """One run folder; its samples and items are those of seeds 0 and 1 in turn."""
+    record = synthetic.make_record(method, seed % 2)
     config = record.config | {"seed": seed, "task": record.config["task"] | {"name": task}}
     if rate is not None:
         config["method"] = record.config["method"] | {"learning_rate": rate}
     train = replace(record.train, data_stream_sha256=f"{seed:064x}") if record.train else None
-    name = f"{method}-{task}-s{seed}-{rate or 0:.6f}"
+    name = f"{method}-{task}-s{seed}-{rate or 0:.3e}"
     whole = replace(record, run_id=name, seed=seed, task=task, config=config, train=train)
     steps = [] if method == "base" else synthetic.make_steps(method, seed % 2)
     samples, items = synthetic.make_samples(method, seed % 2), synthetic.make_items(method, seed % 2)
     synthetic.write_run(folder, whole, steps, samples, items)
-
-
-def _record(method: str, seed: int) -> synthetic.Record:
-    return synthetic.make_record(method, seed)
 
 
 def measure(shape: str) -> list[str]:
@@ -97,7 +93,8 @@ def measure(shape: str) -> list[str]:
         if status:
             raise SystemExit(f"the report of {shape} failed: {' '.join(command)}")
         size = (folder / "report.html").stat().st_size
-    return [shape, f"{runs:,}", f"{seconds:.1f}", f"{usage.ru_maxrss / 2**20:.2f}", f"{size / 1e6:.2f}"]
+    own = usage.ru_utime + usage.ru_stime
+    return [shape, f"{runs:,}", f"{seconds:.1f}", f"{own:.1f}", f"{usage.ru_maxrss / 2**20:.2f}", f"{size / 1e6:.2f}"]
 
 
 def main() -> None:
@@ -107,7 +104,7 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"{', '.join(unknown)}: no such shape; there are {', '.join(SHAPES)}")
     rows = [measure(name) for name in wanted]
-    headers = ["sweep", "runs", "report, s", "peak memory, GiB", "HTML, MB"]
+    headers = ["sweep", "runs", "report, s", "of processors, s", "peak memory, GiB", "HTML, MB"]
     print(tabulate(rows, headers, "github", disable_numparse=True))
 
 

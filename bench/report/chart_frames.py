@@ -17,7 +17,6 @@ import pandas as pd
 from bench.analysis import serving
 from bench.analysis.order import is_base
 from bench.analysis.recommend import pareto_set
-from bench.report import targets
 from bench.report.answer import Group
 from bench.report.charts.loss import AXES
 from bench.report.charts.serving import TIMES
@@ -36,7 +35,8 @@ _COSTS = {  # axis -> (column of runs, factor)
 def quality_points(group: Group) -> tuple[pd.DataFrame, list[str]]:
     """(the columns of `quality_chart`, the costs that are known of any trained arm)."""
     findings, rows = group.findings, []
-    means = group.runs.reindex(columns=["arm", *(column for column, _ in _COSTS.values())]).groupby("arm").mean()
+    columns = [column for column, _ in _COSTS.values()]
+    means = group.runs.reindex(columns=["arm", *columns]).astype(dict.fromkeys(columns, float)).groupby("arm").mean()
     for arm, records in findings.arms.items():
         if estimate := findings.estimate(findings.primary, arm):
             ends = (estimate.low, estimate.high) if math.isfinite(estimate.high) else (estimate.mean, estimate.mean)
@@ -53,8 +53,9 @@ def quality_points(group: Group) -> tuple[pd.DataFrame, list[str]]:
 
 def loss_curves(group: Group) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(`curves`, `targets`) of `loss_chart`."""
-    compared = targets.comparisons_of(group)
-    curves = pd.concat([_training(group), _heldout(group)], ignore_index=True)
+    compared = group.curves
+    found = [curves for curves in (_heldout(group), _training(group)) if len(curves)]
+    curves = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
     rows = []
     for one in compared:
         for arm, runs in one.runs.items():
@@ -81,7 +82,7 @@ def _training(group: Group) -> pd.DataFrame:
     """Means of a bin are weighted by the tokens that carry the loss."""
     steps = group.with_arm(group.sweep.steps).dropna(subset=["loss"])
     if steps.empty:
-        return _over_seeds(steps.assign(tokens=[], minutes=[], bin=[]), "training", "bin")
+        return steps
     steps = steps.assign(
         bin=binned(steps),
         tokens=steps.groupby("run_id")["tokens"].cumsum() / 1e3,
@@ -96,6 +97,8 @@ def _training(group: Group) -> pd.DataFrame:
 
 def _over_seeds(points: pd.DataFrame, kind: str, key: str) -> pd.DataFrame:
     """Mean, lowest and highest loss of the runs of an arm at one place."""
+    if points.empty:
+        return points
     by = points.groupby(["arm", key], sort=False)
     frame = by["loss"].agg(loss="mean", low="min", high="max", seeds="size")
     frame[list(AXES)] = by[["step", "tokens", "minutes"]].mean().to_numpy()

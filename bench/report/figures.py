@@ -163,7 +163,7 @@ def _step_times(group: Group) -> Drawn | None:
     if seconds.empty:
         return None
     return Drawn(
-        step_time_chart(seconds),
+        step_time_chart(seconds, group.arms),
         "Seconds an optimizer step, by method.",
         f"A tick a timed step, all seeds together (of more than {frames.TICKS}, evenly spread quantiles). Box: the "
         "middle half; diamond: the median; line: from the 10th to the 90th percentile. Steps differ in how long their "
@@ -177,7 +177,7 @@ def _latency(group: Group) -> Drawn | None:
     if latencies.empty:
         return None
     return Drawn(
-        latency_chart(latencies, _arms_in(latencies, group)),
+        latency_chart(latencies, group.arms),
         "Latency of each served form.",
         "Medians with 95% intervals. Choose the requests and the time below the chart.",
         latencies,
@@ -189,17 +189,13 @@ def _adapters(group: Group) -> Drawn | None:
     if many.empty:
         return None
     return Drawn(
-        adapters_chart(many, _arms_in(many, group)),
+        adapters_chart(many, group.arms),
         "Generated tokens a second, or memory, against the number of adapters on one base.",
         "Tokens/s of one device; the requests are shared out evenly among the adapters. Medians with intervals. "
         "Swapped and copies: the share of one is measured, the others follow it. Memory: held with that many adapters "
         f"loaded, measured; as full copies: that of one, and the tensors of the others computed. {_CLICK}",
         many,
     )
-
-
-def _arms_in(frame: pd.DataFrame, group: Group) -> list[str]:
-    return [arm for arm in group.arms if arm in set(frame["arm"])]
 
 
 _DRAWN: Sequence[tuple[str, Callable[[Group], Drawn | None]]] = (  # (plot, or a section's heading; what draws it)

@@ -86,13 +86,13 @@ def _inserted(blocks: Sequence[list[Token]], inserts: Mapping[str, Sequence[Mark
             result.append([_raw(fragment) for fragment in inserts[image]])
             caption = True
             continue
-        result.append(block)
         if block[0].type == "heading_open":
+            result += [[_raw(fragment) for fragment in waiting], block]  # a section without a first block
             waiting = inserts.get(_plain(block[1]), ())
-        elif waiting:
-            result.append([_raw(fragment) for fragment in waiting])
+        else:
+            result += [block, [_raw(fragment) for fragment in waiting]]
             waiting = ()
-    return result
+    return [block for block in [*result, [_raw(fragment) for fragment in waiting]] if block]
 
 
 def _image_of(block: Sequence[Token]) -> str:

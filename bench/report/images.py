@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bench.report import loss_plots, memory_plots, plots, rates, serving_plots, targets
+from bench.report import loss_plots, memory_plots, plots, rates, serving_plots
 from bench.report.answer import Group
 from bench.report.exports import PLOTS
 from bench.report.markdown import Plot
@@ -37,7 +37,7 @@ def draw(folder: Path, group: Group, formats: frozenset[str], *, single: bool) -
 
 
 def _loss_curves(group: Group) -> Figure | None:
-    return loss_plots.loss_curves(group.with_arm(group.sweep.steps), targets.comparisons_of(group), group.arms)
+    return loss_plots.loss_curves(group.with_arm(group.sweep.steps), group.curves, group.arms)
 
 
 def _regression_changes(group: Group) -> Figure | None:

@@ -91,7 +91,7 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "divergence": evidence.divergence_table(group),
         "sensitivity": evidence.sensitivity_table(group),
         "targets": targets.section(group),
-        "overfitting": overfitting.table_of(group, targets.comparisons_of(group)),
+        "overfitting": overfitting.table_of(group, group.curves),
         "claims": claims.section(group, verdicts),
         "differing": evidence.differing_settings_table(group),
         "identical": evidence.identical_settings_table(group),

@@ -69,8 +69,12 @@ class Tab:
         self.page.goto(path.as_uri())
 
     def drawn(self) -> Tab:
-        self.page.wait_for_function("document.documentElement.dataset.charts === 'drawn'", timeout=60_000)
+        self.page.wait_for_selector("html[data-charts=drawn]", timeout=60_000)
         return self
+
+    def counted(self, start: str) -> None:
+        """Wait until the browser of examples shows so many."""
+        self.page.locator("[data-role=count]").filter(has_text=start).wait_for()
 
     def table_with(self, header: str) -> Any:
         return self.page.locator(
@@ -85,7 +89,8 @@ def tab(browser: Any, report: Path) -> Tab:
 
 def test_every_chart_is_drawn_and_nothing_is_loaded(tab: Tab, report: Path) -> None:
     marks = tab.page.eval_on_selector_all(
-        "figure.chart", "all => all.map(f => f.querySelectorAll('svg .mark-symbol path, svg .mark-rect path').length)"
+        "figure.chart",
+        "all => all.map(f => f.querySelectorAll('svg.marks .mark-symbol path, svg.marks .mark-rect path').length)",
     )
     assert len(marks) == 9  # quality, loss, rates, memory, growth, regression, step times, latency, adapters
     assert all(count > 0 for count in marks), marks
@@ -95,16 +100,16 @@ def test_every_chart_is_drawn_and_nothing_is_loaded(tab: Tab, report: Path) -> N
 
 def test_a_chart_can_be_read_without_seeing_it(tab: Tab) -> None:
     for figure in tab.page.locator("figure.chart").all():
-        assert "numbers follow" in figure.locator("svg").first.get_attribute("aria-label")
+        assert "numbers follow" in figure.locator("[role=graphics-document]").first.get_attribute("aria-label")
         assert figure.locator("figcaption").inner_text()
         assert figure.locator("details table tbody tr").count() > 0
 
 
 def test_the_cost_is_chosen(tab: Tab) -> None:
     chart = tab.page.locator("figure.chart").first
-    assert "peak training memory, GiB" in chart.locator("svg .role-title").inner_text()
-    chart.get_by_label("training time, min").check()
-    assert "training time, min" in chart.locator("svg .role-title").inner_text()
+    assert "peak training memory, GiB" in chart.locator("svg.marks .role-title").text_content()
+    chart.get_by_role("radio", name="training time, min").check()
+    assert "training time, min" in chart.locator("svg.marks .role-title").text_content()
 
 
 def test_a_table_sorts_by_a_column(tab: Tab) -> None:
@@ -124,10 +129,10 @@ def test_a_table_sorts_by_a_column(tab: Tab) -> None:
 
 
 def test_rows_are_filtered(tab: Tab) -> None:
-    table = tab.table_with("verdict")
-    rows = table.locator("tbody tr")
+    section = tab.page.locator("section[aria-labelledby=differences]")
+    rows = section.locator("table").first.locator("tbody tr")
     whole = rows.count()
-    box = tab.page.locator("label.filter:has(+ .scroll table th:has-text('verdict')) input").first
+    box = section.get_by_label("Filter rows").first
     box.fill("qlora lora")
     shown = [row.inner_text() for row in rows.all() if row.is_visible()]
     assert 0 < len(shown) < whole
@@ -144,12 +149,12 @@ def test_examples_are_searched_filtered_and_turned(tab: Tab) -> None:
     browser.get_by_role("button", name="Next").click()
     assert "page 2 of 5" in browser.inner_text()
     browser.get_by_label("Search").fill("Reference 17")
-    tab.page.wait_for_function("document.querySelector('[data-role=count]').textContent.startsWith('1 of')")
+    tab.counted("1 of")
     assert cards.count() == 1
     assert "lora: synthetic answer 17 | with a bar" in cards.inner_text()
     browser.get_by_label("Search").fill("")
     browser.get_by_label("Methods disagree").check()
-    tab.page.wait_for_function("!document.querySelector('[data-role=count]').textContent.startsWith('48')")
+    tab.page.locator("[data-role=count]").filter(has_not_text="48 of").wait_for()
     assert int(count.inner_text().split()[0]) < 48
     browser.get_by_label("Methods disagree").uncheck()
 
@@ -157,7 +162,7 @@ def test_examples_are_searched_filtered_and_turned(tab: Tab) -> None:
 def test_what_a_model_wrote_does_nothing(tab: Tab) -> None:
     browser = tab.page.locator(".browser")
     browser.get_by_label("Search").fill("onerror")
-    tab.page.wait_for_function("document.querySelector('[data-role=count]').textContent.startsWith('1 of')")
+    tab.counted("1 of")
     assert ATTACK in browser.locator("article").inner_text()
     assert tab.page.evaluate("window.harmed") is None
     assert tab.page.locator("main img").count() == 0
@@ -167,7 +172,8 @@ def test_what_a_model_wrote_does_nothing(tab: Tab) -> None:
 def test_a_phone_needs_no_sideways_scrolling(browser: Any, report: Path) -> None:
     phone = Tab(browser, report, width=390).drawn()
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
-    widths = phone.page.eval_on_selector_all("figure.chart svg", "all => all.map(s => s.getBoundingClientRect().right)")
+    right = "all => all.map(s => s.getBoundingClientRect().right)"
+    widths = phone.page.eval_on_selector_all("figure.chart svg.marks", right)
     assert max(widths) <= 390
     assert phone.wrong == []
     phone.page.close()
@@ -199,10 +205,10 @@ def test_ten_thousand_examples_do_not_freeze(browser: Any, tmp_path: Path) -> No
     assert many.page.locator("article").count() == 10
     started = time.perf_counter()
     many.page.get_by_label("Search").fill("reference 999")
-    many.page.wait_for_function("document.querySelector('[data-role=count]').textContent.startsWith('11 of')")
+    many.counted("11 of")
     many.page.get_by_label("Search").fill("")
     many.page.get_by_label("Methods disagree").check()
-    many.page.wait_for_function("document.querySelector('[data-role=count]').textContent.startsWith('5,000 of')")
+    many.counted("5,000 of")
     assert time.perf_counter() - started < 10  # seconds when idle: well below one
     assert many.wrong == []
     many.page.close()

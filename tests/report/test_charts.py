@@ -108,9 +108,9 @@ def test_a_legend_fits_a_phone() -> None:
 
 def test_cards_hold_three_numbers(group: Group) -> None:
     cards = {card.arm: card for card in cards_of(group)}
-    assert [what for what, *_ in cards["full"].numbers] == ["rougeL", "peak training memory", "training"]
+    assert [what for what, *_ in cards["full"].numbers] == ["rougeL", "peak memory", "training"]
     assert [what for what, *_ in cards["base"].numbers] == ["rougeL"]
-    assert [card.is_chosen for card in cards.values()].count(True) == 1
+    assert any(card.mark for card in cards.values())
 
 
 def test_as_many_examples_as_fit_and_those_that_differ_most(group: Group) -> None:

@@ -27,12 +27,12 @@ def history_chart(points: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
     y = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False))
     told = tooltips({"arm": "", "sweep": "", "started": "", "commit": "", "device": ""})
     told += tooltips(dict(zip(QUANTITIES, (".3f", ".2f", ".0f"), strict=True)))
-    colour = colours(arms)
+    colour = colours(arms, points)
     return (
         alt.layer(
             every.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, opacity=faded(shown)),
             every.mark_point(size=80, filled=True).encode(
-                x=x, y=y, color=colour, shape=shapes(arms), opacity=faded(shown), tooltip=told
+                x=x, y=y, color=colour, shape=shapes(arms, points), opacity=faded(shown), tooltip=told
             ),
         )
         .add_params(show, shown)

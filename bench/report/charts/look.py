@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import pandas as pd
 
 from bench.report.plots import styles
 
 Drawing = alt.Chart | alt.LayerChart
 INK = "currentColor"
-HEIGHT = 300  # pixels; the width is that of the page
+HEIGHT, ROW = 300, 26  # pixels, of a chart and of a row of words; the width is that of the page
 _SHAPES = {  # matplotlib's markers -> Vega's shapes
     "s": "square", "o": "circle", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross",
     "X": "cross", "<": "triangle-left", ">": "triangle-right", "*": "stroke",
@@ -34,11 +35,13 @@ def spec_of(chart: Drawing, description: str) -> dict[str, Any]:
     """
     text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"gridColor": INK, "gridOpacity": 0.14, "domainColor": INK, "domainOpacity": 0.4, "tickColor": INK}
+    legends = {"orient": "top", "title": None, "labelLimit": _LEGEND_PIXELS - 30, "symbolOpacity": 1}
+    fitted = alt.AutoSizeParams(type="fit-x", contains="padding")
     drawn = (
-        chart.properties(width="container", description=description, background="transparent")
+        chart.properties(width="container", autosize=fitted, description=description, background="transparent")
         .configure(font="system-ui, sans-serif", text=alt.MarkConfig(color=INK))
-        .configure_axis(**text, **lines, labelLimit=150)
-        .configure_legend(**text, orient="top", title=None, labelLimit=_LEGEND_PIXELS - 30, symbolStrokeWidth=2)
+        .configure_axis(**text, **lines, labelLimit=190, tickCount=8)
+        .configure_legend(**text, **legends)
         .configure_title(color=INK, fontSize=12, fontWeight="normal", orient="bottom", anchor="middle")
         .configure_view(stroke=None)
     )
@@ -54,18 +57,20 @@ def _short(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def colours(arms: Sequence[str], **more: Any) -> alt.Color:
-    """Each arm in its colour; black, which a dark page swallows, becomes the text's."""
+def colours(arms: Sequence[str], drawn: pd.DataFrame) -> alt.Color:
+    """Each arm of `drawn` in the colour it has among all; black, which a dark page swallows, becomes the text's."""
     look = styles(arms)
-    ink = [INK if look[arm]["color"] == "#000000" else look[arm]["color"] for arm in arms]
-    return alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=ink), legend=legend(arms), **more)
+    those = [arm for arm in arms if arm in set(drawn["arm"])]
+    ink = [INK if look[arm]["color"] == "#000000" else look[arm]["color"] for arm in those]
+    return alt.Color("arm:N", scale=alt.Scale(domain=those, range=ink), legend=legend(those))
 
 
-def shapes(arms: Sequence[str]) -> alt.Shape:
+def shapes(arms: Sequence[str], drawn: pd.DataFrame) -> alt.Shape:
     """Each arm with its own shape, so that nothing is told by colour alone."""
     look = styles(arms)
-    scale = alt.Scale(domain=list(arms), range=[_SHAPES[look[arm]["marker"]] for arm in arms])
-    return alt.Shape("arm:N", scale=scale, legend=legend(arms))
+    those = [arm for arm in arms if arm in set(drawn["arm"])]
+    scale = alt.Scale(domain=those, range=[_SHAPES[look[arm]["marker"]] for arm in those])
+    return alt.Shape("arm:N", scale=scale, legend=legend(those))
 
 
 def legend(names: Sequence[str]) -> alt.Legend:

@@ -13,6 +13,7 @@ import pandas as pd
 from bench.report.charts.look import HEIGHT, INK, choice, chosen_title, colours, faded, highlight, shapes, tooltips
 
 AXES = ("optimizer step", "thousand tokens of training", "minutes of training")
+_TITLE = "loss, nats per token"
 
 
 def loss_chart(curves: pd.DataFrame, targets: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
@@ -24,29 +25,30 @@ def loss_chart(curves: pd.DataFrame, targets: pd.DataFrame, arms: Sequence[str])
             the loss; may be empty.
     """
     by, shown = choice("by", "by", AXES), highlight()
+    colour, shape = colours(arms, curves), shapes(arms, curves)
     x = alt.X("x:Q", title=None, scale=alt.Scale(zero=False, nice=False))
-    y = alt.Y("loss:Q", title="loss, nats per token", scale=alt.Scale(zero=False))
-    low = alt.Y("low:Q", title=None)
-    colour = colours(arms)
+    y, low = (alt.Y(f"{name}:Q", title=_TITLE, scale=alt.Scale(zero=False)) for name in ("loss", "low"))
     told = tooltips({"arm": "", "kind": "", "loss": ".3f", "low": ".3f", "high": ".3f", "seeds": "d"})
     told += tooltips({AXES[0]: ".4~g", AXES[1]: ".1f", AXES[2]: ".2f"})
-    every = alt.Chart(curves).transform_calculate(x="datum[by]")
-    held, training = (every.transform_filter(alt.datum.kind == kind) for kind in ("held-out", "training"))
-    layers = [
-        training.mark_area().encode(x=x, y=low, y2="high:Q", color=colour, opacity=faded(shown, 0.08)),
-        training.mark_line(strokeWidth=1).encode(x=x, y=y, color=colour, opacity=faded(shown, 0.55)),
-        held.mark_area().encode(x=x, y=low, y2="high:Q", color=colour, opacity=faded(shown, 0.18)),
-        held.mark_line(strokeWidth=2.6).encode(x=x, y=y, color=colour, opacity=faded(shown)),
-        held.mark_point(size=60, filled=True).encode(
-            x=x, y=y, color=colour, shape=shapes(arms), opacity=faded(shown), tooltip=told
-        ),
-        # Faint lines are hard to hit: unseen points carry their numbers.
-        training.mark_point(size=60, opacity=0).encode(x=x, y=y, tooltip=told),
-    ]
+    layers = []
+    for kind, band, line, width in (("training", 0.08, 0.55, 1.0), ("held-out", 0.18, 1.0, 2.6)):
+        rows = curves[curves["kind"] == kind]
+        every = alt.Chart(rows).transform_calculate(x="datum[by]").encode(x=x)
+        points = every.mark_point(size=60, filled=True)
+        if kind == "training":  # thin lines are hard to hit: unseen points carry their numbers
+            points = points.encode(y=y, tooltip=told, opacity=alt.value(0))
+        else:
+            points = points.encode(y=y, tooltip=told, color=colour, shape=shape, opacity=faded(shown))
+        if len(rows):
+            layers += [
+                every.mark_area().encode(y=low, y2="high:Q", color=colour, opacity=faded(shown, band)),
+                every.mark_line(strokeWidth=width).encode(y=y, color=colour, opacity=faded(shown, line)),
+                points,
+            ]
     if len(targets):
         goal = alt.Chart(targets)
         layers += [
-            goal.mark_rule(strokeDash=[5, 4], color=INK, strokeWidth=1).encode(y=alt.Y("target:Q", title=None)),
+            goal.mark_rule(strokeDash=[5, 4], color=INK, strokeWidth=1).encode(y=alt.Y("target:Q", title=_TITLE)),
             goal.transform_calculate(x="datum[by]")
             .mark_point(shape="circle", size=260, color=INK)
             .encode(x=x, y=y, opacity=faded(shown), tooltip=told[:1] + told[-3:]),

@@ -39,10 +39,10 @@ def memory_chart(parts: pd.DataFrame) -> alt.LayerChart:
     totals = (
         every.transform_filter("datum.order == 0")
         .mark_text(align="left", dx=4)
-        .encode(x=alt.X("total GiB:Q"), y=y, yOffset=offset, text="text:N")
+        .encode(x=alt.X("total GiB:Q", title="peak training memory, GiB"), y=y, yOffset=offset, text="text:N")
         .transform_calculate(text="format(datum['total GiB'], '.2f') + (datum.source == 'measured' ? '' : ' est.')")
     )
-    return alt.layer(bars, totals).properties(height=alt.Step(max(20, 44 // len(sources)), **{"for": "offset"}))
+    return alt.layer(bars, totals).properties(height=52 * len(arms))
 
 
 def growth_chart(growth: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
@@ -52,23 +52,23 @@ def growth_chart(growth: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
         growth: arm, step, held GiB, highest GiB, low, high (of the highest, over seeds), peak ("yes" where the
             highest of all arose).
     """
-    shown = highlight()
+    shown, colour, title = highlight(), colours(arms, growth), "training memory, GiB"
     x = alt.X("step:Q", title="optimizer step", scale=alt.Scale(zero=False, nice=False))
     every = alt.Chart(growth)
     told = tooltips({"arm": "", "step": ".4~g", "held GiB": ".2f", "highest GiB": ".2f"})
-    bold = alt.Y("highest GiB:Q", title="training memory, GiB", scale=alt.Scale(zero=True))
+    bold = alt.Y("highest GiB:Q", title=title, scale=alt.Scale(zero=True))
     return (
         alt.layer(
             every.mark_area().encode(
-                x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colours(arms), opacity=faded(shown, 0.15)
+                x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=colour, opacity=faded(shown, 0.15)
             ),
             every.mark_line(strokeWidth=1).encode(
-                x=x, y=alt.Y("held GiB:Q", title=None), color=colours(arms), opacity=faded(shown, 0.6)
+                x=x, y=alt.Y("held GiB:Q", title=title), color=colour, opacity=faded(shown, 0.6)
             ),
-            every.mark_line(strokeWidth=2.6).encode(x=x, y=bold, color=colours(arms), opacity=faded(shown)),
+            every.mark_line(strokeWidth=2.6).encode(x=x, y=bold, color=colour, opacity=faded(shown)),
             every.transform_filter("datum.peak == 'yes'")
             .mark_point(size=90, filled=True)
-            .encode(x=x, y=bold, color=colours(arms), shape=shapes(arms), opacity=faded(shown)),
+            .encode(x=x, y=bold, color=colour, shape=shapes(arms, growth), opacity=faded(shown)),
             every.mark_point(size=60, opacity=0).encode(x=x, y=bold, tooltip=told),
         )
         .add_params(shown)

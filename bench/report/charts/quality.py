@@ -20,29 +20,24 @@ def quality_chart(points: pd.DataFrame, score: str, costs: Sequence[str]) -> alt
         points: arm, score, low, high (its 95% interval), seeds, Pareto set ("yes" or "no"), trained (bool), and the
             columns `costs`, of which unknown values are NaN.
     """
-    arms = list(points["arm"])
-    against = choice("against", "against", costs)
-    told = tooltips({"arm": "", "score": ".3f", "low": ".3f", "high": ".3f", "seeds": "d", "Pareto set": ""})
-    told += tooltips(dict.fromkeys(costs, ".2f"))
-    y = alt.Y("score:Q", title=f"{score}, 95% interval", scale=alt.Scale(zero=False))
-    low = alt.Y("low:Q", title=None)
-    every = alt.Chart(points)
-    trained = every.transform_filter("datum.trained").transform_calculate(x="datum[against]")
+    arms, title = list(points["arm"]), f"{score}, 95% interval"
+    against, colour = choice("against", "against", costs), colours(arms, points)
+    scores = {"arm": "", "score": ".3f", "low": ".3f", "high": ".3f", "seeds": "d"}
+    told = tooltips(scores | {"Pareto set": ""} | dict.fromkeys(costs, ".2f"))
     x = alt.X("x:Q", title=None, scale=alt.Scale(zero=True, nice=True))
-    untrained = every.transform_filter("!datum.trained").encode(color=colours(arms), tooltip=told)
-    rings = trained.transform_filter("datum['Pareto set'] == 'yes'")
-    return (
-        alt.layer(
-            untrained.mark_rect(opacity=0.12).encode(y=y, y2="high_drawn:Q").transform_calculate(
-                score="datum.low", high_drawn="datum.high"
-            ),
-            untrained.mark_rule(strokeDash=[6, 4], strokeWidth=2).encode(y=y),
-            trained.mark_rule(strokeWidth=2).encode(x=x, y=low, y2="high:Q", color=colours(arms)),
-            rings.mark_point(shape="circle", size=420, color=INK, opacity=0.9).encode(x=x, y=y),
-            trained.mark_point(size=110, filled=True, opacity=1).encode(
-                x=x, y=y, color=colours(arms), shape=shapes(arms), tooltip=told
-            ),
-        )
-        .add_params(against)
-        .properties(height=HEIGHT, title=chosen_title(against))
-    )  # fmt: skip
+    y, low = (alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=False)) for name in ("score", "low"))
+    trained = points[points["trained"]]
+    rings = alt.Chart(trained[trained["Pareto set"] == "yes"]).transform_calculate(x="datum[against]")
+    dots = alt.Chart(trained).transform_calculate(x="datum[against]")
+    layers = [
+        dots.mark_rule(strokeWidth=2).encode(x=x, y=low, y2="high:Q", color=colour),
+        dots.mark_point(size=110, filled=True, opacity=1).encode(
+            x=x, y=y, color=colour, shape=shapes(arms, points), tooltip=told
+        ),
+        rings.mark_point(shape="circle", size=420, color=INK).encode(x=x, y=y),
+    ]
+    if not points["trained"].all():
+        across = alt.Chart(points[~points["trained"]]).encode(color=colour, tooltip=tooltips(scores))
+        layers.append(across.mark_rect(opacity=0.12).encode(y=low, y2="high:Q"))
+        layers.append(across.mark_rule(strokeDash=[6, 4], strokeWidth=2).encode(y=y))
+    return alt.layer(*layers).add_params(against).properties(height=HEIGHT, title=chosen_title(against))

@@ -19,26 +19,20 @@ def rates_chart(trials: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
     Args:
         trials: arm, learning rate, loss (where it is drawn), ended ("yes", or why not), chosen ("yes" or "no").
     """
-    shown = highlight()
-    every = alt.Chart(trials)
-    ended = every.transform_filter("datum.ended == 'yes'")
+    shown, colour, shape = highlight(), colours(arms, trials), shapes(arms, trials)
+    ended = trials["ended"] == "yes"
+    lines, crosses, rings = (
+        alt.Chart(rows) for rows in (trials[ended], trials[~ended], trials[trials["chosen"] == "yes"])
+    )
     x = alt.X("learning rate:Q", scale=alt.Scale(type="log", nice=False, padding=20), axis=alt.Axis(format=".0e"))
     y = alt.Y("loss:Q", title="held-out loss, nats per token", scale=alt.Scale(zero=False))
     told = tooltips({"arm": "", "learning rate": ".2~e", "loss": ".3f", "ended": "", "chosen": ""})
-    colour = colours(arms)
-    return (
-        alt.layer(
-            ended.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, opacity=faded(shown)),
-            ended.mark_point(size=80, filled=True).encode(
-                x=x, y=y, color=colour, shape=shapes(arms), opacity=faded(shown), tooltip=told
-            ),
-            every.transform_filter("datum.ended != 'yes'")
-            .mark_point(shape="cross", angle=45, size=90)
-            .encode(x=x, y=y, color=colour, opacity=faded(shown), tooltip=told),
-            every.transform_filter("datum.chosen == 'yes'")
-            .mark_point(shape="circle", size=420, color=INK)
-            .encode(x=x, y=y, opacity=faded(shown)),
-        )
-        .add_params(shown)
-        .properties(height=HEIGHT)
-    )
+    look = {"x": x, "y": y, "opacity": faded(shown)}
+    layers = [
+        lines.mark_line(strokeWidth=2).encode(**look, color=colour),
+        lines.mark_point(size=80, filled=True).encode(**look, color=colour, shape=shape, tooltip=told),
+        rings.mark_point(shape="circle", size=420, color=INK).encode(**look),
+    ]
+    if not ended.all():
+        layers.append(crosses.mark_point(shape="cross", angle=45, size=90).encode(**look, color=colour, tooltip=told))
+    return alt.layer(*layers).add_params(shown).properties(height=HEIGHT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import tooltips
+from bench.report.charts.look import ROW, tooltips
 
 _LONG = 12  # letters; longer names of arms are written slanting
 
@@ -31,9 +31,9 @@ def regression_chart(changes: pd.DataFrame) -> alt.LayerChart:
     scale = alt.Scale(range=["#D55E00", "#F7F7F7", "#0072B2"], domain=[-widest, 0, widest])  # Okabe and Ito
     colour = alt.Color("change:Q", scale=scale, legend=alt.Legend(title="points", orient="bottom", gradientLength=220))
     cells = every.mark_rect(stroke="#888888", strokeWidth=0.5).encode(x=x, y=y, color=colour, tooltip=told)
-    strong = f"abs(datum.change) > {0.7 * widest}"
+    dark = f"datum.change > {0.6 * widest}"  # blue; dark letters are legible on every orange
     numbers = every.mark_text(fontSize=12).encode(
         x=x, y=y, text=alt.Text("change:Q", format="+.1f"), tooltip=told,
-        color=alt.when(strong).then(alt.value("#FFFFFF")).otherwise(alt.value("#111111")),
+        color=alt.when(dark).then(alt.value("#FFFFFF")).otherwise(alt.value("#111111")),
     )  # fmt: skip
-    return alt.layer(cells, numbers).properties(height=alt.Step(26))
+    return alt.layer(cells, numbers).properties(height=ROW * len(tasks))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import HEIGHT, choice, chosen_title, colours, faded, highlight, shapes, tooltips
+from bench.report.charts.look import HEIGHT, ROW, choice, chosen_title, colours, faded, highlight, shapes, tooltips
 
 TIMES = ("total, s", "first token, s")
 
@@ -30,18 +30,18 @@ def latency_chart(latencies: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChar
         .transform_filter("datum.requests == requests")
         .transform_calculate(median="datum[clock]", low="datum['low ' + clock]", high="datum['high ' + clock]")
     )
-    y, colour = alt.Y("name:N", sort=names, title=None), colours(arms)
+    y, colour = alt.Y("name:N", sort=names, title=None), colours(arms, latencies)
+    x = alt.X("median:Q", title=None, scale=alt.Scale(zero=True))
     told = tooltips({"name": "", "requests": "", "median": ".3f", "low": ".3f", "high": ".3f"})
     return (
         alt.layer(
             every.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q", y=y, color=colour),
             every.mark_point(size=90, filled=True, opacity=1).encode(
-                x=alt.X("median:Q", title=None, scale=alt.Scale(zero=True)), y=y, color=colour, shape=shapes(arms),
-                tooltip=told,
+                x=x, y=y, color=colour, shape=shapes(arms, latencies), tooltip=told
             ),
         )
         .add_params(requests, clock)
-        .properties(height=alt.Step(26), title=chosen_title(clock))
+        .properties(height=ROW * len(names), title=chosen_title(clock))
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def adapters_chart(many: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
     )
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=True))
     told = tooltips({"arm": "", "way": "", "adapters": "d", "value": ".4~g", "low": ".4~g", "high": ".4~g"})
-    colour = colours(arms)
+    colour = colours(arms, many)
     return (
         alt.layer(
             every.mark_rule().encode(
@@ -71,7 +71,7 @@ def adapters_chart(many: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
             ),
             every.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dashes, opacity=faded(shown)),
             every.mark_point(size=60, filled=True).encode(
-                x=x, y=y, color=colour, shape=shapes(arms), opacity=faded(shown), tooltip=told
+                x=x, y=y, color=colour, shape=shapes(arms, many), opacity=faded(shown), tooltip=told
             ),
         )
         .add_params(quantity, shown)

@@ -2,7 +2,7 @@
 "use strict";
 {
   const root = document.documentElement;
-  root.classList.add("scripted");
+  document.querySelector("nav details").open = matchMedia("(min-width: 75rem)").matches; // else the answer comes first
   const choice = document.getElementById("theme");
   choice.hidden = false;
   choice.querySelector("select").addEventListener("change", (event) => {
