@@ -146,11 +146,21 @@ def _shared_index(frames: Sequence[pd.DataFrame]) -> pd.Index:
 
 def _matrix(frames: Sequence[pd.DataFrame], index: pd.Index, column: str) -> np.ndarray:
     """Shape (runs, examples)."""
-    return np.stack([frame.loc[index, column].to_numpy(dtype=float) for frame in frames])
+    ordered = (frame if frame.index.equals(index) else frame.loc[index] for frame in frames)
+    return np.stack([frame[column].to_numpy(dtype=float) for frame in ordered])
 
 
-def different_references(samples: pd.DataFrame, left: str, right: str) -> int:
+def references_of(samples: pd.DataFrame, runs: Iterable[str]) -> dict[str, pd.Series]:
+    """run -> its reference answers by example."""
+    rows = samples[samples["run_id"].isin(list(runs))]
+    return {str(run): part.set_index("example_id")["reference"] for run, part in rows.groupby("run_id")}
+
+
+def different_references(left: pd.Series | None, right: pd.Series | None) -> int:
     """How many test examples of two runs carry another reference answer under the same id."""
-    sides = [samples[samples["run_id"] == run].set_index("example_id")["reference"] for run in (left, right)]
-    joined = sides[0].to_frame("left").join(sides[1].to_frame("right"), how="inner")
+    if left is None or right is None:
+        return 0
+    if left.index.equals(right.index):
+        return int((left.to_numpy() != right.to_numpy()).sum())
+    joined = left.to_frame("left").join(right.to_frame("right"), how="inner")
     return int((joined["left"] != joined["right"]).sum())

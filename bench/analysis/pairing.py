@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench.analysis.fairness import reasons_against
-from bench.analysis.measures import different_references
+from bench.analysis.measures import different_references, references_of
 from bench.analysis.order import arm_names, is_base, method_order
 from bench.spec.agreement import Reason
 from bench.spec.record import Record
@@ -103,12 +103,13 @@ def match(
     """
     partners = {record.seed: record for record in right}
     single = right[0] if len(right) == 1 and is_base(right[0]) else None
+    references = references_of(samples, [record.run_id for record in (*left, *right)])
     pairs: list[tuple[str, str]] = []
     refused: dict[Reason, list[str]] = {}
     excepted: dict[Reason, list[str]] = {}
     for record in left:
         partner = partners.get(record.seed) or single
-        reasons = _reasons(record, partner, samples)
+        reasons = _reasons(record, partner, references)
         standing = [reason for reason in reasons if reason.name not in allowed]
         if partner is not None and not standing:
             pairs.append((record.run_id, partner.run_id))
@@ -119,11 +120,11 @@ def match(
     return Matching(pairs, _with_seeds(refused), _with_seeds(excepted))
 
 
-def _reasons(record: Record, partner: Record | None, samples: pd.DataFrame) -> list[Reason]:
+def _reasons(record: Record, partner: Record | None, references: Mapping[str, pd.Series]) -> list[Reason]:
     if partner is None:
         return [Reason("seed", "the baseline has no run of this seed")]
     reasons = reasons_against(record, partner)
-    if count := different_references(samples, record.run_id, partner.run_id):
+    if count := different_references(references.get(record.run_id), references.get(partner.run_id)):
         reasons.append(Reason("references", f"{count} test examples have other reference answers"))
     return reasons
 

@@ -4,6 +4,7 @@
     python -m bench.report recommend results/a memory_gb=24     what to use under your limits: recommend.py
     python -m bench.report results/a --target-loss=1.9
     python -m bench.report results/a --export=latex,markdown,parquet,svg
+    python -m bench.report --history results/a results/b        one row a sweep and method over time: history.py
 
 Exit code 0 with the report's path on standard output; 2 with a message when there is nothing to report, or a name
 given to `--allow-different` is not known. Exceptions and the target hold for this report only: give them again with the
@@ -40,12 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target-loss", metavar="NATS", type=_loss, help=target_help)
     export_help = "also write latex, markdown and parquet (tables), svg and pdf (plots)"
     parser.add_argument("--export", metavar="FORMAT[,FORMAT...]", help=export_help)
+    history_help = "write the history of the sweeps instead, into the first folder: quality, memory, speed over time"
+    parser.add_argument("--history", action="store_true", help=history_help)
     given = parser.parse_args(arguments)
+    if given.history and (given.allow_different or given.target_loss or given.export):
+        parser.error("--history compares nothing: leave out --allow-different, --target-loss and --export")
     # pandas and matplotlib: only when there is work
     from bench.report.build import NoRecordsError, build_report
     from bench.report.exports import formats_of
+    from bench.report.history import build_history
 
     try:
+        if given.history:
+            print(build_history(*given.folders))
+            return 0
         allowed = frozenset() if given.allow_different is None else allowed_names(given.allow_different)
         formats = frozenset() if given.export is None else formats_of(given.export)
         print(build_report(*given.folders, allowed=allowed, target_loss=given.target_loss, formats=formats))

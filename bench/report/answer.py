@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pandas as pd
 from bench.analysis.compare import Comparison, Findings, Margins, compare
 from bench.analysis.measures import OVERALL, Measure
 from bench.analysis.recommend import Recommendation, arms_frame, recommend
+from bench.analysis.targets import CurveComparison, compare_curves
 from bench.report.format import UNKNOWN, cell, mean_and_range, number, percent, table, with_interval
 from bench.report.load import Sweep
 from bench.spec.record import Record
@@ -37,6 +39,23 @@ class Group:
     def arms(self) -> list[str]:
         """Every arm in display order, failed ones included."""
         return list(dict.fromkeys(self.runs["arm"]))
+
+    @cached_property
+    def curves(self) -> list[CurveComparison]:
+        """The arms' losses over training, those together that may be compared; of two runs of a seed the later one."""
+        arm_of = self.runs.set_index("run_id")["arm"]
+        arms: dict[str, dict[int, Record]] = {arm: {} for arm in self.arms}
+        for record in sorted(self.records, key=lambda record: (record.seed, record.started_at)):
+            if record.train:
+                arms[str(arm_of[record.run_id])][record.seed] = record
+        by_seed = {arm: list(runs.values()) for arm, runs in arms.items()}
+        return compare_curves(by_seed, self.sweep.step_rows, target=self.target_loss, allowed=self.findings.allowed)
+
+    def with_arm(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The group's rows of a frame of the sweep, with a column `arm`."""
+        arm = self.runs.set_index("run_id")["arm"]
+        rows = frame[frame["run_id"].isin(arm.index)]
+        return rows.assign(arm=rows["run_id"].map(arm))
 
 
 def groups_of(

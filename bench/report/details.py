@@ -70,8 +70,9 @@ def _other_load(runs: pd.DataFrame) -> str:
 def memory_table(group: Group) -> str:
     """One row an arm and phase, or part of a training step; the highest of the seeds."""
     phases: dict[tuple[str, str, str], list[PhaseMemory]] = {}
+    arm_of = group.runs.set_index("run_id")["arm"]
     for record in group.records:
-        arm = str(group.runs.set_index("run_id").at[record.run_id, "arm"])
+        arm = str(arm_of[record.run_id])
         for name in ("train", "evaluate", "regression"):
             stage = getattr(record, name)
             for entry in stage.memory if stage else ():

@@ -1,9 +1,9 @@
-"""The Markdown report as one HTML file that needs no network: plots inside, light and dark, wide and narrow.
+"""The Markdown report as HTML: sections with anchors, images made part of the page or replaced by a chart.
 
 Raw HTML in the Markdown is switched off, so that a prediction holding a tag is shown as text.
 
-    >>> page = to_html("# Report\\n\\n<script>", folder=Path("results/default"))
-    >>> "<script>" in page
+    >>> body = to_html("# Report\\n\\n<script>", folder=Path("results/default"))
+    >>> "<script>" in body.content
     False
 """
 
@@ -12,21 +12,41 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
+from markupsafe import Markup
 
 
-def to_html(markdown: str, folder: Path) -> str:
-    """One HTML document.
+@dataclass(frozen=True)
+class Heading:
+    """One line of the table of contents."""
+
+    level: int
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Body:
+    """The report without the page around it."""
+
+    content: Markup
+    headings: list[Heading]
+
+
+def to_html(markdown: str, folder: Path, inserts: Mapping[str, Sequence[Markup]] | None = None) -> Body:
+    """The body of a page.
 
     Args:
         folder: where the Markdown's relative image paths start; images outside of it are shown as a link.
+        inserts: ready HTML by place. An image's path: stands for the image, and for the paragraph below it, which is
+            its caption. The text of a heading: follows the first block of its section.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("image", _inline_image)
@@ -36,29 +56,86 @@ def to_html(markdown: str, folder: Path) -> str:
     environment: dict[str, Any] = {"folder": folder.resolve()}
     tokens = parser.parse(markdown, environment)
     headings = _name_headings(tokens)
-    body = parser.renderer.render(tokens, parser.options, environment)
-    links = "".join(f'<a href="#{anchor}">{html.escape(text)}</a>' for level, text, anchor in headings if level == "h2")
-    title = next((text for level, text, _ in headings if level == "h1"), "Report")
-    page = resources.files("bench.report").joinpath("templates", "page.html").read_text(encoding="utf-8")
-    values = {"TITLE": html.escape(title), "LINKS": links, "BODY": body}
-    return re.sub(r"\{\{(TITLE|LINKS|BODY)\}\}", lambda found: values[found[1]], page)
+    blocks = _inserted(_blocks(tokens), inserts or {})
+    return Body(Markup(parser.renderer.render(_sections(blocks), parser.options, environment)), headings)
 
 
-def _name_headings(tokens: Sequence[Token]) -> list[tuple[str, str, str]]:
-    """Give every heading an id; returns (tag, text, id)."""
-    named: list[tuple[str, str, str]] = []
+def _blocks(tokens: Sequence[Token]) -> list[list[Token]]:
+    """The tokens of each outermost block: a heading, a paragraph, a table, ..."""
+    blocks: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += token.nesting
+        blocks[-1].append(token)
+        if depth == 0:
+            blocks.append([])
+    return blocks[:-1]
+
+
+def _inserted(blocks: Sequence[list[Token]], inserts: Mapping[str, Sequence[Markup]]) -> list[list[Token]]:
+    result: list[list[Token]] = []
+    waiting: Sequence[Markup] = ()  # of the section that has begun, for after its first block
+    caption = False
+    for block in blocks:
+        if caption and block[0].type == "paragraph_open":
+            caption = False
+            continue
+        caption = False
+        image = _image_of(block)
+        if image in inserts:
+            result.append([_raw(fragment) for fragment in inserts[image]])
+            caption = True
+            continue
+        if block[0].type == "heading_open":
+            result += [[_raw(fragment) for fragment in waiting], block]  # a section without a first block
+            waiting = inserts.get(_plain(block[1]), ())
+        else:
+            result += [block, [_raw(fragment) for fragment in waiting]]
+            waiting = ()
+    return [block for block in [*result, [_raw(fragment) for fragment in waiting]] if block]
+
+
+def _image_of(block: Sequence[Token]) -> str:
+    """The path of the image that a paragraph consists of; else empty."""
+    children = (block[1].children or []) if block[0].type == "paragraph_open" else []
+    return str(children[0].attrGet("src") or "") if len(children) == 1 and children[0].type == "image" else ""
+
+
+def _sections(blocks: Sequence[Sequence[Token]]) -> list[Token]:
+    """Every heading of the first two levels begins a section that it names."""
+    result: list[Token] = []
+    is_open = False
+    for block in blocks:
+        if block[0].type == "heading_open" and block[0].tag in ("h1", "h2"):
+            result += [_raw(Markup("</section>\n"))] if is_open else []
+            result.append(_raw(Markup('<section aria-labelledby="{}">\n').format(block[0].attrGet("id"))))
+            is_open = True
+        result += block
+    return [*result, _raw(Markup("</section>\n"))] if is_open else result
+
+
+def _raw(fragment: Markup) -> Token:
+    return Token("html_block", "", 0, content=str(fragment))
+
+
+def _name_headings(tokens: Sequence[Token]) -> list[Heading]:
+    """Give every heading an id of its own."""
+    named: list[Heading] = []
     for place, token in enumerate(tokens):
         if token.type != "heading_open":
             continue
-        text = "".join(child.content for child in tokens[place + 1].children or [])
+        text = _plain(tokens[place + 1])
         anchor = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
-        taken = {used for _, _, used in named}
-        unique = anchor
-        while unique in taken:
-            unique += "-x"
-        token.attrSet("id", unique)
-        named.append((token.tag, text, unique))
+        taken = {heading.anchor for heading in named}
+        while anchor in taken:
+            anchor += "-x"
+        token.attrSet("id", anchor)
+        named.append(Heading(int(token.tag[1]), text, anchor))
     return named
+
+
+def _plain(inline: Token) -> str:
+    return "".join(child.content for child in inline.children or [])
 
 
 def _text(self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:

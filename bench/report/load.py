@@ -88,14 +88,14 @@ def load(*folders: str | Path) -> Sweep:
     if not folders:
         raise TypeError("load() needs at least one sweep folder, for example load('results/default')")
     paths = [Path(folder) for folder in folders]
-    for path in paths:
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder; a sweep's results are in results/<sweep>")
     records: dict[str, Record] = {}
     sweep = Sweep(paths, [], {}, {}, {}, [])
-    for run in (run for path in paths for run in sorted(path.iterdir()) if run.is_dir()):
+    for run in (run for path in paths for run in _run_folders(path)):
         record = _record(run, sweep.problems)
-        if record is None or record.run_id in records:
+        if record is None:
+            continue
+        if record.run_id in records:
+            sweep.problems.extend(_twice(run, record, records[record.run_id]))
             continue
         records[record.run_id] = record
         sweep.step_rows[record.run_id] = _rows(Step, run, "steps.jsonl", sweep.problems)
@@ -106,6 +106,31 @@ def load(*folders: str | Path) -> Sweep:
     for path in paths:
         sweep.tunings.extend(_tunings(path, sweep.problems))
     return sweep
+
+
+def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
+    """The records of a sweep's runs without their details, and what could not be read.
+
+    Raises:
+        FileNotFoundError: when the folder does not exist.
+    """
+    problems: list[Problem] = []
+    found = (_record(run, problems) for run in _run_folders(folder))
+    return [record for record in found if record is not None], problems
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; a sweep's results are in results/<sweep>")
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _twice(run: Path, record: Record, shown: Record) -> Iterator[Problem]:
+    """The same settings were run again, later or by another commit: not the same measurement."""
+    if record.started_at != shown.started_at:
+        reason = f"the same run, started {record.started_at}, is left out: that of {shown.started_at} is shown"
+        step = "See both with python -m bench.report --history, or report each sweep by itself."
+        yield Problem(run.name, "record.json", reason, step)
 
 
 def _tunings(folder: Path, problems: list[Problem]) -> list[Tuning]:

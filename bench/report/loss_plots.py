@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.analysis.curves import Curve, Floats
 from bench.analysis.targets import CurveComparison, CurveReading
-from bench.report.plots import GREY, finish, styles
+from bench.report.plots import GREY, Lines, draw_lines, finish, styles
 
 _AXES = ("optimizer step", "thousand tokens of training", "minutes of training")
 
@@ -36,16 +36,23 @@ def loss_curves(steps: pd.DataFrame, compared: Sequence[CurveComparison], arms: 
     axes: Axes | None = None
     for place, label in enumerate(_AXES):
         axes = figure.add_subplot(1, len(_AXES), place + 1, sharey=axes)
+        training: Lines = {}
         for (arm, _), rows in steps.groupby(["arm", "run_id"], sort=False):
             x = (rows["step"], rows["tokens"].cumsum() / 1e3, rows["elapsed_seconds"] / 60)[place]
-            axes.plot(x, rows["loss"].astype(float), color=look[str(arm)]["color"], lw=0.9, alpha=0.35)
+            training.setdefault(str(arm), []).append((x.to_numpy(dtype=float), rows["loss"].astype(float).to_numpy()))
+        heldout: Lines = {}
+        points: Lines = {}
         for arm, run in runs:
             losses = np.where(np.isfinite(run.curve.loss.y), run.curve.loss.y, np.nan)
             tokens = np.union1d(run.curve.loss.x, run.curve.seconds.x)  # by the minute the line bends at every step
             tokens = tokens[(tokens >= run.curve.loss.x[0]) & (tokens <= run.curve.loss.x[-1])]
             read = np.interp(tokens, run.curve.loss.x, losses)
-            axes.plot(_x(run.curve, tokens)[place], read, color=look[arm]["color"], lw=2.2)
-            axes.plot(_x(run.curve, run.curve.loss.x)[place], losses, **look[arm], ms=5, ls="none")
+            heldout.setdefault(arm, []).append((_x(run.curve, tokens)[place], read))
+            points.setdefault(arm, []).append((_x(run.curve, run.curve.loss.x)[place], losses))
+        draw_lines(axes, training, look, lw=0.9, alpha=0.35)
+        draw_lines(axes, heldout, look, lw=2.2)
+        for arm, found in points.items():
+            axes.plot(*np.concatenate(found, axis=1), **look[arm], ms=5, ls="none")
         _mark_targets(axes, compared, place)
         if place == 0:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -72,12 +79,14 @@ def _x(curve: Curve, tokens: Floats) -> tuple[Floats, Floats, Floats]:
 def _mark_targets(axes: Axes, compared: Sequence[CurveComparison], place: int) -> None:
     for target in dict.fromkeys(one.target for one in compared if one.target is not None):
         axes.axhline(target, color="black", lw=1.2, ls="--", zorder=1)
+    reached: list[tuple[float, float]] = []
     for one in compared:
         for run in (run for own in one.runs.values() for run in own):
             if one.target is not None and (tokens := _reached_tokens(run)) is not None:
-                where = _x(run.curve, np.array([tokens]))[place]
-                height = min(one.target, float(run.curve.loss.y[0])) if tokens == 0 else one.target
-                axes.scatter(where, [height], s=130, facecolors="none", edgecolors="black", zorder=4)
+                where = float(_x(run.curve, np.array([tokens]))[place][0])
+                reached.append((where, min(one.target, float(run.curve.loss.y[0])) if tokens == 0 else one.target))
+    if reached:
+        axes.scatter(*zip(*reached, strict=True), s=130, facecolors="none", edgecolors="black", zorder=4)
 
 
 def _reached_tokens(run: CurveReading) -> float | None:

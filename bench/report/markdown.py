@@ -1,6 +1,6 @@
 """A sweep's groups as one Markdown document, by the template `templates/report.md.j2`.
 
->>> text = render(sweep, groups, plots={"": [Plot(...)]}, tables=["tables/runs.csv"])
+>>> text = render(sweep, groups, plots={group.name: [Plot(...)]}, tables=["tables/runs.csv"])
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bench.report.serving import section as serving_section
 class Plot:
     """One figure of the report."""
 
+    name: str  # of the kind, "loss_curves"
     heading: str
     path: str  # relative to the report
     alt: str  # for who cannot see it
@@ -91,7 +92,7 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "divergence": evidence.divergence_table(group),
         "sensitivity": evidence.sensitivity_table(group),
         "targets": targets.section(group),
-        "overfitting": overfitting.table_of(group, targets.comparisons_of(group)),
+        "overfitting": overfitting.table_of(group, group.curves),
         "claims": claims.section(group, verdicts),
         "differing": evidence.differing_settings_table(group),
         "identical": evidence.identical_settings_table(group),

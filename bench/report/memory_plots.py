@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bench.report.plots import GREY, finish, styles
+from bench.report.plots import GREY, Lines, draw_lines, finish, styles
 
-_PARTS = [  # column, label, colour (cividis: another scale than the methods')
+PARTS = [  # column, label, colour (cividis: another scale than the methods')
     ("start_bytes", "process before the model", "#D9D9D9"),
     ("weights_bytes", "weights", "#00224E"),
     ("gradients_bytes", "gradients", "#575D6D"),
@@ -28,16 +28,12 @@ def memory_parts(runs: pd.DataFrame) -> Figure | None:
     """Peak training memory by arm, stacked: what was measured of tensors, and the rest of the peak."""
     if "train_peak_bytes" not in runs or not runs["train_peak_bytes"].notna().any():
         return None
-    columns = ["train_peak_bytes", "start_bytes", "weights_bytes", "gradients_bytes", "optimizer_bytes"]
-    means = runs.reindex(columns=["arm", *columns]).groupby("arm", sort=False)[columns].mean()
-    means = means[means["train_peak_bytes"].notna()]
+    means = peak_parts(runs)
     figure = Figure(figsize=(9.5, 1.5 + 0.55 * len(means)), layout="constrained")
     axes = figure.add_subplot()
-    rest = means["train_peak_bytes"] - means[columns[1:]].fillna(0).sum(axis=1)
-    means["rest_bytes"] = rest.clip(lower=0)
     left = np.zeros(len(means))
-    for column, label, colour in _PARTS:
-        width = means[column].fillna(0).to_numpy() / 2**30
+    for column, label, colour in PARTS:
+        width = means[column].to_numpy() / 2**30
         if width.any():
             axes.barh(means.index, width, left=left, color=colour, edgecolor="white", lw=0.6, label=label)
         left = left + width
@@ -52,6 +48,19 @@ def memory_parts(runs: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def peak_parts(runs: pd.DataFrame) -> pd.DataFrame:
+    """By arm with a known peak, means over seeds: train_peak_bytes and the columns of `PARTS`, 0 where unknown."""
+    columns = ["train_peak_bytes", "start_bytes", "weights_bytes", "gradients_bytes", "optimizer_bytes"]
+    means = (
+        runs.reindex(columns=["arm", *columns])
+        .astype(dict.fromkeys(columns, float))
+        .groupby("arm", sort=False)[columns]
+        .mean()
+    )
+    means = means[means["train_peak_bytes"].notna()].fillna(0)
+    return means.assign(rest_bytes=(means["train_peak_bytes"] - means[columns[1:]].sum(axis=1)).clip(lower=0))
+
+
 def memory_over_steps(steps: pd.DataFrame, arms: Sequence[str]) -> Figure | None:
     """Memory held after each optimizer step (thin) and the highest so far (bold), the step of the peak marked.
 
@@ -64,13 +73,17 @@ def memory_over_steps(steps: pd.DataFrame, arms: Sequence[str]) -> Figure | None
     look = styles(arms)
     figure = Figure(figsize=(9.5, 4.3), layout="constrained")
     axes = figure.add_subplot()
+    held: Lines = {}
+    highest: Lines = {}
     for (arm, _), rows in steps.groupby(["arm", "run_id"], sort=False):
-        colour, marker = look[str(arm)]["color"], look[str(arm)]["marker"]
-        held, peak = (rows[name].astype(float) / 2**30 for name in ("memory_bytes", "peak_so_far_bytes"))
-        axes.plot(rows["step"], held, color=colour, lw=0.9, alpha=0.6)
-        axes.plot(rows["step"], peak, color=colour, lw=2.2)
-        first = int(peak.argmax())
-        axes.plot(rows["step"].iloc[first], peak.iloc[first], color=colour, marker=marker, ms=9, ls="none")
+        step = rows["step"].to_numpy(dtype=float)
+        for lines, name in ((held, "memory_bytes"), (highest, "peak_so_far_bytes")):
+            lines.setdefault(str(arm), []).append((step, rows[name].astype(float).to_numpy() / 2**30))
+    draw_lines(axes, held, look, lw=0.9, alpha=0.6)
+    draw_lines(axes, highest, look, lw=2.2)
+    for arm, found in highest.items():
+        firsts = [(step[peak.argmax()], peak.max()) for step, peak in found]
+        axes.plot(*zip(*firsts, strict=True), **look[arm], ms=9, ls="none")
     axes.set_ylim(0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step")

@@ -1,6 +1,6 @@
 """The table on overfitting: the gap between training and held-out loss, and whether the held-out loss rose again.
 
->>> print(table_of(group, comparisons_of(group)).splitlines()[0])
+>>> print(table_of(group, group.curves).splitlines()[0])
 | method | passes over the data | last steps | training loss | held-out loss | gap | ...
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -23,6 +24,7 @@ from bench.analysis.recommend import pareto_set
 
 DPI = 130
 Styles = dict[str, dict[str, Any]]  # arm -> matplotlib keywords
+Lines = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> (x, y) of each of its runs
 GREY = "#6b6b6b"
 _COLOURS = {"base": GREY, "full": "#0072B2", "lora": "#E69F00", "qlora": "#009E73"}
 _MORE = ["#CC79A7", "#D55E00", "#56B4E9", "#000000", "#8B6914", "#7B5EA7"]
@@ -134,6 +136,14 @@ def regression_changes(comparisons: Sequence[Comparison], arms: Sequence[str]) -
     finish(axes, grid="x")
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
     return figure
+
+
+def draw_lines(axes: Axes, lines: Lines, look: Styles, **kept: Any) -> None:
+    """Every line of an arm in its colour, as one collection: a thousand runs are drawn as fast as ten."""
+    for arm, found in lines.items():
+        segments = [np.column_stack(line) for line in found]
+        axes.add_collection(LineCollection(segments, colors=look[arm]["color"], **kept))
+    axes.autoscale_view()
 
 
 def finish(axes: Axes, grid: str = "y") -> None:

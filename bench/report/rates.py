@@ -19,6 +19,11 @@ from bench.report.format import UNKNOWN, cell, number, table
 from bench.spec.record import Record
 from bench.spec.tuning import Trial, Tuning
 
+HOW = (
+    "Each rate was a training run of its own, judged by the loss on the validation split at its end; the test split "
+    "was not read. Crosses ended early or diverged and could not be chosen; they are drawn at their last loss, or at "
+    "the upper edge. Two rates whose losses differ by less than two seeds' would are equally good."
+)
 _STOPPED = "x"
 
 
@@ -98,12 +103,7 @@ def rates_text(group: Group) -> str:
         for arm, tuning in searches.items()
     ]
     headers = ["method", "chosen", "tried: held-out loss", "seed", "minutes", "remarks"]
-    return (
-        "Each rate was a training run of its own, judged by the loss on the validation split at its end; the test "
-        "split was not read. Crosses ended early or diverged and could not be chosen; they are drawn at their last "
-        "loss, or at the upper edge. Two rates whose losses differ by less than two seeds' would are equally good.\n\n"
-        + table(headers, rows, text_columns=3)
-    )
+    return f"{HOW}\n\n{table(headers, rows, text_columns=3)}"
 
 
 def _trial(trial: Trial) -> str:

@@ -20,7 +20,7 @@ from bench.report.serving import served_arms
 from bench.spec.serving import Adapters, Way
 
 _LINES: dict[Way, str] = {"mixed": "-", "swapped": "--", "copies": ":"}
-_WAYS: dict[Way, str] = {
+WAYS: dict[Way, str] = {
     "mixed": "one batch for all adapters",
     "swapped": "a batch an adapter, swapped in turn",
     "copies": "a batch a full merged copy",
@@ -77,7 +77,7 @@ def adapters_figure(found: Mapping[str, tuple[Adapters, int]], look: Mapping[str
     _finish(speed, "generated tokens/s")
     _finish(memory, "memory, GiB")
     handles = [Line2D([], [], label=arm, lw=1.6, ms=5, **look[arm]) for arm in found]
-    handles += [Line2D([], [], label=text, color=GREY, ls=_LINES[way], lw=1.6) for way, text in _WAYS.items()]
+    handles += [Line2D([], [], label=text, color=GREY, ls=_LINES[way], lw=1.6) for way, text in WAYS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 

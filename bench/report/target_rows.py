@@ -13,7 +13,6 @@ from bench.analysis.frame import phase_memory
 from bench.analysis.targets import CurveComparison, CurveReading
 from bench.report.answer import Group
 from bench.report.overfitting import overfitting_of, passes
-from bench.report.targets import comparisons_of
 
 
 def target_rows(group: Group) -> list[dict[str, Any]]:
@@ -21,7 +20,7 @@ def target_rows(group: Group) -> list[dict[str, Any]]:
     target_is_given; the fields of `curves.Reach` with reach_ before them; those of `targets.Ends` with equal_, each
     with the loss there; train_peak_bytes; the fields of `overfitting.Overfitting`; passes; unknown.
     """
-    return [row for compared in comparisons_of(group) for row in _rows(group, compared)]
+    return [row for compared in group.curves for row in _rows(group, compared)]
 
 
 def _rows(group: Group, compared: CurveComparison) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bench.analysis.curves import Reach
 from bench.analysis.order import is_base
-from bench.analysis.targets import CurveComparison, CurveReading, compare_curves
+from bench.analysis.targets import CurveComparison, CurveReading
 from bench.report import fitting
 from bench.report.answer import Group, busy_mark
 from bench.report.format import UNKNOWN, cell, gib, mean_and_range, number, table
@@ -37,7 +37,7 @@ _MEMORY = (
 
 def section(group: Group) -> str:
     """Markdown; empty when nothing was trained."""
-    compared = comparisons_of(group)
+    compared = group.curves
     parts = []
     for place, one in enumerate(compared):
         tables = [(_reached_table(group, one), _REACHED), (_equal_table(group, one), _EQUAL), (_memory(one), _MEMORY)]
@@ -45,18 +45,6 @@ def section(group: Group) -> str:
         parts += [part for shown, text in tables if shown for part in ([shown, text] if place == 0 else [shown])]
     parts.append("\n".join(f"- {line}" for line in _unknown(group, compared)) if compared else "")
     return "\n\n".join(part for part in parts if part)
-
-
-def comparisons_of(group: Group) -> list[CurveComparison]:
-    """The group's arms, those together that may be compared; of two runs of one seed the later one counts."""
-    arm_of = group.runs.set_index("run_id")["arm"]
-    arms: dict[str, dict[int, Record]] = {arm: {} for arm in group.arms}
-    for record in sorted(group.records, key=lambda record: (record.seed, record.started_at)):
-        if record.train:
-            arms[str(arm_of[record.run_id])][record.seed] = record
-    by_seed = {arm: list(runs.values()) for arm, runs in arms.items()}
-    steps = group.sweep.step_rows
-    return compare_curves(by_seed, steps, target=group.target_loss, allowed=group.findings.allowed)
 
 
 def _lead(compared: CurveComparison) -> str:

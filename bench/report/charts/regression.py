@@ -1,0 +1,39 @@
+"""What was forgotten, and gained: every task of the suite by arm.
+
+>>> regression_chart(changes)
+"""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from bench.report.charts.look import ROW, tooltips
+
+_LONG = 12  # letters; longer names of arms are written slanting
+
+
+def regression_chart(changes: pd.DataFrame) -> alt.LayerChart:
+    """A heat map; orange: lost, blue: gained; the interval and the verdict by pointing at a cell.
+
+    Args:
+        changes: task, arm, change (points), low, high (95% interval; NaN: too few items), verdict, items, against.
+    """
+    tasks, arms = (list(dict.fromkeys(changes[column])) for column in ("task", "arm"))
+    widest = float(changes["change"].abs().max()) or 1.0
+    x = alt.X(
+        "arm:N", sort=arms, title=None, axis=alt.Axis(orient="top", labelAngle=-35 * any(len(a) > _LONG for a in arms))
+    )
+    y = alt.Y("task:N", sort=tasks, title=None)
+    every = alt.Chart(changes)
+    told = tooltips({"task": "", "arm": "", "against": "", "change": "+.1f", "low": "+.1f", "high": "+.1f",
+                     "verdict": "", "items": "d"})  # fmt: skip
+    scale = alt.Scale(range=["#D55E00", "#F7F7F7", "#0072B2"], domain=[-widest, 0, widest])  # Okabe and Ito
+    colour = alt.Color("change:Q", scale=scale, legend=alt.Legend(title="points", orient="bottom", gradientLength=220))
+    cells = every.mark_rect(stroke="#888888", strokeWidth=0.5).encode(x=x, y=y, color=colour, tooltip=told)
+    dark = f"datum.change > {0.6 * widest}"  # blue; dark letters are legible on every orange
+    numbers = every.mark_text(fontSize=12).encode(
+        x=x, y=y, text=alt.Text("change:Q", format="+.1f"), tooltip=told,
+        color=alt.when(dark).then(alt.value("#FFFFFF")).otherwise(alt.value("#111111")),
+    )  # fmt: skip
+    return alt.layer(cells, numbers).properties(height=ROW * len(tasks))

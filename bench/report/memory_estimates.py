@@ -1,0 +1,65 @@
+"""What training memory was made of, and beside it what the planner would have said of the same run.
+
+>>> parts_frame(group)[["arm", "source", "part", "GiB"]]
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from bench.planning.estimate.terms import Terms
+from bench.planning.predict import Machine, predict
+from bench.report.answer import Group
+from bench.report.memory_plots import PARTS, peak_parts
+from bench.spec.config import RunConfig
+from bench.spec.failure import ConfigurationError
+from bench.spec.plan import PlanConfig
+from bench.spec.record import Record
+
+ESTIMATED = (
+    "Paler: what the planner says of the same run before it starts, for a micro-batch of the longest examples that "
+    "were prepared. On a CUDA device both leave out the context and what the allocator only holds."
+)
+
+
+def parts_frame(group: Group) -> pd.DataFrame:
+    """arm, source ("measured" or "estimated"), part, GiB, total GiB (the peak, or the sum); means over seeds."""
+    measured = peak_parts(group.runs)
+    labels = {column: label for column, label, _ in PARTS}
+    rows = []
+    arm_of = group.runs.set_index("run_id")["arm"]
+    for arm, sizes in measured.iterrows():
+        for column, label in labels.items():
+            if sizes[column] > 0:
+                rows.append((str(arm), "measured", label, sizes[column] / 2**30, sizes["train_peak_bytes"] / 2**30))
+        record = next((r for r in group.records if arm_of[r.run_id] == arm and r.train), None)
+        estimate = estimated(record) if record else None
+        for label, size in estimate.items() if estimate else ():
+            rows.append((str(arm), "estimated", label, size / 2**30, sum(estimate.values()) / 2**30))
+    return pd.DataFrame(rows, columns=["arm", "source", "part", "GiB", "total GiB"])
+
+
+def estimated(record: Record) -> dict[str, int] | None:
+    """Label -> bytes; None where the planner cannot say: an unknown architecture, settings of another version."""
+    if record.train is None:
+        return None
+    try:
+        config = TypeAdapter(RunConfig).validate_python(record.config)
+        if record.data:
+            longest = min(config.train.max_length, record.data.tokens_per_example_max)
+            config = replace(config, train=replace(config.train, max_length=longest))
+        cuda = record.train.environment.device.startswith("cuda")
+        terms = predict(config, PlanConfig(), Machine("cuda" if cuda else "cpu", None))
+    except (ValidationError, ConfigurationError):
+        return None
+    return {label: size for label, size in _parts(terms, cuda=cuda).items() if size}
+
+
+def _parts(terms: Terms, *, cuda: bool) -> dict[str, int]:
+    rest = terms.activations + terms.casts + terms.logits + terms.workspace
+    process, allocator = (0, 0) if cuda else (terms.process, terms.allocator)
+    sizes = (process, terms.weights, terms.gradients, terms.optimizer, rest + allocator)
+    return {label: size for (_, label, _), size in zip(PARTS, sizes, strict=True)}
