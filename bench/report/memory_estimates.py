@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from bench.planning.estimate.terms import Terms
 from bench.planning.predict import Machine, predict
@@ -43,17 +43,21 @@ def parts_frame(group: Group) -> pd.DataFrame:
 
 
 def estimated(record: Record) -> dict[str, int] | None:
-    """Label -> bytes; None where the planner cannot say: an unknown architecture, settings of another version."""
-    if record.train is None:
+    """Label -> bytes; None where the planner cannot say: an unknown architecture, settings of another version.
+
+    Nor is there one for several devices: what was measured is their sum, and the planner speaks of one.
+    """
+    if record.train is None or record.train.devices > 1:
         return None
     try:
         config = TypeAdapter(RunConfig).validate_python(record.config)
-        if record.data:
-            longest = min(config.train.max_length, record.data.tokens_per_example_max)
-            config = replace(config, train=replace(config.train, max_length=longest))
+        known = record.data.tokens_per_example_max if record.data else config.train.max_length
+        rows = record.train.micro_batch or config.train.fitted_micro_batch
+        train = replace(config.train, max_length=min(config.train.max_length, known), micro_batch=rows)
+        config = replace(config, train=train)
         cuda = record.train.environment.device.startswith("cuda")
         terms = predict(config, PlanConfig(), Machine("cuda" if cuda else "cpu", None))
-    except (ValidationError, ConfigurationError):
+    except (ValueError, ConfigurationError):  # pydantic's is a ValueError; so is a micro-batch that nothing fitted
         return None
     return {label: size for label, size in _parts(terms, cuda=cuda).items() if size}
 
