@@ -13,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import os
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,11 +32,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.planning.compose import CONFIG_FOLDER
-from bench.running import provenance
-from bench.running.execute import execute
-from bench.running.gpus import own_gpus, visible_gpus
+from bench.running.gpus import visible_gpus
+from bench.running.job import Job
 from bench.running.store import is_finished, read_record
-from bench.running.tracking import track
 from bench.spec.config import RunConfig
 from bench.spec.failure import ConfigurationError
 from bench.spec.identity import run_id
@@ -54,24 +51,6 @@ class Outcome:
 
     missing: list[RunConfig]
     problems: list[str]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a launcher carries to where a run runs, and calls there with `run: ID`."""
-
-    configs: dict[str, RunConfig]  # by run id
-    folder: str = field(default_factory=os.getcwd)  # relative paths start here, there as here
-    command: str = field(default_factory=provenance.command)
-
-    def __call__(self, told: DictConfig) -> None:
-        os.chdir(self.folder)
-        provenance.sent_by(self.command)
-        config = self.configs[told.run]
-        with own_gpus(config.hardware.devices):
-            record = execute(config)
-        if trouble := track(config, record):
-            print(trouble)
 
 
 def chosen_launcher(overrides: Sequence[str]) -> str | None:

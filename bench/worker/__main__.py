@@ -89,6 +89,7 @@ def _report(folder: Path, progress: Progress, error: Exception, code: int, **mor
 
 def _confine(config: RunConfig, stage: str) -> None:
     """Keep the child inside its folders, and let it die with its parent; only `bundle` may fill a bundle."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning: the parent answers it (running.job)
     with contextlib.suppress(AttributeError, OSError):
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 from bench.cli import main
 from bench.planning.compose import CONFIG_FOLDER, choices, compose
-from bench.running import dispatch, gpus, provenance
+from bench.running import dispatch, job, provenance
 from bench.running.dispatch import check, chosen_launcher
 from bench.running.store import write_record
 from bench.spec.config import RunConfig
@@ -47,7 +50,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         write_record(run_folder(config), record)
         return record
 
-    monkeypatch.setattr(dispatch, "execute", execute)
+    monkeypatch.setattr(job, "execute", execute)
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(provenance, "_sent_by", [])
     return seen
@@ -77,7 +80,7 @@ def test_every_run_is_a_job_that_carries_its_checked_plan(two, executed, monkeyp
     two[1] = replace(two[1], seed=7)  # nowhere on the command line: the plan is what runs
     outcome = dispatch.dispatch(two, ["method=lora,qlora", "hydra/launcher=basic"], lambda r: ended.append(r.run_id))
     assert (outcome.missing, outcome.problems) == ([], [])
-    assert [job["run"] for job in executed] == ended == [run_id(config) for config in two]
+    assert [seen["run"] for seen in executed] == ended == [run_id(config) for config in two]
     assert executed[0]["folder"] == os.getcwd()
     assert executed[0]["command"].endswith("-m method=lora,qlora")
 
@@ -89,7 +92,7 @@ def test_a_run_that_never_came_back_is_named(two, executed, monkeypatch) -> None
     class Launcher:
         def launch(self, job_overrides: list[list[str]], initial_job_idx: int) -> None:
             jobs = [Sent()]  # submitit's launcher keeps them so
-            dispatch.execute(two[1])
+            job.execute(two[1])
             raise RuntimeError(f"job {17 * len(jobs)}_0: NODE_FAIL\nand a long log")
 
     class Sent:
@@ -105,14 +108,14 @@ def test_a_run_that_never_came_back_is_named(two, executed, monkeypatch) -> None
 
 
 def test_a_job_that_fails_where_it_runs_does_not_stop_the_others(two, executed, monkeypatch) -> None:
-    real = dispatch.execute
+    real = job.execute
 
     def full_disk(config: RunConfig) -> Record:
         if config.method.name == "lora":
             raise OSError(28, "No space left on device")
         return real(config)
 
-    monkeypatch.setattr(dispatch, "execute", full_disk)
+    monkeypatch.setattr(job, "execute", full_disk)
     outcome = dispatch.dispatch(two, ["hydra/launcher=basic"], lambda record: None)
     assert [config.method.name for config in outcome.missing] == ["lora"]
     assert "No space left on device" in outcome.problems[0]
@@ -139,7 +142,6 @@ def test_launchers_are_ready_or_say_what_to_install(name: str, monkeypatch) -> N
 
 def test_mistakes_about_launchers_are_found_before_anything_runs(smoke, monkeypatch, tmp_path, capfd) -> None:
     monkeypatch.setattr(dispatch, "_is_installed", lambda module: True)
-    monkeypatch.setattr(gpus, "visible_gpus", lambda: [])
     monkeypatch.setattr(dispatch, "visible_gpus", lambda: [])
     for overrides, words in (
         (["-m", "hydra/launcher=slrum"], "slrum"),
@@ -184,3 +186,29 @@ def test_lost_slurm_jobs_are_told_by_the_real_plugin(two, tmp_path: Path, monkey
     for line in ("--requeue", "--gpus-per-node=1", "--partition=gpu", "--signal=USR2@180", "--time=1440"):
         assert f"#SBATCH {line}\n" in script
     assert "--array=0-1%2" in script
+
+
+def test_a_warned_job_stops_its_stage_before_it_is_requeued(two, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def execute(config: RunConfig) -> Record:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(5)
+            raise AssertionError("the stage was not stopped")
+        finally:
+            order.append("stage stopped")
+
+    def requeue(signum: int, frame: object) -> None:  # as submitit does it
+        order.append("requeued")
+        sys.exit(144)
+
+    monkeypatch.setattr(job, "execute", execute)
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit):
+            job.Job({"a": two[0]})(OmegaConf.create({"run": "a"}))
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert order == ["stage stopped", "requeued"]
