@@ -100,7 +100,7 @@ def _fetch(configs: Sequence[RunConfig], folder: Path, watch: Watch) -> None:
     """Let the libraries fill their caches in the folder, by what a run would load; what it computes is thrown away."""
     problems: dict[str, None] = {}
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-        paths = PathsConfig(*(f"{work}/{name}" for name in ("results", "artifacts", "cache")), bundle=str(folder))
+        paths = PathsConfig(f"{work}/results", f"{work}/artifacts", f"{work}/cache", str(folder))
         for config in {data_key(c): c for c in configs}.values():
             try:
                 outcome = prepare(replace(config, paths=paths), watch, "bundle")
