@@ -61,8 +61,9 @@ class SftTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         rows, size = self._rows, self.args.per_device_train_batch_size  # the rows are in training order already
         batch_size = size * self.args.gradient_accumulation_steps * self._team.size
+        dataset: Any = [*rows, idle_row(rows)]
         loader: DataLoader[Any] = DataLoader(
-            [*rows, idle_row(rows)],
+            dataset,
             batch_sampler=deal(
                 len(rows), batch_size=batch_size, micro_batch=size, rank=self._team.rank, size=self._team.size
             ),

@@ -93,10 +93,18 @@ def _planned(root: Path, case: str, *overrides: str) -> tuple[RunConfig, Path]:
     return config, folder
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_lose_what_one_does(runs: dict[str, tuple[Run, Run]], case: str) -> None:
-    one, two = runs[case]
-    apart = LOSS[case]
+def test_two_processes_train_as_one_does(runs: dict[str, tuple[Run, Run]]) -> None:
+    """One test, so that parallel workers do not each start the processes."""
+    assert runs.keys() == CASES.keys()
+    for case, (one, two) in runs.items():
+        print(case)  # shown when it fails
+        lose_alike(one, two, apart=LOSS[case])
+        consume_alike(one, two)
+        save_alike(one, two)
+        tell_of_each_device(one.result, two.result, case)
+
+
+def lose_alike(one: Run, two: Run, apart: float) -> None:
     assert [s["loss"] for s in two.steps] == pytest.approx([s["loss"] for s in one.steps], abs=apart)
     norms = [[step["gradient_norm"] for step in run.steps] for run in (one, two)]
     assert norms[1] == pytest.approx(norms[0], rel=10 * apart)
@@ -104,9 +112,7 @@ def test_two_processes_lose_what_one_does(runs: dict[str, tuple[Run, Run]], case
     assert [p.loss for p in two.result.heldout] == pytest.approx([p.loss for p in one.result.heldout], abs=apart)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_consume_what_one_does(runs: dict[str, tuple[Run, Run]], case: str) -> None:
-    one, two = runs[case]
+def consume_alike(one: Run, two: Run) -> None:
     assert two.result.data_stream_sha256 == one.result.data_stream_sha256
     counts = ("steps", "examples", "tokens", "supervised_tokens", "positions", "timed_steps",
               "parameters_total", "parameters_trainable", "parameters_quantized")  # fmt: skip
@@ -115,9 +121,7 @@ def test_two_processes_consume_what_one_does(runs: dict[str, tuple[Run, Run]], c
         assert [step[name] for step in two.steps] == [step[name] for step in one.steps]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_save_what_one_does(runs: dict[str, tuple[Run, Run]], case: str) -> None:
-    one, two = runs[case]
+def save_alike(one: Run, two: Run) -> None:
     assert two.weights.keys() == one.weights.keys()
     assert two.result.checkpoint_bytes == one.result.checkpoint_bytes
     for name, weight in one.weights.items():
@@ -125,9 +129,7 @@ def test_two_processes_save_what_one_does(runs: dict[str, tuple[Run, Run]], case
         torch.testing.assert_close(two.weights[name], weight, rtol=2**-7, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_each_device_is_told_and_all_together(runs: dict[str, tuple[Run, Run]], case: str) -> None:
-    one, two = runs[case][0].result, runs[case][1].result
+def tell_of_each_device(one: TrainResult, two: TrainResult, case: str) -> None:
     assert (one.devices, one.strategy, one.per_device) == (1, "none", [])
     assert (two.devices, two.strategy) == (2, case.rpartition("-")[2])
     assert [share.rank for share in two.per_device] == [0, 1]

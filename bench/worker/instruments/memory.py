@@ -109,7 +109,8 @@ def breakdown(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Memor
     Call after an optimizer step and before the gradients are cleared.
     """
     parameters = list(model.parameters())
-    constants = [t for holder in (*parameters, *model.modules()) for t in quantization_constants(holder)]
+    holders: list[torch.Tensor | torch.nn.Module] = [*parameters, *model.modules()]
+    constants = [t for holder in holders for t in quantization_constants(holder)]
     states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     gradients = [p.grad for p in parameters if p.grad is not None]
     weights = [*parameters, *constants, *model.buffers()]
