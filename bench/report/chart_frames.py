@@ -37,11 +37,12 @@ def quality_points(group: Group) -> tuple[pd.DataFrame, list[str]]:
     findings, rows = group.findings, []
     columns = [column for column, _ in _COSTS.values()]
     means = group.runs.reindex(columns=["arm", *columns]).astype(dict.fromkeys(columns, float)).groupby("arm").mean()
+    known = means.to_dict()
     for arm, records in findings.arms.items():
         if estimate := findings.estimate(findings.primary, arm):
             ends = (estimate.low, estimate.high) if math.isfinite(estimate.high) else (estimate.mean, estimate.mean)
             row = {"arm": arm, "score": estimate.mean, "low": ends[0], "high": ends[1], "seeds": estimate.seeds}
-            spent = {axis: means.at[arm, column] * factor for axis, (column, factor) in _COSTS.items()}
+            spent = {axis: known[column][arm] * factor for axis, (column, factor) in _COSTS.items()}
             rows.append(row | spent | {"trained": not is_base(records[0])})
     points = pd.DataFrame(rows, columns=["arm", "score", "low", "high", "seeds", *_COSTS, "trained"])
     trained = points[points["trained"].astype(bool)]
@@ -120,9 +121,9 @@ def memory_growth(group: Group) -> pd.DataFrame:
                          highest=steps["peak_so_far_bytes"].astype(float) / 2**30)  # fmt: skip
     runs = steps.groupby(["arm", "run_id", "bin"], sort=False)[["step", "held", "highest"]].max().reset_index()
     by = runs.groupby(["arm", "bin"], sort=False)
-    frame = by["highest"].agg(**{"highest GiB": "mean", "low": "min", "high": "max"})
-    frame["held GiB"], frame["step"] = by["held"].mean(), by["step"].mean()
-    frame = frame.reset_index().drop(columns="bin")
+    highest = by["highest"]
+    means = {"step": by["step"].mean(), "held GiB": by["held"].mean(), "highest GiB": highest.mean()}
+    frame = pd.DataFrame({**means, "low": highest.min(), "high": highest.max()}).reset_index().drop(columns="bin")
     first = frame.groupby("arm")["highest GiB"].idxmax()
     return frame.assign(peak=np.where(frame.index.isin(first), "yes", "no"))
 
@@ -185,7 +186,7 @@ def latencies(group: Group) -> pd.DataFrame:
     rows = []
     for arm, records in served_arms(group).items():
         for one in serving.latencies(records):
-            row = {"name": f"{arm}: {one.form}", "arm": arm, "form": one.form,
+            row: dict[str, object] = {"name": f"{arm}: {one.form}", "arm": arm, "form": one.form,
                    "requests": f"batch {one.batch_size}, prompt {one.prompt_tokens}"}  # fmt: skip
             for time, median in zip(TIMES, (one.total_seconds, one.first_token_seconds), strict=True):
                 row |= {time: median.value, f"low {time}": median.low, f"high {time}": median.high}

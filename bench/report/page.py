@@ -79,7 +79,8 @@ def _scripts(*, charts: bool, samples: bool) -> list[Markup]:
     if not charts:
         return own
     version = ".".join(altair.SCHEMA_VERSION.split(".")[:2])  # "v6.4": the one that the charts are written for
-    return [*own[:-1], Markup(vl_convert.javascript_bundle(vl_version=version)), own[-1]]
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    return [*own[:-1], Markup(bundle), own[-1]]
 
 
 def _hash(script: str) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import HEIGHT, INK, choice, colours, faded, highlight, shapes, tooltips
+from bench.report.charts.look import HEIGHT, INK, Drawing, choice, colours, faded, highlight, shapes, tooltips
 
 QUANTITIES = ("score", "peak training memory, GiB", "tokens/s")
 
 
-def history_chart(points: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
+def history_chart(points: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     """A line an arm through its sweeps, one of `QUANTITIES` at a time.
 
     Args:

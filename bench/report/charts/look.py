@@ -17,7 +17,7 @@ import pandas as pd
 
 from bench.report.plots import styles
 
-Drawing = alt.Chart | alt.LayerChart
+Drawing = alt.Chart | alt.LayerChart | alt.FacetChart
 INK = "currentColor"
 HEIGHT, ROW = 300, 26  # pixels, of a chart and of a row of words; the width is that of the page
 _SHAPES = {  # matplotlib's markers -> Vega's shapes

@@ -10,13 +10,24 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import HEIGHT, INK, choice, chosen_title, colours, faded, highlight, shapes, tooltips
+from bench.report.charts.look import (
+    HEIGHT,
+    INK,
+    Drawing,
+    choice,
+    chosen_title,
+    colours,
+    faded,
+    highlight,
+    shapes,
+    tooltips,
+)
 
 AXES = ("optimizer step", "thousand tokens of training", "minutes of training")
 _TITLE = "loss, nats per token"
 
 
-def loss_chart(curves: pd.DataFrame, targets: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
+def loss_chart(curves: pd.DataFrame, targets: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     """Lines with bands from the lowest to the highest seed.
 
     Args:

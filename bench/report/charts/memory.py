@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import HEIGHT, INK, colours, faded, highlight, legend, shapes, tooltips
+from bench.report.charts.look import HEIGHT, INK, Drawing, colours, faded, highlight, legend, shapes, tooltips
 from bench.report.memory_plots import PARTS
 
 
-def memory_chart(parts: pd.DataFrame) -> alt.LayerChart:
+def memory_chart(parts: pd.DataFrame) -> Drawing:
     """Stacked bars, one an arm; a paler one below it where there is an estimate.
 
     Args:
@@ -45,7 +45,7 @@ def memory_chart(parts: pd.DataFrame) -> alt.LayerChart:
     return alt.layer(bars, totals).properties(height=52 * len(arms))
 
 
-def growth_chart(growth: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
+def growth_chart(growth: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     """Memory held after each optimizer step (thin) and the highest so far (bold), mean and range of the seeds.
 
     Args:

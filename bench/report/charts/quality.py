@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import HEIGHT, INK, choice, chosen_title, colours, shapes, tooltips
+from bench.report.charts.look import HEIGHT, INK, Drawing, choice, chosen_title, colours, shapes, tooltips
 
 
-def quality_chart(points: pd.DataFrame, score: str, costs: Sequence[str]) -> alt.LayerChart:
+def quality_chart(points: pd.DataFrame, score: str, costs: Sequence[str]) -> Drawing:
     """One point an arm with its interval; rings: the Pareto set; dashed across: untrained arms, which cost nothing.
 
     Args:

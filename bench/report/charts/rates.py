@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import HEIGHT, INK, colours, faded, highlight, shapes, tooltips
+from bench.report.charts.look import HEIGHT, INK, Drawing, colours, faded, highlight, shapes, tooltips
 
 
-def rates_chart(trials: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
+def rates_chart(trials: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     """A line an arm through the trials that ended; crosses for the others; the chosen rate ringed.
 
     Args:

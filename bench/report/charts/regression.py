@@ -8,12 +8,12 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import ROW, tooltips
+from bench.report.charts.look import ROW, Drawing, tooltips
 
 _LONG = 12  # letters; longer names of arms are written slanting
 
 
-def regression_chart(changes: pd.DataFrame) -> alt.LayerChart:
+def regression_chart(changes: pd.DataFrame) -> Drawing:
     """A heat map; orange: lost, blue: gained; the interval and the verdict by pointing at a cell.
 
     Args:

@@ -10,12 +10,23 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import HEIGHT, ROW, choice, chosen_title, colours, faded, highlight, shapes, tooltips
+from bench.report.charts.look import (
+    HEIGHT,
+    ROW,
+    Drawing,
+    choice,
+    chosen_title,
+    colours,
+    faded,
+    highlight,
+    shapes,
+    tooltips,
+)
 
 TIMES = ("total, s", "first token, s")
 
 
-def latency_chart(latencies: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
+def latency_chart(latencies: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     """Medians with their intervals; the batch, the length of prompt and the time are chosen below the chart.
 
     Args:
@@ -45,7 +56,7 @@ def latency_chart(latencies: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChar
     )  # fmt: skip
 
 
-def adapters_chart(many: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
+def adapters_chart(many: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     """Tokens a second, or memory, against the number of adapters on one base.
 
     Args:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from bench.report.charts.look import colours, tooltips
+from bench.report.charts.look import Drawing, colours, tooltips
 
 
-def step_time_chart(seconds: pd.DataFrame, arms: Sequence[str]) -> alt.LayerChart:
+def step_time_chart(seconds: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     """A box an arm (quartiles, median; whiskers from the 10th to the 90th percentile) over a tick a step.
 
     Args:
