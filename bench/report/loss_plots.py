@@ -86,7 +86,8 @@ def _mark_targets(axes: Axes, compared: Sequence[CurveComparison], place: int) -
                 where = float(_x(run.curve, np.array([tokens]))[place][0])
                 reached.append((where, min(one.target, float(run.curve.loss.y[0])) if tokens == 0 else one.target))
     if reached:
-        axes.scatter(*zip(*reached, strict=True), s=130, facecolors="none", edgecolors="black", zorder=4)
+        x, y = zip(*reached, strict=True)
+        axes.scatter(x, y, s=130, facecolors="none", edgecolors="black", zorder=4)
 
 
 def _reached_tokens(run: CurveReading) -> float | None:

@@ -36,8 +36,8 @@ def parts_frame(group: Group) -> pd.DataFrame:
             if sizes[column] > 0:
                 rows.append((str(arm), "measured", label, sizes[column] / 2**30, sizes["train_peak_bytes"] / 2**30))
         record = next((r for r in group.records if arm_of[r.run_id] == arm and r.train), None)
-        estimate = estimated(record) if record else None
-        for label, size in estimate.items() if estimate else ():
+        estimate = (estimated(record) if record else None) or {}
+        for label, size in estimate.items():
             rows.append((str(arm), "estimated", label, size / 2**30, sum(estimate.values()) / 2**30))
     return pd.DataFrame(rows, columns=["arm", "source", "part", "GiB", "total GiB"])
 

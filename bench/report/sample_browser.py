@@ -85,7 +85,7 @@ def browsable(group: Group) -> Browsable | None:
 
 def _metrics(samples: pd.DataFrame, primary: str) -> list[str]:
     """Those of these samples, the primary one first."""
-    names = [c.removeprefix("score_") for c in samples if c.startswith("score_") and samples[c].notna().any()]
+    names = [c.removeprefix("score_") for c in map(str, samples) if c.startswith("score_") and samples[c].notna().any()]
     return sorted(names, key=lambda name: name != primary)
 
 
