@@ -29,6 +29,12 @@ from bench.worker.progress import Progress
 from bench.worker.team import ALONE, Team
 
 _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
+_LOST_PEER = (
+    "gloo",
+    "NCCL",
+    "Connection closed by peer",
+    "Connection reset by peer",
+)  # another process of the run died
 
 
 def main(folder: Path, stage: str) -> int:
@@ -76,15 +82,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report(folder: Path, progress: Progress, error: Exception, code: int, **more: Any) -> int:
-    if (folder / "error.json").exists():  # of the process that failed before this one: the cause of this failure too
-        return code
+    lost_peer = any(words in str(error) for words in _LOST_PEER)
+    if (folder / "error.json").exists() and (lost_peer or not _of_a_lost_peer(folder)):
+        return code  # another process failed before this one, and said why
     content = {"message": f"{type(error).__name__}: {error}", "phase": progress.current_phase, "exit_code": code}
+    content["lost_peer"] = lost_peer
     content |= more
     with contextlib.suppress(Exception):  # a device that failed may not answer any more
         content["peak_bytes"] = progress.peak_bytes()
     with contextlib.suppress(OSError):  # a full disk: the exit code and the log still tell
         write_atomic(folder / "error.json", json.dumps(content))
     return code
+
+
+def _of_a_lost_peer(folder: Path) -> bool:
+    """Whether what was said first is only that another process was gone."""
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads((folder / "error.json").read_text()).get("lost_peer"))
+    return False
 
 
 def _confine(config: RunConfig, stage: str) -> None:

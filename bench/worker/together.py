@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -41,15 +42,19 @@ def main(count: int, folder: Path, stage: str) -> int:
 def first_cause(codes: Sequence[int], folder: Path) -> int:
     """The exit code that tells what went wrong, of those of all processes that failed.
 
-    A process that died by a signal tears the connections of the others, whose errors are only consequences; SIGTERM is
-    what the launcher itself ends the rest with. Else the first to fail has said so in `error.json`.
+    What a process said in `error.json` comes first, unless it only says that it lost another: then that one died by a
+    signal. Losing another may also end a process by a signal of its own (gloo aborts), so SIGKILL, which comes from
+    outside, goes before others; SIGTERM is what the launcher ends the rest with.
     """
-    for code in codes:
-        if code < 0 and code != -signal.SIGTERM:
-            return code
-    with suppress(OSError, ValueError, KeyError):
-        return int(json.loads((folder / "error.json").read_text())["exit_code"])
-    return max(codes, default=EXIT_ERROR)
+    said: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        said = json.loads((folder / "error.json").read_text())
+    if said and not said.get("lost_peer"):
+        return int(said["exit_code"])
+    signals = [code for code in codes if code < 0 and code != -signal.SIGTERM]
+    if signals:
+        return -signal.SIGKILL if -signal.SIGKILL in signals else signals[0]
+    return int(said["exit_code"]) if said else max(codes, default=EXIT_ERROR)
 
 
 def _exit(code: int) -> None:

@@ -17,17 +17,21 @@ from bench.worker.together import first_cause
 @pytest.mark.parametrize(
     ("codes", "said", "expected"),
     [
-        ([1, 3], 3, 3),  # the first ran out of memory and said so; the other lost its connection
-        ([1], 1, 1),
-        ([-9, 1], 1, -9),  # killed: the other's error is a consequence
-        ([1, -15], 1, 1),  # the launcher ended the other
+        ([1, 3], {"exit_code": 3}, 3),  # one ran out of memory and said so; the other lost its connection
+        ([-6, 3], {"exit_code": 3}, 3),  # which may abort it
+        ([1], {"exit_code": 1}, 1),
+        ([1, -9], {"exit_code": 1, "lost_peer": True}, -9),  # killed: the other's error is a consequence
+        ([-6, -9], None, -9),
+        ([-11, 1], {"exit_code": 1, "lost_peer": True}, -11),
+        ([1, -15], {"exit_code": 1}, 1),  # the launcher ended the other
+        ([1, 1], {"exit_code": 1, "lost_peer": True}, 1),  # the network failed, no process did
         ([-15], None, -15),  # by nothing else: it was SIGTERM
         ([3, 1], None, 3),  # a full disk: nothing was said
     ],
 )
-def test_the_cause_is_the_first_failure(tmp_path: Path, codes: list[int], said: int | None, expected: int) -> None:
+def test_the_cause_is_told_from_its_consequences(tmp_path: Path, codes: list[int], said: dict, expected: int) -> None:
     if said is not None:
-        (tmp_path / "error.json").write_text(json.dumps({"message": "...", "exit_code": said}))
+        (tmp_path / "error.json").write_text(json.dumps({"message": "..."} | said))
     assert first_cause(codes, tmp_path) == expected
 
 
