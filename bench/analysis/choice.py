@@ -120,8 +120,7 @@ class Contest:
         runs = self.findings.arms
         swapped = is_base(runs[other][0]) and len(runs[other]) == 1
         left, right = (arm, other) if swapped or not is_base(runs[arm][0]) else (other, arm)
-        no_samples = pd.DataFrame(columns=["run_id", "example_id", "reference"])
-        matching = match(runs[left], runs[right], no_samples, self.findings.allowed)
+        matching = match(runs[left], runs[right], {}, self.findings.allowed)
         if not matching.pairs:
             return "; ".join(reason.text for _, reason in matching.refused)
         pairs = matching.pairs if left == arm else [(method, baseline) for baseline, method in matching.pairs]

@@ -3,7 +3,7 @@
 Two arms are set against each other when they differ in what the claim names and in the learning rate, which each
 method has its own of. Where a sweep holds several such pairs (ranks, data sizes), each is judged by itself.
 
-    >>> choose(Arm("qlora"), Arm("lora"), group_arms(records), samples)
+    >>> choose(Arm("qlora"), Arm("lora"), group_arms(records), references)
     [Chosen(names=('qlora', 'lora'), left=[...], right=[...])]
 """
 
@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from bench.analysis.order import is_base
 from bench.analysis.pairing import fair_pairs
 from bench.analysis.rate_sweeps import best_of_rates
+from bench.analysis.values import References
 from bench.spec.claim import Arm, Family
 from bench.spec.record import Record
 from bench.spec.settings import flat
@@ -78,7 +77,7 @@ def described(arm: Arm) -> str:
 
 
 def choose(
-    of: Arm, against: Arm | None, arms: Arms, samples: pd.DataFrame, *, same_trainable: bool = False
+    of: Arm, against: Arm | None, arms: Arms, references: References, *, same_trainable: bool = False
 ) -> list[Chosen]:
     """Every arm, or every fair pair of arms, that the claim is about.
 
@@ -105,7 +104,7 @@ def choose(
     chosen: list[Chosen] = []
     refused: dict[str, None] = {}
     for left, right in alike:
-        pairs, reasons = fair_pairs(lefts[left], rights[right], samples)
+        pairs, reasons = fair_pairs(lefts[left], rights[right], references)
         by_id = {record.run_id: record for record in [*lefts[left], *rights[right]]}
         if pairs:
             matched = [(by_id[a], by_id[b]) for a, b in pairs]

@@ -127,7 +127,9 @@ def _parts(check: Check, evidence: Evidence) -> list[Part]:
     try:
         if check.quantity == "best_learning_rate":
             return [_judged(check, arms, best_rates(check, evidence))]
-        chosen = choose(check.of, check.against, evidence.arms, evidence.samples, same_trainable=check.same_trainable)
+        chosen = choose(
+            check.of, check.against, evidence.arms, evidence.references, same_trainable=check.same_trainable
+        )
     except NotMeasuredError as error:
         return [Part(check, arms, "not tested", str(error))]
     parts = []

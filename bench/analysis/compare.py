@@ -25,6 +25,7 @@ from bench.analysis.findings import deciding, primary_measure
 from bench.analysis.measures import OVERALL, Measure, Table, arm_estimate, measure_tables, paired_difference
 from bench.analysis.order import is_base
 from bench.analysis.pairing import NONE_ALLOWED, Refusal, fair_partner, group_arms, wanted_pairs
+from bench.analysis.values import references_of
 from bench.spec.agreement import Reason
 from bench.spec.record import Record
 
@@ -62,11 +63,12 @@ def compare(
         for arm, runs in arms.items()
         if (result := arm_estimate(table, [run.run_id for run in runs], resampler)) is not None
     ]
+    references = references_of(samples)
     contrasts: list[_Contrast] = []
     refusals: list[Refusal] = []
     exceptions: list[Refusal] = []
     for arm, baselines in wanted_pairs(arms):
-        baseline, pairs, refused, excepted = fair_partner(arm, baselines, arms, samples, allowed)
+        baseline, pairs, refused, excepted = fair_partner(arm, baselines, arms, references, allowed)
         # A divergence from the base is itself a comparison with the base.
         of_pair = {m: t for m, t in tables.items() if m.kind != "divergence" or not is_base(arms[baseline][0])}
         made, unmeasured = _contrasts(arm, baseline, pairs, of_pair, resampler) if pairs else ([], [])
@@ -74,7 +76,7 @@ def compare(
         refusals += refused + unmeasured
         exceptions += excepted
     comparisons = _judged(contrasts, primary_measure(tables), margins or Margins())
-    return Findings(arms, tables, estimates, comparisons, refusals, exceptions, allowed)
+    return Findings(arms, tables, estimates, comparisons, refusals, exceptions, references, allowed)
 
 
 def _contrasts(
@@ -95,9 +97,9 @@ def _contrasts(
 
 def _mean(table: Table, pairs: Sequence[tuple[str, str]]) -> float:
     """The baseline's mean over the paired runs."""
-    frames = [table[baseline].dropna() for _, baseline in pairs]
-    total = sum(frame["weight"].sum() for frame in frames)
-    return float(sum((frame["value"] * frame["weight"]).sum() for frame in frames) / total)
+    runs = [table[baseline] for _, baseline in pairs]
+    total = sum(float(run.weight[run.known].sum()) for run in runs)
+    return sum(float((run.value * run.weight)[run.known].sum()) for run in runs) / total
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from bench.analysis.measures import OVERALL, Measure, Table
 from bench.analysis.pairing import NONE_ALLOWED, Refusal
+from bench.analysis.values import References
 from bench.spec.record import Record
 
 
@@ -83,6 +84,7 @@ class Findings:
     comparisons: list[Comparison] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     exceptions: list[Refusal] = field(default_factory=list)  # differences in spite of which a comparison was made
+    references: References = field(default_factory=dict)  # of the runs' samples
     allowed: frozenset[str] = NONE_ALLOWED  # the names given by --allow-different, used or not
 
     @property

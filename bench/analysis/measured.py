@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
-
 from bench.analysis import stats
 from bench.analysis.claim_arms import Arms, NotMeasuredError
 from bench.analysis.measures import Measure, Table
+from bench.analysis.values import References
 from bench.spec.claim import Form
 from bench.spec.record import Step
 from bench.spec.tuning import Tuning
@@ -28,7 +27,7 @@ class Evidence:
     arms: Arms  # of all runs that finished a stage (`pairing.group_arms`)
     steps: Mapping[str, Sequence[Step]]  # by run_id
     tables: Mapping[Measure, Table]  # `measures.measure_tables`
-    samples: pd.DataFrame
+    references: References  # `values.references_of`
     resampler: stats.Resampler
     tunings: Sequence[Tuning] = ()
 

@@ -3,7 +3,7 @@
 >>> arms = group_arms(records)
 >>> list(arms)
 ['base', 'full', 'lora', 'qlora']
->>> match(arms["lora"], arms["full"], samples).pairs
+>>> match(arms["lora"], arms["full"], references).pairs
 [('lora-...-s0-1f2e', 'full-...-s0-77aa')]
 """
 
@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from bench.analysis.fairness import reasons_against
-from bench.analysis.measures import different_references, references_of
 from bench.analysis.order import arm_names, is_base, method_order
+from bench.analysis.values import References, different_references
 from bench.spec.agreement import Reason
 from bench.spec.record import Record
 
@@ -67,7 +65,7 @@ def fair_partner(
     arm: str,
     candidates: Sequence[str],
     arms: Mapping[str, Sequence[Record]],
-    samples: pd.DataFrame,
+    references: References,
     allowed: frozenset[str] = NONE_ALLOWED,
 ) -> tuple[str, list[tuple[str, str]], list[Refusal], list[Refusal]]:
     """The first candidate with a fair pair of runs; where none has one, the first with a pair that is allowed.
@@ -79,9 +77,9 @@ def fair_partner(
     for names in dict.fromkeys((NONE_ALLOWED, allowed)):
         refused = []
         for baseline in candidates:
-            matching = match(arms[arm], arms[baseline], samples, names)
+            matching = match(arms[arm], arms[baseline], references, names)
             if matching.pairs and names != allowed:
-                matching = match(arms[arm], arms[baseline], samples, allowed)  # for the other seeds
+                matching = match(arms[arm], arms[baseline], references, allowed)  # for the other seeds
             found = [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.refused]
             if matching.pairs:
                 excepted = [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.excepted]
@@ -93,17 +91,17 @@ def fair_partner(
 def match(
     left: Sequence[Record],
     right: Sequence[Record],
-    samples: pd.DataFrame,
+    references: References,
     allowed: frozenset[str] = NONE_ALLOWED,
 ) -> Matching:
     """Runs of two arms matched by seed; a single untrained run is the partner of every seed.
 
     Args:
+        references: `values.references_of` their samples.
         allowed: names of requirements (`agreement.REQUIREMENTS`) that the runs need not meet.
     """
     partners = {record.seed: record for record in right}
     single = right[0] if len(right) == 1 and is_base(right[0]) else None
-    references = references_of(samples, [record.run_id for record in (*left, *right)])
     pairs: list[tuple[str, str]] = []
     refused: dict[Reason, list[str]] = {}
     excepted: dict[Reason, list[str]] = {}
@@ -120,7 +118,7 @@ def match(
     return Matching(pairs, _with_seeds(refused), _with_seeds(excepted))
 
 
-def _reasons(record: Record, partner: Record | None, references: Mapping[str, pd.Series]) -> list[Reason]:
+def _reasons(record: Record, partner: Record | None, references: References) -> list[Reason]:
     if partner is None:
         return [Reason("seed", "the baseline has no run of this seed")]
     reasons = reasons_against(record, partner)
@@ -134,8 +132,8 @@ def _with_seeds(reasons: Mapping[Reason, Sequence[str]]) -> list[tuple[str, Reas
 
 
 def fair_pairs(
-    left: Sequence[Record], right: Sequence[Record], samples: pd.DataFrame
+    left: Sequence[Record], right: Sequence[Record], references: References
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """`match` without exceptions: (pairs of run_ids, [(seeds, reason why these were not paired)])."""
-    matching = match(left, right, samples)
+    matching = match(left, right, references)
     return matching.pairs, [(seeds, reason.text) for seeds, reason in matching.refused]

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,16 +70,18 @@ def groups_of(
 ) -> list[Group]:
     """Compare within each model, task and suite. `seed` is that of the bootstrap: the same records, the same report."""
     margins = margins or Margins()
-    keys = list(dict.fromkeys((record.model, record.task, record.suite) for record in sweep.records))
+    by_key: dict[tuple[str, str, str], list[Record]] = {}
+    for record in sweep.records:
+        by_key.setdefault((record.model, record.task, record.suite), []).append(record)
+    key_of = {record.run_id: key for key, records in by_key.items() for record in records}
+    samples, regression = (_by_group(frame, key_of) for frame in (sweep.samples, sweep.regression))
     groups = []
-    for key in sorted(keys):
-        records = [record for record in sweep.records if (record.model, record.task, record.suite) == key]
-        rng = np.random.default_rng(seed)
+    for key, records in sorted(by_key.items()):
         findings = compare(
             records,
-            sweep.samples,
-            sweep.regression,
-            rng=rng,
+            samples.get(key, sweep.samples.iloc[:0]),
+            regression.get(key, sweep.regression.iloc[:0]),
+            rng=np.random.default_rng(seed),
             margins=margins,
             allowed=allowed,
             deciding_only=deciding_only,
@@ -87,6 +90,10 @@ def groups_of(
         advice = recommend(findings, arms_frame(runs), rng=np.random.default_rng(seed), margins=margins)
         groups.append(Group(" / ".join(key), sweep, records, runs, findings, advice, margins, target_loss))
     return groups
+
+
+def _by_group(frame: pd.DataFrame, key_of: Mapping[str, tuple[str, str, str]]) -> dict[Any, pd.DataFrame]:
+    return dict(iter(frame.groupby(frame["run_id"].map(key_of), sort=False)))
 
 
 def answer_table(group: Group) -> str:

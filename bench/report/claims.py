@@ -76,7 +76,7 @@ def verdicts_of(group: Group, claims: Sequence[Claim], *, seed: int = 0) -> list
         arms=group_arms(finished),
         steps=group.sweep.step_rows,
         tables=group.findings.tables,
-        samples=group.sweep.samples,
+        references=group.findings.references,
         resampler=stats.Resampler(np.random.default_rng(seed)),
         tunings=group.sweep.tunings,
     )

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from synthetic import METHODS, make_record, make_steps
 
 from bench.analysis import stats
@@ -15,6 +14,7 @@ from bench.analysis.claims import Verdict, judge
 from bench.analysis.measured import Evidence
 from bench.analysis.measures import OVERALL, Measure
 from bench.analysis.pairing import group_arms
+from bench.analysis.values import Values
 from bench.planning.claims import from_mappings
 from bench.spec.record import Record, Step
 from bench.spec.tuning import Tuning
@@ -22,7 +22,6 @@ from bench.spec.tuning import Tuning
 ROUGE = Measure("score", "rougeL")
 ALL_TASKS = Measure("regression", OVERALL, True, "mean")
 INSTRUCTIONS = Measure("regression", "instructions", True, "exact_match")
-NO_SAMPLES = pd.DataFrame(columns=["run_id", "example_id", "reference"])
 
 
 def run(method: str, seed: int = 0, *, train: Mapping[str, Any] | None = None, **settings: Any) -> Record:
@@ -51,11 +50,11 @@ def evidence(
     """The runs with their synthetic steps; `values`: of each measure, by run_id, one an example."""
     of_runs = {r.run_id: make_steps(r.method, r.seed) for r in runs if r.train and r.method in METHODS}
     tables = {
-        measure: {run_id: pd.DataFrame({"value": list(rows), "weight": 1.0}) for run_id, rows in by_run.items()}
+        measure: {run_id: Values.plain(list(rows)) for run_id, rows in by_run.items()}
         for measure, by_run in (values or {}).items()
     }
     rng = stats.Resampler(np.random.default_rng(0), draws=2000)
-    return Evidence(group_arms(runs), of_runs | dict(steps or {}), tables, NO_SAMPLES, rng, tunings)
+    return Evidence(group_arms(runs), of_runs | dict(steps or {}), tables, {}, rng, tunings)
 
 
 def verdict(of: Evidence, *checks: Mapping[str, Any], **claim: Any) -> Verdict:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from synthetic import make_items, make_record, make_samples
 
@@ -21,7 +20,6 @@ from bench.report.load import load
 from bench.spec.agreement import REQUIREMENTS
 from bench.spec.record import Record
 
-NO_SAMPLES = pd.DataFrame(columns=["run_id", "example_id", "reference"])
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 
@@ -80,12 +78,12 @@ def test_each_difference_is_a_reason_and_can_be_allowed(
     (reason,) = reasons_against(full, change(lora))
     assert (reason.name, reason.may_be_allowed) == (name, True)
     assert text in reason.text
-    assert match([full], [change(lora)], NO_SAMPLES).pairs == []
-    matching = match([full], [change(lora)], NO_SAMPLES, frozenset({name}))
+    assert match([full], [change(lora)], {}).pairs == []
+    matching = match([full], [change(lora)], {}, frozenset({name}))
     assert matching.pairs == [(full.run_id, lora.run_id)]
     assert (matching.refused, matching.excepted) == ([], [("0", reason)])
     others = frozenset(REQUIREMENTS) - {name}
-    assert match([full], [change(lora)], NO_SAMPLES, others).pairs == []
+    assert match([full], [change(lora)], {}, others).pairs == []
 
 
 def test_every_requirement_is_checked() -> None:
@@ -137,7 +135,7 @@ def test_no_training_result_and_an_unknown_difference_cannot_be_allowed() -> Non
     for other in (replace(lora, train=None), replace(lora, comparison_key="other")):
         (reason,) = reasons_against(full, other)
         assert not reason.may_be_allowed
-        assert match([full], [other], NO_SAMPLES, frozenset(REQUIREMENTS)).pairs == []
+        assert match([full], [other], {}, frozenset(REQUIREMENTS)).pairs == []
 
 
 def test_the_reference_sweep_is_fair() -> None:
@@ -155,11 +153,11 @@ def test_a_fair_baseline_goes_before_an_allowed_one() -> None:
     }
     names = [name for name in arms if name != "lora"]
     allowed = frozenset({"threads"})
-    baseline, pairs, refused, excepted = fair_partner("lora", names, arms, NO_SAMPLES)
+    baseline, pairs, refused, excepted = fair_partner("lora", names, arms, {})
     assert (baseline, len(pairs), [r.seeds for r in refused], excepted) == ("full (threads=2)", 1, ["1"], [])
-    baseline, pairs, refused, excepted = fair_partner("lora", names, arms, NO_SAMPLES, allowed)
+    baseline, pairs, refused, excepted = fair_partner("lora", names, arms, {}, allowed)
     assert (baseline, len(pairs), refused, [e.seeds for e in excepted]) == ("full (threads=2)", 2, [], ["1"])
-    baseline, pairs, _, excepted = fair_partner("lora", names[:1], arms, NO_SAMPLES, allowed)
+    baseline, pairs, _, excepted = fair_partner("lora", names[:1], arms, {}, allowed)
     assert (baseline, len(pairs), [e.seeds for e in excepted]) == ("full (threads=1)", 2, ["0, 1"])
 
 
@@ -179,7 +177,7 @@ def test_an_exception_is_kept_with_what_it_made_possible() -> None:
     (exception,) = lenient.exceptions
     assert (exception.arm, exception.baseline, exception.seeds) == ("lora", "full", "0")
     assert {comparison.differing for comparison in lenient.comparisons} == {("threads",)}
-    assert fair_pairs(records[1:], records[:1], NO_SAMPLES)[0] == []  # without being asked, never
+    assert fair_pairs(records[1:], records[:1], {})[0] == []  # without being asked, never
 
 
 @pytest.mark.parametrize(
