@@ -21,13 +21,14 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
+from scipy import special
 
 from bench.analysis.variance import StandardError, standard_error
 
 Floats = NDArray[np.float64]
 DRAWS = 10_000
-_CHUNK_CELLS = 8_000_000  # draws x examples held at once: 64 MB
+_CHUNK_CELLS = 8_000_000  # draws x examples multiplied at once: 64 MB
+_KEPT_CELLS = 200_000_000  # draws x examples kept: 200 MB, a byte each
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class Paired:
         if self._spread <= 1e-12 * max(1.0, abs(self.mean)):
             return 1.0
         upper = (1 + level) / 2
-        student = scipy_stats.t.ppf(upper, self.error.degrees_of_freedom) / scipy_stats.norm.ppf(upper)
+        student = special.stdtrit(self.error.degrees_of_freedom, upper) / special.ndtri(upper)  # quantiles
         # Never below 1: narrower than its percentiles, an interval could leave out values that were drawn.
         return max(1.0, float(student * self.error.total / self._spread))
 
@@ -109,7 +110,7 @@ class Resampler:
     def __init__(self, rng: np.random.Generator, draws: int = DRAWS):
         self.draws = draws
         self._rng = rng
-        self._kept: dict[int, Floats] = {}
+        self._kept: dict[int, list[NDArray[np.uint8]]] = {}  # by units, in chunks of draws
 
     def ratios(self, numerators: Floats, denominators: Floats) -> Floats:
         """sum(numerators) / sum(denominators) over resampled units; inputs of shape (units,), output (draws,)."""
@@ -122,16 +123,20 @@ class Resampler:
     def _counts(self, units: int) -> Iterator[Floats]:
         """How often each unit is drawn in `units` draws, shape (draws, units), in chunks of draws."""
         if units in self._kept:
-            yield self._kept[units]
+            yield from (counts.astype(float) for counts in self._kept[units])
             return
+        room = _KEPT_CELLS // self.draws - sum(self._kept)
+        keep: list[NDArray[np.uint8]] | None = [] if units <= room else None
         chunk = max(1, _CHUNK_CELLS // units)
         for start in range(0, self.draws, chunk):
             size = min(chunk, self.draws - start)
             picks = self._rng.integers(0, units, size=(size, units)) + np.arange(size)[:, None] * units
-            counts = np.bincount(picks.ravel(), minlength=size * units).reshape(size, units).astype(float)
-            if size == self.draws:
-                self._kept[units] = counts
-            yield counts
+            counts = np.bincount(picks.ravel(), minlength=size * units).reshape(size, units)
+            if keep is not None:
+                keep.append(counts.astype(np.uint8))  # of the same unit 256 times in a draw there is no chance
+            yield counts.astype(float)
+        if keep is not None:
+            self._kept[units] = keep
 
 
 def paired(

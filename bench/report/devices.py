@@ -19,10 +19,10 @@ _HEADERS = ["method", "strategy", "device", "tokens/s", "peak", "weights", "grad
 
 def devices_table(group: Group) -> str:
     """One row a device and one for all, of every arm that trained on several: the mean speed, the highest memory."""
-    arm_of = group.runs.set_index("run_id")["arm"]
+    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
     rows = []
     for arm in group.arms:
-        trained = [r.train for r in group.records if r.train and str(arm_of[r.run_id]) == arm]
+        trained = [r.train for r in group.records if r.train and arm_of[r.run_id] == arm]
         several = [result for result in trained if result.per_device]
         if several:
             rows += _rows(arm, several)

@@ -10,6 +10,7 @@ listed in `Sweep.problems` and everything else is kept.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
@@ -206,6 +207,10 @@ def _lines(path: Path) -> Iterator[bytes | Exception]:
     """Lines that are not blank; a damaged or truncated file ends in the exception instead of raising it."""
     opened: Iterable[bytes]
     try:
+        if path.suffix == ".gz":
+            with contextlib.suppress(EOFError, zlib.error, OSError):  # damaged: line by line, to have what is whole
+                yield from filter(bytes.strip, gzip.decompress(path.read_bytes()).splitlines())
+                return
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened:
             for line in opened:
                 if line.strip():

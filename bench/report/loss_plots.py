@@ -34,12 +34,9 @@ def loss_curves(steps: pd.DataFrame, compared: Sequence[CurveComparison], arms: 
     look = styles(arms)
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     axes: Axes | None = None
+    trained = _training(steps)
     for place, label in enumerate(_AXES):
         axes = figure.add_subplot(1, len(_AXES), place + 1, sharey=axes)
-        training: Lines = {}
-        for (arm, _), rows in steps.groupby(["arm", "run_id"], sort=False):
-            x = (rows["step"], rows["tokens"].cumsum() / 1e3, rows["elapsed_seconds"] / 60)[place]
-            training.setdefault(str(arm), []).append((x.to_numpy(dtype=float), rows["loss"].astype(float).to_numpy()))
         heldout: Lines = {}
         points: Lines = {}
         for arm, run in runs:
@@ -49,7 +46,7 @@ def loss_curves(steps: pd.DataFrame, compared: Sequence[CurveComparison], arms: 
             read = np.interp(tokens, run.curve.loss.x, losses)
             heldout.setdefault(arm, []).append((_x(run.curve, tokens)[place], read))
             points.setdefault(arm, []).append((_x(run.curve, run.curve.loss.x)[place], losses))
-        draw_lines(axes, training, look, lw=0.9, alpha=0.35)
+        draw_lines(axes, trained[place], look, lw=0.9, alpha=0.35)
         draw_lines(axes, heldout, look, lw=2.2)
         for arm, found in points.items():
             axes.plot(*np.concatenate(found, axis=1), **look[arm], ms=5, ls="none")
@@ -59,7 +56,8 @@ def loss_curves(steps: pd.DataFrame, compared: Sequence[CurveComparison], arms: 
         axes.set_xlabel(label)
         axes.set_ylabel("loss, nats per token" if place == 0 else "")
         finish(axes)
-    shown = [arm for arm in arms if arm in {*steps["arm"], *(arm for arm, _ in runs)}]
+    there = {*steps["arm"], *(arm for arm, _ in runs)}
+    shown = [arm for arm in arms if arm in there]
     handles = [Line2D([], [], label=arm, lw=2.2, ms=5, **look[arm]) for arm in shown]
     handles.append(Line2D([], [], label="held-out: bold", lw=2.2, color=GREY))
     handles.append(Line2D([], [], label="training: faint", lw=0.9, alpha=0.5, color=GREY))
@@ -68,6 +66,21 @@ def loss_curves(steps: pd.DataFrame, compared: Sequence[CurveComparison], arms: 
         handles.append(Line2D([], [], label="reached", ls="none", marker="o", ms=11, mfc="none", mec="black"))
     figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False)
     return figure
+
+
+def _training(steps: pd.DataFrame) -> list[Lines]:
+    """Of each axis."""
+    tokens = steps.groupby("run_id", sort=False)["tokens"].cumsum() / 1e3
+    loss = steps["loss"].to_numpy(dtype=float, na_value=np.nan)
+    places = {run: np.asarray(own) for run, own in steps.groupby("run_id", sort=False).indices.items()}
+    arm_of = dict(zip(steps["run_id"], steps["arm"], strict=True))
+    lines: list[Lines] = []
+    for x in (steps["step"], tokens, steps["elapsed_seconds"] / 60):
+        values = x.to_numpy(dtype=float, na_value=np.nan)
+        lines.append({})
+        for run, own in places.items():
+            lines[-1].setdefault(arm_of[run], []).append((values[own], loss[own]))
+    return lines
 
 
 def _x(curve: Curve, tokens: Floats) -> tuple[Floats, Floats, Floats]:

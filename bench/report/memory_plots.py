@@ -89,7 +89,7 @@ def memory_over_steps(steps: pd.DataFrame, arms: Sequence[str]) -> Figure | None
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("training memory, GiB")
     finish(axes)
-    shown = [arm for arm in arms if arm in set(steps["arm"])]
+    shown = [arm for arm in arms if arm in highest]
     handles = [Line2D([], [], label=arm, lw=2.2, ms=7, **look[arm]) for arm in shown]
     handles.append(Line2D([], [], label="highest so far: bold", lw=2.2, color=GREY))
     handles.append(Line2D([], [], label="held: thin", lw=0.9, alpha=0.6, color=GREY))

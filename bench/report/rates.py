@@ -39,8 +39,11 @@ def tunings_of(group: Group) -> dict[str, Tuning]:
 
 
 def _runs_by_arm(group: Group) -> dict[str, list[Record]]:
-    arm_of = group.runs.set_index("run_id")["arm"]
-    return {arm: [r for r in group.records if arm_of[r.run_id] == arm] for arm in group.arms}
+    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
+    by_arm: dict[str, list[Record]] = {arm: [] for arm in group.arms}
+    for record in group.records:
+        by_arm[arm_of[record.run_id]].append(record)
+    return by_arm
 
 
 def rates_figure(group: Group) -> Figure | None:

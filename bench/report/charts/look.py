@@ -60,7 +60,8 @@ def _short(value: Any) -> Any:
 def colours(arms: Sequence[str], drawn: pd.DataFrame) -> alt.Color:
     """Each arm of `drawn` in the colour it has among all; black, which a dark page swallows, becomes the text's."""
     look = styles(arms)
-    those = [arm for arm in arms if arm in set(drawn["arm"])]
+    there = set(drawn["arm"])
+    those = [arm for arm in arms if arm in there]
     ink = [INK if look[arm]["color"] == "#000000" else look[arm]["color"] for arm in those]
     return alt.Color("arm:N", scale=alt.Scale(domain=those, range=ink), legend=legend(those))
 
@@ -68,7 +69,8 @@ def colours(arms: Sequence[str], drawn: pd.DataFrame) -> alt.Color:
 def shapes(arms: Sequence[str], drawn: pd.DataFrame) -> alt.Shape:
     """Each arm with its own shape, so that nothing is told by colour alone."""
     look = styles(arms)
-    those = [arm for arm in arms if arm in set(drawn["arm"])]
+    there = set(drawn["arm"])
+    those = [arm for arm in arms if arm in there]
     scale = alt.Scale(domain=those, range=[_SHAPES[look[arm]["marker"]] for arm in those])
     return alt.Shape("arm:N", scale=scale, legend=legend(those))
 

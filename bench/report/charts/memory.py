@@ -20,7 +20,8 @@ def memory_chart(parts: pd.DataFrame) -> Drawing:
     Args:
         parts: arm, source ("measured" or "estimated"), part (a label of `memory_plots.PARTS`), GiB, total GiB.
     """
-    names = [label for _, label, _ in PARTS if label in set(parts["part"])]
+    there = set(parts["part"])
+    names = [label for _, label, _ in PARTS if label in there]
     dyes = [colour for _, label, colour in PARTS if label in names]
     arms, sources = list(dict.fromkeys(parts["arm"])), list(dict.fromkeys(parts["source"]))
     scale = alt.Scale(domain=names, range=dyes)
