@@ -21,7 +21,7 @@ import pandas as pd
 from bench.analysis import stats
 from bench.analysis.findings import Estimate, Findings
 from bench.analysis.measures import Measure, paired_difference
-from bench.analysis.order import is_base
+from bench.analysis.order import is_base, is_control
 from bench.analysis.pairing import match
 
 
@@ -43,7 +43,7 @@ class Choice:
 
 
 class Contest:
-    """The scored arms of one model, task and suite, with what they cost. Differences are drawn once and kept."""
+    """The scored arms of one model, task and suite but controls, with what they cost. Differences are drawn once."""
 
     def __init__(self, findings: Findings, arms: pd.DataFrame, *, rng: np.random.Generator):
         """`arms`: means over seeds, indexed by arm (`recommend.arms_frame`)."""
@@ -60,8 +60,9 @@ class Contest:
 
     @cached_property
     def scored(self) -> dict[str, Estimate]:
-        """The arms that have a primary score, in display order."""
-        found = {arm: self.findings.estimate(self.primary, arm) for arm in self.findings.arms}
+        """The arms that have a primary score, in display order; no controls."""
+        arms = [arm for arm, runs in self.findings.arms.items() if not is_control(runs[0])]
+        found = {arm: self.findings.estimate(self.primary, arm) for arm in arms}
         return {arm: estimate for arm, estimate in found.items() if estimate}
 
     def best(self, candidates: Iterable[str]) -> Estimate:

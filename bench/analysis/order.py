@@ -15,6 +15,7 @@ from bench.spec.settings import flat as flat
 from bench.spec.settings import is_untrained, names_of_arms
 
 _FIRST = ("base", "full", "lora", "qlora")
+_CONTROLS = ("base_again", "wrecked")  # of records that are older than the setting
 
 
 def method_order(name: str) -> tuple[int, str]:
@@ -30,6 +31,12 @@ def method_order(name: str) -> tuple[int, str]:
 def is_base(record: Record) -> bool:
     """Whether nothing was trained."""
     return is_untrained(record.config)
+
+
+def is_control(record: Record) -> bool:
+    """Whether the run tests the harness itself and is no candidate (`method.control`)."""
+    method = record.config.get("method", {})
+    return bool(method.get("control", record.method in _CONTROLS))
 
 
 def arm_names(records: Iterable[Record]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.analysis.order import is_base
+from bench.analysis.order import is_base, is_control
 from bench.spec.config import TrialConfig
 from bench.spec.identity import tuning_key_of
 from bench.spec.record import HeldoutPoint, Record
@@ -116,7 +116,7 @@ def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
 
 def warnings(arms: Mapping[str, Sequence[Record]], tunings: Sequence[Tuning]) -> list[str]:
     """What a reader must know about the learning rates of the arms (name -> its runs), a sentence each."""
-    trained = {arm: runs for arm, runs in arms.items() if any(run.train for run in runs)}
+    trained = {arm: runs for arm, runs in arms.items() if any(run.train for run in runs) and not is_control(runs[0])}
     untuned = [arm for arm, runs in trained.items() if not all(is_tuned(run, tunings) for run in runs)]
     tuned = [arm for arm in trained if arm not in untuned]
     sentences = []

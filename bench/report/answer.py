@@ -16,6 +16,7 @@ import pandas as pd
 
 from bench.analysis.compare import Comparison, Findings, Margins, compare
 from bench.analysis.measures import OVERALL, Measure
+from bench.analysis.order import is_control
 from bench.analysis.recommend import Recommendation, arms_frame, recommend
 from bench.analysis.targets import CurveComparison, compare_curves
 from bench.report.format import UNKNOWN, cell, mean_and_range, number, percent, table, with_interval
@@ -104,6 +105,11 @@ def answer_table(group: Group) -> str:
                "regression change, points"]  # fmt: skip
     rows = [_row(group, arm, primary) for arm in group.arms]
     return table(headers, rows)
+
+
+def controls_of(group: Group) -> list[str]:
+    """The arms that test the harness."""
+    return [arm for arm, runs in group.findings.arms.items() if is_control(runs[0])]
 
 
 def _row(group: Group, arm: str, primary: Measure | None) -> list[str]:

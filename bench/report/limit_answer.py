@@ -54,9 +54,8 @@ def answer_of(group: Group, limits: Limits, words: Sequence[str]) -> Told:
         "",
         advice.sentence,
     ]
-    tables = (
-        [_standings(case, limits, spoken)] if standing_of(next(iter(case.needs.values())), limits).judgements else []
-    )
+    limited = [needs for needs in case.needs.values() if standing_of(needs, limits).judgements]
+    tables = [_standings(case, limits, spoken)] if limited else []
     tables += [_quality(case, limits)] if case.contest.scored else []
     measured_on = f"Memory, time and cost are of {' and '.join(devices) or 'an unknown device'}."
     return Told(paragraphs, [f"- {caveat}" for caveat in caveats], measured_on, tables, _closing(case, limits, spoken))

@@ -13,6 +13,7 @@ import numpy as np
 from bench.analysis.choice import Contest
 from bench.analysis.limits import Case
 from bench.analysis.needs import AMOUNTS, Needs, needs_of_arms
+from bench.analysis.order import is_control
 from bench.analysis.recommend import arms_frame
 from bench.analysis.thresholds import QUALITY, segments
 from bench.report.answer import Group
@@ -37,7 +38,8 @@ def case_of(group: Group, limits: Limits | None = None, seed: int = 0) -> Case:
     """What is known of a group's arms. `seed` is that of the bootstrap."""
     price = limits.price_usd_per_hour if limits else None
     contest = Contest(group.findings, arms_frame(group.runs), rng=np.random.default_rng(seed))
-    return Case(contest, needs_of_arms(runs_by_arm(group), group.findings, price), group.margins)
+    candidates = {arm: runs for arm, runs in runs_by_arm(group).items() if not is_control(runs[0])}
+    return Case(contest, needs_of_arms(candidates, group.findings, price), group.margins)
 
 
 def runs_by_arm(group: Group) -> dict[str, list[Record]]:

@@ -14,7 +14,7 @@ import jinja2
 from bench.analysis.bootstrap import DRAWS
 from bench.analysis.claims import Verdict
 from bench.report import claims, details, evidence, fairness, fitting, limits, overfitting, targets
-from bench.report.answer import Group, answer_table
+from bench.report.answer import Group, answer_table, controls_of
 from bench.report.devices import devices_table
 from bench.report.format import cell
 from bench.report.load import Sweep
@@ -80,6 +80,7 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "allowed_flag": fairness.allowed_flag(group),
         "allowed_unused": [cell(name) for name in fairness.unused(group)],
         "answer": answer_table(group),
+        "controls": cell(", ".join(controls_of(group))),
         "limits": limits.section(group),
         "limits_command": limits.command(group),
         "primary_definition": _primary_definition(group),

@@ -84,6 +84,7 @@ class MethodConfig:
     dither: bool = True  # all_weights: start fp32 master weights between the numbers of bf16; see docs/numerics.md
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw"
     shots: Annotated[int, Field(ge=0)] = 0  # solved training examples shown in the prompt (base only)
+    control: bool = False  # shows what the harness sees; no candidate for a recommendation
 
 
 @dataclass(frozen=True, config=_STRICT)

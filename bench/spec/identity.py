@@ -20,7 +20,7 @@ _NOT_IDENTITY = ("tracking", "paths", "sweep", "rates", "learning_rate_source", 
 _NOT_MEASURED = ("name", "stage_timeout_seconds", "price_usd_per_hour", "memory_gib", "bf16_tflops", "watts")
 _NOT_TUNED_FOR = {  # settings that leave the best learning rate what it is
     "model": ("architecture",),
-    "method": ("learning_rate",),
+    "method": ("learning_rate", "control"),
     "task": ("metrics", "max_new_tokens"),
     "train": ("micro_batch", "heldout_points", "untimed_steps", "gradient_checkpointing", "compile", "packing",
               "kernels", "checkpoint_every_steps"),
@@ -44,6 +44,7 @@ def _measured(config: RunConfig) -> dict[str, Any]:
         del adapter["loraplus_lr_ratio"]  # newer than the first records, which keep their names
     if mapping["method"]["trains"] != "all_weights":
         del mapping["method"]["dither"]  # likewise
+    del mapping["method"]["control"]  # what a run is for does not change what is measured
     for name in _NOT_IDENTITY:
         del mapping[name]
     for name in _NOT_MEASURED:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,9 @@ from bench.worker.instruments.memory import Memory, breakdown
 from bench.worker.instruments.tokens import TokenCounts, TokenStream
 from bench.worker.loss import Batch
 from bench.worker.progress import Progress
-from bench.worker.shares import in_order, is_idle
+from bench.worker.shares import is_idle
+from bench.worker.step_share import StepShare, together
 from bench.worker.team import ALONE, Team
-
-
-@dataclass
-class _Share:
-    """What one process did of a step."""
-
-    seconds: float
-    memory_bytes: tuple[int | None, int | None]  # (held, peak so far)
-    consumed: list[tuple[Batch, float | torch.Tensor]]  # micro-batches with their losses
 
 
 class Observer(TrainerCallback):
@@ -152,18 +144,15 @@ class Observer(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         seconds = self._clock.mark() - self._started
         self._mark(None)
-        shares = self._collect(_Share(seconds, self._memory.now(), self._consumed))
-        self._seconds = max(share.seconds for share in shares)
-        self._elapsed += self._seconds
-        held, peaks = zip(*(share.memory_bytes for share in shares), strict=True)
-        self._memory_bytes = _added(held), _added(peaks)
+        whole = together(StepShare(seconds, self._memory.now(), self._consumed), self._team)
+        self._seconds, self._memory_bytes = whole.seconds, whole.memory_bytes
+        self._elapsed += whole.seconds
         self._energy.sample()
         timed = self._is_timed(state.global_step)
         self.tokens.enter("timed" if timed else "untimed")
-        micro_batches = in_order([share.consumed for share in shares])
-        self._losses = [loss for _, loss in micro_batches]
+        self._losses = [loss for _, loss in whole.consumed]
         self._step_counts = TokenCounts()
-        for i, (batch, _) in enumerate(micro_batches):
+        for i, (batch, _) in enumerate(whole.consumed):
             counts = self._count(batch)
             self._step_counts += counts
             self.timed_tokens[i % self._team.size] += counts.tokens if timed else 0
@@ -174,12 +163,6 @@ class Observer(TrainerCallback):
         rows = [] if self._team.size > 1 and is_idle(batch) else data.unpack(batch)
         counts = [self.tokens.consume(b["input_ids"], b["labels"], b["attention_mask"]) for b in rows]
         return sum(counts, TokenCounts())
-
-    def _collect(self, share: _Share) -> list[_Share]:
-        """Of every process in the first; elsewhere its own alone, which nobody reads."""
-        if self._team.size > 1:
-            share.consumed = [({k: v.cpu() for k, v in batch.items()}, float(loss)) for batch, loss in share.consumed]
-        return self._team.to_first(share) or [share]
 
     def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Called by the trainer right after every step, with the gradient norm and the rate that were used."""
@@ -262,12 +245,6 @@ def _line(step: Step) -> str:
 
 def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _added(values: Iterable[int | None]) -> int | None:
-    """The sum over all processes; None where one does not know."""
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:

@@ -193,6 +193,17 @@ def test_shown_to_be_worse_is_not_undecided(all_findings: Findings) -> None:
     assert (chosen, undecided) == ("lora", [])
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_control_is_compared_and_never_recommended(told: bool) -> None:
+    """However well it does. A record older than the setting is known by its name."""
+    full, best = make_record("full", 0), make_record("lora", 0)
+    method = {**best.config["method"], "name": "mine" if told else "wrecked", **({"control": True} if told else {})}
+    control = replace(best, run_id="control", method=method["name"], config=best.config | {"method": method})
+    findings = findings_of([full, control], answers={"control": "lora"})
+    assert any(c.arm == method["name"] for c in findings.comparisons)
+    assert advice_of(findings, Margins(score_relative=1e-6))[:3] == ("full", "full", [])
+
+
 def test_nothing_scored_is_said() -> None:
     chosen, _, _, sentence = advice_of(findings_of([replace(make_record("full", 0), evaluate=None, regression=None)]))
     assert chosen is None
