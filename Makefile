@@ -44,7 +44,7 @@ check: .venv/ready ## Lint, format, types and the fast tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -q -m "not gpu and not hub and not slow"
 
 notebook: .venv/ready ## Execute the notebooks on SWEEP, in place
-	@BENCH_SWEEP=$(abspath $(SWEEP)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	@BENCH_SWEEP=$(abspath $(SWEEP)) $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean: ## Delete what can be made again: caches and weights (results stay)
 	rm -rf artifacts cache .pytest_cache .mypy_cache .ruff_cache

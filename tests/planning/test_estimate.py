@@ -79,7 +79,7 @@ def test_optimizers_by_hand() -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_static_terms_are_those_that_the_reference_runs_measured(method: str) -> None:
-    (path,) = REFERENCE.glob(f"{method}-smollm2-135m-*/record.json")
+    path = next(REFERENCE.glob(f"{method}-smollm2-135m-*/record.json"))
     train = from_json(Record, path.read_text()).train
     assert train is not None
     assert train.breakdown is not None

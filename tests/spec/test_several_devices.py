@@ -13,7 +13,8 @@ from bench.spec.failure import ConfigurationError
 from bench.spec.identity import comparison_key, run_id
 from bench.spec.record import Record, from_json
 
-REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+RESULTS = Path(__file__).parents[2] / "results"
+REFERENCE = RESULTS / "reference"
 TWO = ("hardware.devices=2", "hardware.strategy=fsdp")
 
 
@@ -60,8 +61,11 @@ def test_what_is_not_trained_is_one_run_on_any_number_of_devices() -> None:
 
 
 def test_runs_of_before_keep_their_names() -> None:
-    plans = {path.parent.name: from_json(RunConfig, path.read_bytes()) for path in REFERENCE.glob("*/plan.json")}
-    assert len(plans) == 4
+    plans = {
+        path.parent.name: from_json(RunConfig, path.read_bytes())
+        for path in (*RESULTS.glob("reference/*/plan.json"), *RESULTS.glob("tuned/*/plan.json"))
+    }
+    assert len(plans) > 10
     assert {name: run_id(config) for name, config in plans.items()} == {name: name for name in plans}
 
 
