@@ -80,7 +80,7 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
         "allowed_flag": fairness.allowed_flag(group),
         "allowed_unused": [cell(name) for name in fairness.unused(group)],
         "answer": answer_table(group),
-        "controls": cell(", ".join(controls_of(group))),
+        "controls": ", ".join(map(cell, controls_of(group))),
         "limits": limits.section(group),
         "limits_command": limits.command(group),
         "primary_definition": _primary_definition(group),

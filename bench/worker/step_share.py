@@ -9,7 +9,7 @@ Each times its own step, from a common start: the step took as long as the slowe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ class StepShare:
 
     seconds: float
     memory_bytes: tuple[int | None, int | None]  # (held, peak so far)
-    consumed: list[tuple[Batch, float | torch.Tensor]]  # micro-batches with their losses
+    consumed: Sequence[tuple[Batch, float | torch.Tensor]]  # micro-batches with their losses
 
 
 def together(share: StepShare, team: Team) -> StepShare:
