@@ -32,7 +32,6 @@ class Console:
     def __init__(self) -> None:
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._ended: set[tuple[str, str]] = set()  # told already: an untrained run is the same one for every seed
 
     def say(self, text: str) -> None:
         self._out.print(escape(text))
@@ -96,9 +95,6 @@ class Console:
 
     def ended(self, record: Record) -> None:
         """One line a run: how it ended and its main numbers."""
-        if (record.run_id, record.started_at) in self._ended:
-            return
-        self._ended.add((record.run_id, record.started_at))
         if record.status is not Status.OK:
             assert record.failure is not None
             self.say(f"{record.status.upper():8} {record.run_id}: {record.failure.message} ({record.failure.stage})")

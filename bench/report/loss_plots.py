@@ -70,6 +70,8 @@ def loss_curves(steps: pd.DataFrame, compared: Sequence[CurveComparison], arms: 
 
 def _training(steps: pd.DataFrame) -> list[Lines]:
     """Of each axis."""
+    if steps.empty:
+        return [{} for _ in _AXES]
     tokens = steps.groupby("run_id", sort=False)["tokens"].cumsum() / 1e3
     loss = steps["loss"].to_numpy(dtype=float, na_value=np.nan)
     places = {run: np.asarray(own) for run, own in steps.groupby("run_id", sort=False).indices.items()}
