@@ -1,7 +1,7 @@
 """What to use under given limits, in words: which arm, by how much, what the limits cost, and what is left open.
 
 >>> advise(case, Limits(memory_bytes=3e9)).sentence
-'Use lora: its rougeL of 0.261 [0.229, 0.293] is the highest of those that qualify, and ...'
+'Use lora. Its rougeL of 0.261 [0.229, 0.293] is the highest of those that qualify, and ...'
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def warnings(arms: Mapping[str, Sequence[Record]], tunings: Sequence[Tuning]) ->
         )
     elif untuned:
         sentences.append(
-            f"Learning rates untuned: {_listed(untuned)} ran at the rate in the configuration. `make tune` finds each "
+            f"Learning rates untuned: {_listed(untuned)} ran at the rate in the configuration. make tune finds each "
             "method's own on the validation split."
         )
     for arm in tuned:

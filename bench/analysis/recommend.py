@@ -4,7 +4,7 @@ What is chosen, and when the data leave it open: `choice.py`. Where a cheaper ar
 nor shown not to be, the sentence says that the data cannot decide between the two, and what would.
 
     >>> recommend(findings, arms_frame(runs), rng=np.random.default_rng(0)).sentence
-    'Use qlora: its rougeL of 0.291 [0.270, 0.312] is shown not to be 0.009 or more below that of full (0.297), ...'
+    'Use qlora. Its rougeL of 0.291 [0.270, 0.312] is shown not to be 0.009 or more below that of full (0.297), ...'
 """
 
 from __future__ import annotations
@@ -29,18 +29,25 @@ class Recommendation:
     """What the data support.
 
     Attributes:
-        sentence: for a person; numbers with their units.
+        headline: the answer in one sentence, for who reads no further.
+        reason: why, with numbers and their units; empty where the headline says it all.
         chosen: the arm to use as far as the data show; None where nothing can be said.
         best: the arm with the highest primary score.
         undecided: cheaper arms that are neither shown to be as good nor shown to be worse.
         caveats: what limits the conclusion, a sentence each.
     """
 
-    sentence: str
+    headline: str
+    reason: str
     chosen: str | None
     best: str | None
     undecided: list[str]
     caveats: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """Headline and reason."""
+        return f"{self.headline} {self.reason}".rstrip()
 
 
 def pareto_set(values: pd.DataFrame, *, maximise: Sequence[str], minimise: Sequence[str]) -> list[bool]:
@@ -84,18 +91,19 @@ def recommend_among(
     """
     primary, those = contest.primary, list(contest.scored if candidates is None else candidates)
     if primary is None or not those:
-        return Recommendation("No arm was scored; there is nothing to recommend.", None, None, [], [])
+        return Recommendation("No arm was scored; there is nothing to recommend.", "", None, None, [], [])
     if problem := contest.undecidable(those):
-        return Recommendation(f"The data cannot decide: {problem}.", None, None, [], [])
+        return Recommendation(f"The data cannot decide: {problem}.", "", None, None, [], [])
     margin = margins.of(primary, contest.best(those).mean) if margin is None else margin
     choice = contest.choose(those, margin)
-    reason = _reason(contest, choice, those)
-    sentence = f"Use {choice.chosen}: {reason}"
+    headline, reason = f"Use {choice.chosen}.", _reason(contest, choice, those)
     if choice.undecided:
-        between = listed([choice.chosen, *choice.undecided])
-        sentence = f"The data cannot decide between {between}. {choice.chosen}: {reason} {_open(contest, choice)}"
+        headline = f"The data cannot decide between {listed([choice.chosen, *choice.undecided])}."
+        reason = f"{choice.chosen}: {reason} {_open(contest, choice)}"
+    else:
+        reason = reason[0].upper() + reason[1:]
     caveats = _caveats(contest, choice.chosen)
-    return Recommendation(sentence, choice.chosen, choice.best, list(choice.undecided), caveats)
+    return Recommendation(headline, reason, choice.chosen, choice.best, list(choice.undecided), caveats)
 
 
 def _open(contest: Contest, choice: Choice) -> str:

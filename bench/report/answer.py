@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,11 +44,14 @@ class Group:
 
     @cached_property
     def curves(self) -> list[CurveComparison]:
-        """The arms' losses over training, those together that may be compared; of two runs of a seed the later one."""
+        """The arms' losses over training, those together that may be compared; of two runs of a seed the later one.
+
+        Controls take no part: a model that was wrecked on purpose would set the target.
+        """
         arm_of = self.runs.set_index("run_id")["arm"]
         arms: dict[str, dict[int, Record]] = {arm: {} for arm in self.arms}
         for record in sorted(self.records, key=lambda record: (record.seed, record.started_at)):
-            if record.train:
+            if record.train and not is_control(record):
                 arms[str(arm_of[record.run_id])][record.seed] = record
         by_seed = {arm: list(runs.values()) for arm, runs in arms.items()}
         return compare_curves(by_seed, self.sweep.step_rows, target=self.target_loss, allowed=self.findings.allowed)
@@ -110,6 +113,21 @@ def answer_table(group: Group) -> str:
 def controls_of(group: Group) -> list[str]:
     """The arms that test the harness."""
     return [arm for arm, runs in group.findings.arms.items() if is_control(runs[0])]
+
+
+def without_controls(group: Group) -> Group:
+    """The group as charts show it: a model that was wrecked on purpose would set their scales."""
+    controls = controls_of(group)
+    if not controls:
+        return group
+    findings = replace(
+        group.findings,
+        arms={arm: runs for arm, runs in group.findings.arms.items() if arm not in controls},
+        estimates=[e for e in group.findings.estimates if e.arm not in controls],
+        comparisons=[c for c in group.findings.comparisons if c.arm not in controls],
+    )
+    records = [record for record in group.records if not is_control(record)]
+    return replace(group, records=records, runs=group.runs[~group.runs["arm"].isin(controls)], findings=findings)
 
 
 def _row(group: Group, arm: str, primary: Measure | None) -> list[str]:

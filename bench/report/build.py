@@ -17,7 +17,7 @@ import pandas as pd
 
 from bench.analysis.claims import Verdict
 from bench.analysis.frame import regression_tasks_frame
-from bench.report.answer import Group, groups_of
+from bench.report.answer import Group, groups_of, without_controls
 from bench.report.cards import cards_of
 from bench.report.claims import claims_rows, known_claims, verdicts_of
 from bench.report.exports import write_table
@@ -62,14 +62,15 @@ def build_report(
     if not sweep.records and not sweep.problems:
         raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
     groups = groups_of(sweep, allowed=allowed, target_loss=target_loss)
-    drawn = {group.name: draw(sweep_folder, group, formats, single=len(groups) == 1) for group in groups}
+    shown = [without_controls(group) for group in groups]
+    drawn = {group.name: draw(sweep_folder, group, formats, single=len(groups) == 1) for group in shown}
     claims = known_claims(sweep.problems)
     verdicts = {group.name: verdicts_of(group, claims) for group in groups}
     _write_tables(sweep_folder, sweep, groups, verdicts, formats)
     write_fairness(sweep_folder, groups)
     markdown = render(sweep, groups, plots=drawn, tables=[f"tables/{name}.csv" for name in _TABLES], verdicts=verdicts)
     write_atomic(sweep_folder / "report.md", markdown)
-    contents = [_content(group, drawn[group.name], single=len(groups) == 1) for group in groups]
+    contents = [_content(group, drawn[group.name], single=len(groups) == 1) for group in shown]
     write_atomic(sweep_folder / "report.html", page(markdown, sweep_folder, contents))
     return sweep_folder / "report.html"
 

@@ -110,27 +110,41 @@ def section(group: Group, verdicts: Sequence[Verdict]) -> str:
     devices = ", ".join(dict.fromkeys(stage.environment.device for stage in stages if stage))
     scope = f"Each verdict is about {group.name} on {devices} with these settings, not about other models or machines."
     sources = "\n".join(f"{number}. {cell(title)}" for title, number in _numbered(verdicts).items())
-    return "\n\n".join(
-        [f"{len(verdicts)} claims: {said}. {cell(scope)}", claims_table(verdicts), _DEFINITIONS, sources]
-    )
+    parts = [f"{len(verdicts)} claims: {said}. {cell(scope)}", judged_table(verdicts), _DEFINITIONS, sources]
+    untested = untested_table(verdicts)
+    return "\n\n".join([*parts, "What these runs cannot tell:", untested] if untested else parts)
 
 
-def claims_table(verdicts: Sequence[Verdict]) -> str:
-    """One row a claim."""
-    numbers = _numbered(verdicts)
-    claims = [verdict.claim for verdict in verdicts]
-    words = {verdict.claim.id: verdict.word for verdict in verdicts}
-    rows = []
-    for verdict in verdicts:
-        claim = verdict.claim
-        against = [f"{other} ({words[other]})" for other in opposed(claim, claims)]
-        says = f"{claim.says} Contradicts {', '.join(against)}." if against else claim.says
-        word = verdict.word if verdict.word in ("inconclusive", "not tested") else f"**{verdict.word}**"
+def judged_table(verdicts: Sequence[Verdict]) -> str:
+    """One row a claim that was tested."""
+    numbers, rows = _numbered(verdicts), []
+    for verdict in (verdict for verdict in verdicts if verdict.word != "not tested"):
+        word = verdict.word if verdict.word == "inconclusive" else f"**{verdict.word}**"
         measured = "; ".join(cell(part_text(part)) for part in verdict.parts if part.measured or part.text)
-        source = f"({numbers[claim.source]})"
-        rows.append([cell(claim.id), cell(says), source, word, measured or UNKNOWN, cell(rests_on(verdict))])
+        source = f"({numbers[verdict.claim.source]})"
+        says = cell(_says(verdict, verdicts))
+        rows.append([cell(verdict.claim.id), says, source, word, measured or UNKNOWN, cell(rests_on(verdict))])
     headers = ["claim", "it says", "source", "verdict", "measured [95%] and expected", "basis and reason"]
     return table(headers, rows, text_columns=len(headers))
+
+
+def untested_table(verdicts: Sequence[Verdict]) -> str:
+    """One row a claim that was not tested, with what it would take; empty without any."""
+    numbers = _numbered(verdicts)
+    rows = [
+        [cell(v.claim.id), cell(_says(v, verdicts)), f"({numbers[v.claim.source]})", cell(rests_on(v))]
+        for v in verdicts
+        if v.word == "not tested"
+    ]
+    return table(["claim", "it says", "source", "not tested, because"], rows, text_columns=4) if rows else ""
+
+
+def _says(verdict: Verdict, verdicts: Sequence[Verdict]) -> str:
+    """The claim, with those that contradict it and what became of them."""
+    words = {other.claim.id: other.word for other in verdicts}
+    against = opposed(verdict.claim, [other.claim for other in verdicts])
+    told = ", ".join(f"{other} ({words[other]})" for other in against)
+    return f"{verdict.claim.says} Contradicts {told}." if told else verdict.claim.says
 
 
 def _numbered(verdicts: Sequence[Verdict]) -> dict[str, int]:

@@ -68,6 +68,8 @@ def _to_decide(comparison: Comparison) -> str:
     needed = comparison.examples_to_decide
     if comparison.examples < FEWEST_EXAMPLES:
         return f"fewer than {FEWEST_EXAMPLES} examples"
+    if comparison.difference == comparison.low == comparison.high == 0:
+        return "equal on every example"  # 0 against 0, say: the margin, a share of the baseline, is 0 too
     if needed is not None and needed > comparison.examples:
         return f"about {_rounded(needed)} examples would decide"
     if needed is None:

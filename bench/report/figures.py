@@ -152,8 +152,8 @@ def _regression(group: Group) -> Drawn | None:
     return Drawn(
         regression_chart(changes),
         f"Change of each regression task against {changes['against'][0]}, by method.",
-        "Paired change on the same items, tuned - base, in points. Orange: lost; blue: gained. Point at a cell for its "
-        "95% interval and verdict: a strong colour alone shows nothing.",
+        "Paired change on the same items, tuned - base, in points, with its 95% interval. Orange: lost; blue: gained. "
+        "Bold: shown to be better or worse (Holm-adjusted); a strong colour alone shows nothing.",
         changes,
     )
 

@@ -1,7 +1,7 @@
 """The answer under given limits, as paragraphs and tables of plain text.
 
 >>> answer_of(group, Limits(memory_bytes=3e9), ["memory_gb=3"]).paragraphs[1]
-'Use lora: its rougeL of 0.261 [0.229, 0.293] is the highest of those that qualify, ...'
+'Use lora. Its rougeL of 0.261 [0.229, 0.293] is the highest of those that qualify, ...'
 """
 
 from __future__ import annotations

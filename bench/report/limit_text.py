@@ -149,14 +149,12 @@ def _down(value: float, digits: int) -> str:
     return f"{(math.ceil(value * 10**places) - 1) / 10**places:.{places}f}"
 
 
-def segments_text(parts: list[Segment], field: str, spoken: Vocabulary, case: Case) -> str:
-    """The answer as a function of one limit: 'below 2.87: base (untrained); from 2.87: lora'."""
-    if len(parts) == 1:
-        return f"whatever it is: {answer_text(parts[0].answer, case)}"
+def segment_rows(parts: list[Segment], field: str, spoken: Vocabulary, case: Case) -> list[tuple[str, str]]:
+    """The answer as a function of one limit: [('below 2.87', 'base (untrained)'), ('from 2.87', 'lora')]."""
     starts = [rounded(part.start, part.end, field, spoken)[0] for part in parts]
-    first = f"below {starts[1]}: {answer_text(parts[0].answer, case)}"
-    rest = zip(starts[1:], parts[1:], strict=True)
-    return "; ".join([first, *(f"from {start}: {answer_text(part.answer, case)}" for start, part in rest)])
+    first = f"below {starts[1]}" if len(parts) > 1 else "whatever it is"
+    ranges = [first, *(f"from {start}" for start in starts[1:])]
+    return [(value, answer_text(part.answer, case)) for value, part in zip(ranges, parts, strict=True)]
 
 
 def remedy_text(remedy: Remedy, now: Answer, spoken: Vocabulary, case: Case) -> str:

@@ -18,7 +18,7 @@ from bench.analysis.recommend import arms_frame
 from bench.analysis.thresholds import QUALITY, segments
 from bench.report.answer import Group
 from bench.report.format import cell, fenced, mib, table
-from bench.report.limit_text import Vocabulary, need_text, segments_text, unit, vocabulary
+from bench.report.limit_text import Vocabulary, need_text, segment_rows, unit, vocabulary
 from bench.spec.limits import Limits
 from bench.spec.record import Record
 
@@ -71,7 +71,7 @@ def section(group: Group) -> str:
     notes = dict.fromkeys(f"{cell(arm)}: {case.needs[arm].mergeable.text}." for arm in trained)
     parts.append("\n".join(f"- {note}" for note in notes))
     if case.contest.scored:
-        parts.append(table(["limit", "answer"], _answers(case, fields, spoken), text_columns=2))
+        parts.append(table(["limit", "if it is", "answer"], _answers(case, fields, spoken), text_columns=3))
     return "\n\n".join(parts)
 
 
@@ -82,11 +82,12 @@ def needs_row(needs: Needs, fields: Sequence[str], spoken: Vocabulary) -> list[s
 
 
 def _answers(case: Case, fields: Sequence[str], spoken: Vocabulary) -> list[list[str]]:
-    """The answer as a function of each limit alone."""
+    """The answer as a function of each limit alone, a row for each stretch of values that has the same answer."""
     found = []
     for field in [*fields, QUALITY]:
-        text = segments_text(segments(case, Limits(), field), field, spoken, case)
-        found.append([header(field, spoken) if field != QUALITY else f"{HEADERS[field]}, score", cell(text)])
+        name = header(field, spoken) if field != QUALITY else f"{HEADERS[field]}, score"
+        rows = segment_rows(segments(case, Limits(), field), field, spoken, case)
+        found += [[name, cell(value), cell(answer)] for value, answer in rows]
     return found
 
 

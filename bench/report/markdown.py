@@ -71,7 +71,8 @@ def _group_values(group: Group, plots: Sequence[Plot], verdicts: Sequence[Verdic
     return {
         "name": cell(group.name),
         "suffix": "" if single else f": {cell(group.name)}",
-        "sentence": cell(group.recommendation.sentence),
+        "headline": cell(group.recommendation.headline),
+        "reason": cell(group.recommendation.reason) if group.recommendation.reason else "",
         "caveats": [
             cell(caveat)
             for caveat in [*group.recommendation.caveats, *fairness.busy_caveats(group), *warnings_of(group)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.analysis.curves import Reach
-from bench.analysis.order import is_base
+from bench.analysis.order import is_base, is_control
 from bench.analysis.targets import CurveComparison, CurveReading
 from bench.report import fitting
 from bench.report.answer import Group, busy_mark
@@ -140,7 +140,7 @@ def _unknown(group: Group, compared: Sequence[CurveComparison]) -> list[str]:
         name = f"{cell(arm_of[record.run_id])}, seed {record.seed}"
         if record.run_id in shown:
             lines += [f"{name}: {reason}." for reason in shown[record.run_id].unknown]
-        elif not is_base(record):
+        elif not is_base(record) and not is_control(record):
             lines.append(f"{name}: in none of these tables; {_absence(record)}.")
     for one in compared:
         lines += [f"{cell(arm)}: in no memory budget; its peak memory is not known." for arm in one.without_peak]

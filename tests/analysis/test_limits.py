@@ -176,7 +176,7 @@ def test_quality_is_held_against_the_best_that_qualifies(wide: Case) -> None:
     assert answer_under(wide, Limits(quality_tolerance=0.0)).chosen == "lora"  # the highest
     narrow = Limits(memory_bytes=PEAKS["qlora"] + 8 * MIB, quality_tolerance=0.0)
     assert answer_under(wide, narrow) == Answer("qlora", ())  # the only one, so the best
-    assert advise(wide, narrow).sentence.startswith("Use qlora: it alone qualifies, with a rougeL of 0.")
+    assert advise(wide, narrow).sentence.startswith("Use qlora. It alone qualifies, with a rougeL of 0.")
 
 
 def test_no_limits_give_the_report_s_recommendation(two_seeds: Case) -> None:
@@ -209,7 +209,7 @@ def test_by_how_much_is_told_with_its_interval(two_seeds: Case) -> None:
 
 def test_only_the_untrained_model_is_left(two_seeds: Case) -> None:
     sentence = advise(two_seeds, Limits(memory_bytes=1)).sentence
-    assert sentence.startswith("No trained method is shown to qualify. Use base: it alone qualifies")
+    assert sentence.startswith("No trained method is shown to qualify. Use base. It alone qualifies")
 
 
 def test_none_qualifies(wide: Case) -> None:

@@ -11,10 +11,11 @@ import pandas as pd
 from bench.report.charts.look import ROW, Drawing, tooltips
 
 _LONG = 12  # letters; longer names of arms are written slanting
+_MOST = 6  # arms; the cells of more are too narrow for an interval
 
 
 def regression_chart(changes: pd.DataFrame) -> Drawing:
-    """A heat map; orange: lost, blue: gained; the interval and the verdict by pointing at a cell.
+    """A heat map; orange: lost, blue: gained; each change with its interval, bold where it is shown to be one.
 
     Args:
         changes: task, arm, change (points), low, high (95% interval; NaN: too few items), verdict, items, against.
@@ -32,8 +33,16 @@ def regression_chart(changes: pd.DataFrame) -> Drawing:
     colour = alt.Color("change:Q", scale=scale, legend=alt.Legend(title="points", orient="bottom", gradientLength=220))
     cells = every.mark_rect(stroke="#888888", strokeWidth=0.5).encode(x=x, y=y, color=colour, tooltip=told)
     dark = f"datum.change > {0.6 * widest}"  # blue; dark letters are legible on every orange
-    numbers = every.mark_text(fontSize=12).encode(
-        x=x, y=y, text=alt.Text("change:Q", format="+.1f"), tooltip=told,
-        color=alt.when(dark).then(alt.value("#FFFFFF")).otherwise(alt.value("#111111")),
+    ink = alt.when(dark).then(alt.value("#FFFFFF")).otherwise(alt.value("#111111"))
+    bold = {"expr": "datum.verdict == 'better' || datum.verdict == 'worse' ? 'bold' : 'normal'"}
+    fits = len(arms) <= _MOST
+    numbers = every.mark_text(fontSize=12, fontWeight=bold, dy=-6 if fits else 0).encode(
+        x=x, y=y, text=alt.Text("change:Q", format="+.1f"), tooltip=told, color=ink
+    )
+    if not fits:
+        return alt.layer(cells, numbers).properties(height=ROW * len(tasks))
+    ends = "isValid(datum.low) ? format(datum.low, '+.1f') + ' to ' + format(datum.high, '+.1f') : ''"
+    intervals = every.transform_calculate(interval=ends).mark_text(fontSize=10, dy=8).encode(
+        x=x, y=y, text="interval:N", tooltip=told, color=ink
     )  # fmt: skip
-    return alt.layer(cells, numbers).properties(height=ROW * len(tasks))
+    return alt.layer(cells, numbers, intervals).properties(height=1.5 * ROW * len(tasks))
