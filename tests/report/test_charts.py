@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from synthetic import EXAMPLES, METHODS, STEPS, build_sweep
 
 from bench.report import chart_frames
-from bench.report.answer import Group, groups_of
+from bench.report.answer import Group, answer_table, groups_of, without_controls
 from bench.report.cards import cards_of
 from bench.report.charts.look import legend, spec_of
 from bench.report.charts.loss import AXES
@@ -20,7 +21,7 @@ from bench.report.figures import figures_of
 from bench.report.load import load
 from bench.report.memory_estimates import estimated, parts_frame
 from bench.report.sample_browser import browsable
-from bench.spec.record import Record, from_json
+from bench.spec.record import Record, from_json, to_json
 
 IMAGES = {name: f"plots/{name}.png" for name in ("quality_against_cost", "loss_curves", "memory", "regression")}
 
@@ -132,3 +133,30 @@ def test_examples_hold_no_markup(group: Group) -> None:
     samples = browsable(group)
     assert samples is not None
     assert "<" not in samples.within(10_000_000).content
+
+
+def test_controls_are_in_the_tables_and_not_in_the_charts(tmp_path: Path) -> None:
+    folder = build_sweep(tmp_path / "synthetic", failed=False)
+    for file in folder.glob("full-*/record.json"):  # as if full fine-tuning had been wrecked on purpose
+        record = from_json(Record, file.read_bytes())
+        assert record.train
+        worse = [replace(point, loss=9.0) for point in record.train.heldout]
+        method = record.config["method"] | {"control": True}
+        record = replace(record, config=record.config | {"method": method}, train=replace(record.train, heldout=worse))
+        file.write_text(to_json(record))
+    (group,) = groups_of(load(folder))
+    shown = without_controls(group)
+    assert {card.arm for card in cards_of(shown)} == {"base", "lora", "qlora"}
+    assert all("full" not in set(figure.data.get("arm", [])) for figure in figures_of(shown, IMAGES))
+    assert "| full |" in answer_table(group)
+    (compared,) = group.curves
+    assert set(compared.runs) == {"lora", "qlora"}
+    assert compared.target is not None
+    assert compared.target < 9.0
+    assert without_controls(shown) is shown
+
+
+def test_the_heat_map_tells_its_intervals(group: Group) -> None:
+    (figure,) = [f for f in figures_of(group, IMAGES) if f.place == IMAGES["regression"]]
+    texts = [layer["encoding"]["text"]["field"] for layer in figure.spec["layer"] if layer["mark"]["type"] == "text"]
+    assert texts == ["change", "interval"]
