@@ -66,7 +66,7 @@ def adapters_chart(many: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     ways = list(dict.fromkeys(many["way"]))
     dashes = alt.StrokeDash(
         "way:N", scale=alt.Scale(domain=ways, range=[[1, 0], [6, 4], [2, 3], [8, 3, 2, 3], [1, 1]][: len(ways)]),
-        legend=alt.Legend(columns=1, symbolStrokeColor="currentColor"),
+        legend=alt.Legend(columns=1, symbolStrokeColor="currentColor", orient="bottom"),
     )  # fmt: skip
     every = alt.Chart(many).transform_filter("datum.quantity == quantity")
     x = alt.X(
