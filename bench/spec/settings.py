@@ -37,19 +37,32 @@ def names_of_arms(runs: Iterable[tuple[str, str, Mapping[str, Any]]]) -> dict[st
     """run -> the name of its arm, for (run, method, its description) of one model, task and suite.
 
     An arm is called after its method; where settings of one method vary (a search of learning rates, two budgets),
-    the name tells them: "lora (learning_rate=0.0002)".
+    the name tells them: "lora (learning_rate=0.0002)". Where two or more vary, and each sweep has its own, the sweep's
+    name says it shorter: "lora (monday)".
     """
     by_method: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    sweep_of: dict[str, str] = {}
     for run, method, config in runs:
         by_method[method][run] = _of_an_arm(config)
+        sweep_of[run] = str(config.get("sweep", ""))
     names: dict[str, str] = {}
     for method, settings in by_method.items():
         keys = dict.fromkeys(key for values in settings.values() for key in values)
         varying = [k for k in keys if len({repr(values.get(k)) for values in settings.values()}) > 1]
-        for run, values in settings.items():
-            told = ", ".join(f"{key.rpartition('.')[2]}={values.get(key)}" for key in varying)
-            names[run] = f"{method} ({told})" if told else method
+        told = {
+            run: ", ".join(f"{key.rpartition('.')[2]}={values.get(key)}" for key in varying)
+            for run, values in settings.items()
+        }
+        if len(varying) > 1 and _one_to_one((sweep_of[run], text) for run, text in told.items()):
+            told = {run: sweep_of[run] for run in told}
+        names |= {run: f"{method} ({text})" if text else method for run, text in told.items()}
     return names
+
+
+def _one_to_one(pairs: Iterable[tuple[str, str]]) -> bool:
+    """Whether neither side of a pair occurs with two partners."""
+    found = set(pairs)
+    return len(found) == len({left for left, _ in found}) == len({right for _, right in found})
 
 
 def _of_an_arm(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,3 +109,15 @@ def test_arms_are_called_by_what_varies() -> None:
         ("c", "full", described("method=full")),
     ]
     assert names_of_arms(runs) == {"a": "lora (learning_rate=0.0001)", "b": "lora (learning_rate=0.0002)", "c": "full"}
+
+
+def test_arms_of_several_sweeps_are_called_after_them() -> None:
+    def run(sweep: str, rate: float, examples: int) -> dict[str, object]:
+        return {"sweep": sweep, "method": {"learning_rate": rate}, "task": {"train_examples": examples}}
+
+    told = names_of_arms([("a", "lora", run("monday", 1e-4, 100)), ("b", "lora", run("friday", 2e-4, 200))])
+    assert told == {"a": "lora (monday)", "b": "lora (friday)"}
+    several = [("a", "lora", run("monday", 1e-4, 100)), ("b", "lora", run("monday", 2e-4, 200))]
+    assert names_of_arms(several)["a"] == "lora (learning_rate=0.0001, train_examples=100)"
+    again = [*several, ("c", "lora", run("friday", 1e-4, 100))]  # the same settings in two sweeps are one arm
+    assert names_of_arms(again)["a"] == names_of_arms(again)["c"]
