@@ -1,21 +1,22 @@
 """What a person sees while a sweep runs: what runs, how far it is, how long it may still take.
 
-A live line on a terminal; plain lines, one a stage, elsewhere.
+Live lines on a terminal (`live.py`); plain lines, one a phase, elsewhere.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import plan_view
+from bench.live import Agenda, details, live
 from bench.planning.pairs import groups_of
+from bench.running.execute import stages
 from bench.running.launch import Watch
 from bench.spec.config import RunConfig
 from bench.spec.failure import Status
@@ -32,6 +33,7 @@ class Console:
     def __init__(self) -> None:
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._agenda = Agenda()
 
     def say(self, text: str) -> None:
         self._out.print(escape(text))
@@ -42,6 +44,7 @@ class Console:
     def plan(self, configs: list[RunConfig], pending: list[RunConfig], allowed: frozenset[str] = frozenset()) -> None:
         """Say what will run, and what the methods have in common, before it does."""
         done = len(configs) - len(pending)
+        self._agenda = Agenda(list(map(run_id, pending)), {run_id(c): c.method.name for c in pending})
         if not pending:
             self.say(f"All {done} runs are finished; nothing to do.")
             return
@@ -55,46 +58,29 @@ class Console:
 
     @contextmanager
     def run(self, config: RunConfig) -> Iterator[Watch]:
-        with self.stage(run_id(config)) as watch:
+        name = run_id(config)
+        self._agenda.begins(name)
+        with self._watched(name, stages(config), self._agenda) as watch:
             yield watch
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Watch]:
-        """A live line while the block runs; yields what takes the child's progress."""
+        """Something that is no run: preparing, exporting."""
+        with self._watched(name) as watch:
+            yield watch
+
+    @contextmanager
+    def _watched(self, name: str, steps: Sequence[str] = (), agenda: Agenda | None = None) -> Iterator[Watch]:
+        """Live lines on a terminal, plain ones elsewhere; yields what takes the child's progress."""
         if not self._out.is_terminal:
             yield _PlainWatch(self, name)
             return
-        columns = [
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[details]}"),
-        ]
-        # Twice a second: at rich's ten, drawing took 2% of a core beside the measured child.
-        with Progress(*columns, console=self._out, transient=True, refresh_per_second=2) as progress:
-            task = progress.add_task(name, total=None, details="")
-            shown = ""
-
-            def watch(content: dict[str, Any]) -> None:
-                nonlocal shown
-                phase = f"{content['stage']}: {content['phase']}"
-                if phase != shown:  # a new phase starts its own estimate of the time left
-                    shown = phase
-                    progress.reset(task)
-                progress.update(
-                    task,
-                    description=f"{name}  {phase}",
-                    total=content["total"],
-                    completed=content["done"],
-                    details=_details(content),
-                )
-
+        with live(self._out, name, steps, agenda) as watch:
             yield watch
 
     def ended(self, record: Record) -> None:
         """One line a run: how it ended and its main numbers."""
+        self._agenda.ended(record.run_id, record.wall_seconds)
         if record.status is not Status.OK:
             assert record.failure is not None
             self.say(f"{record.status.upper():8} {record.run_id}: {record.failure.message} ({record.failure.stage})")
@@ -124,13 +110,4 @@ class _PlainWatch:
             return
         self._shown, self._at = phase, time.monotonic()
         how_far = f" {content['done']}/{content['total']}" if content["total"] else ""
-        self._console.say(f"  {self._name}  {phase}{how_far}  {_details(content)}".rstrip())
-
-
-def _details(content: dict[str, Any]) -> str:
-    parts = []
-    if content.get("loss") is not None:
-        parts.append(f"loss {content['loss']:.3f}")
-    if content.get("tokens_per_second"):
-        parts.append(f"{content['tokens_per_second']:.0f} tokens/s")
-    return ", ".join(parts)
+        self._console.say(f"  {self._name}  {phase}{how_far}  {details(content)}".rstrip())
