@@ -28,7 +28,7 @@ from bench.running.execute import execute, prepare
 from bench.running.provenance import command
 from bench.running.rates import keep_rates
 from bench.running.store import claim, is_finished, read_record, unwritable_folders
-from bench.running.tracking import track
+from bench.running.tracking import track, track_report
 from bench.spec.agreement import allowed_names
 from bench.spec.config import RunConfig
 from bench.spec.failure import ConfigurationError, Status
@@ -155,8 +155,8 @@ def _keep_plan(configs: list[RunConfig]) -> None:
 
 def _conclude(configs: list[RunConfig], allowed: frozenset[str], searching: bool = False) -> int:
     """Write the reports; 0 when every run is ok and reported. A search's runs are those that are in its folder."""
-    folders = sorted({sweep_folder(c) for c in configs})
-    reported = [_report(folder, allowed) for folder in folders]
+    folders = {sweep_folder(c): c for c in configs}
+    reported = [_report(folder, allowed, folders[folder]) for folder in sorted(folders)]
     if searching:
         records = [read_record(path.parent) for folder in folders for path in folder.glob("*/record.json")]
         ended_well = all(record is not None and record.status is Status.OK for record in records)
@@ -165,8 +165,12 @@ def _conclude(configs: list[RunConfig], allowed: frozenset[str], searching: bool
     return 0 if all(reported) and ended_well else 1
 
 
-def _report(folder: Path, allowed: frozenset[str]) -> bool:
-    """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written."""
+def _report(folder: Path, allowed: frozenset[str], config: RunConfig) -> bool:
+    """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written.
+
+    Args:
+        config: of one of its runs; it says whether a tracker gets the report too.
+    """
     from bench.report.build import NoRecordsError, build_report  # plotting takes a second to import
 
     try:
@@ -176,4 +180,6 @@ def _report(folder: Path, allowed: frozenset[str]) -> bool:
     except (OSError, NoRecordsError) as error:
         console.problem(f"The report could not be written: {error}. Every record is kept. {COMMAND_AGAIN}")
         return False
+    if trouble := track_report(config, folder):
+        console.problem(trouble)
     return True

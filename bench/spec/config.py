@@ -192,7 +192,7 @@ class TrackingConfig:
     """Where a finished record is sent besides its folder."""
 
     name: str
-    kind: Literal["none", "wandb"] = "none"
+    kind: Literal["none", "wandb", "tensorboard"] = "none"
     project: str = "bench"
     mode: Literal["offline", "online"] = "offline"
 

@@ -1,59 +1,114 @@
-"""Tracking copies a record, offline too, and never costs one."""
+"""Tracking copies a record and the report, offline too, and never costs one."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.running import tracking
-from bench.spec.config import to_mapping
-from bench.spec.failure import Status
-from bench.spec.record import Record
+from bench.running.tracked import curves, predictions, summary
+from bench.spec.config import RunConfig
+from bench.spec.layout import run_folder
+from bench.spec.record import Record, from_json
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 
 @pytest.fixture
-def record(smoke_config) -> Record:
-    return Record(
-        run_id="lora-x",
-        comparison_key="k",
-        sweep="smoke",
-        method="lora",
-        model="m",
-        task="t",
-        suite="none",
-        seed=0,
-        status=Status.OK,
-        config=to_mapping(smoke_config),
-        provenance={},
-        started_at="2026-01-01T00:00:00+00:00",
-        wall_seconds=1.0,
-    )
+def record(smoke_config: RunConfig) -> Record:
+    """A real one, of the reference sweep, with its files in the folder of the run."""
+    (source,) = REFERENCE.glob("lora-*-s0-*")
+    shutil.copytree(source, run_folder(smoke_config))
+    return from_json(Record, (source / "record.json").read_bytes())
 
 
-def tracked(config, **changes):
-    return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, kind="wandb", **changes))
+def tracked(config: RunConfig, kind: str, **changes: Any) -> RunConfig:
+    return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, kind=kind, **changes))
 
 
-def test_nothing_is_sent_by_default(smoke_config, record, monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "_to_wandb", lambda *a: pytest.fail("sent"))
+def offline_file(folder: Path) -> bytes:
+    """W&B's own file; its entries are not compressed."""
+    (file,) = folder.rglob("*.wandb")
+    return file.read_bytes()
+
+
+def test_nothing_is_sent_by_default(smoke_config, record, tmp_path, monkeypatch) -> None:
+    for name in ("send", "send_report"):
+        monkeypatch.setattr(tracking.tracking_wandb, name, lambda *a: pytest.fail("sent"))
     assert tracking.track(smoke_config, record) is None
+    assert tracking.track_report(smoke_config, tmp_path) is None
 
 
 def test_a_failing_tracker_is_reported_and_costs_nothing(smoke_config, record, monkeypatch) -> None:
     def broken(*arguments):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(tracking, "_to_wandb", broken)
-    assert "no route" in tracking.track(tracked(smoke_config), record)
+    monkeypatch.setattr(tracking.tracking_wandb, "send", broken)
+    assert "no route" in (tracking.track(tracked(smoke_config, "wandb"), record) or "")
+
+
+def test_a_tracker_that_is_not_installed_says_how_to_get_it(smoke_config, record, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert 'pip install -c constraints.txt -e ".[tensorboard]"' in (
+        tracking.track(tracked(smoke_config, "tensorboard"), record) or ""
+    )
+
+
+def test_what_a_tracker_is_told(smoke_config, record) -> None:
+    folder = run_folder(smoke_config)
+    told = curves(record, folder)
+    assert len(told) == record.train.steps + 1  # and before the first
+    assert told[0] == {"heldout/loss": record.train.heldout[0].loss}
+    assert told[20]["heldout/loss"] == record.train.heldout[-1].loss
+    assert 2 < told[20]["train/loss"] < 4
+    headers, rows = predictions(folder)
+    assert headers[:5] == ["example_id", "prompt", "reference", "prediction", "rougeL"]
+    assert len(rows) == record.evaluate.examples
+    assert sum(row[4] for row in rows) / len(rows) == pytest.approx(record.evaluate.scores["rougeL"])
+    assert summary(record)["score/rougeL"] == record.evaluate.scores["rougeL"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # wandb's own
-def test_offline_tracking_writes_below_the_run(smoke_config, record) -> None:
-    config = tracked(smoke_config, mode="offline")
-    folder = Path(tracking.run_folder(config))
-    folder.mkdir(parents=True)
+def test_offline_tracking_writes_curves_and_tables_below_the_run(smoke_config, record) -> None:
+    config = tracked(smoke_config, "wandb", mode="offline")
     assert tracking.track(config, record) is None
-    assert list(folder.rglob("*.wandb"))
+    sent = offline_file(run_folder(config))
+    assert all(name in sent for name in (b"train/loss", b"heldout/loss", b"predictions", b"comparison_key"))
+    tables = list(run_folder(config).rglob("*.table.json"))
+    assert any("numpy" in table.read_text() or "sympy" in table.read_text() for table in tables)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_report_is_an_artifact(smoke_config, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "some sweep"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "report.html").write_text("<p>report")
+    (folder / "tables" / "runs.csv").write_text("a\n1\n")
+    assert tracking.track_report(tracked(smoke_config, "wandb", mode="offline"), folder) is None
+    sent = offline_file(folder)
+    assert all(name in sent for name in (b"report-some-sweep", b"report.html", b"tables/runs.csv"))
+
+
+def test_tensorboard_reads_what_was_written(smoke_config, record) -> None:
+    pytest.importorskip("tensorboardX", reason='no tensorboardX: pip install -e ".[tensorboard]"')
+    from tensorboardX.proto.event_pb2 import Event
+
+    config = tracked(smoke_config, "tensorboard")
+    assert tracking.track(config, record) is None
+    assert tracking.track(config, record) is None  # the same again: written anew, not twice
+    (file,) = (run_folder(config) / "tensorboard").glob("events.out.*")
+    data, values = file.read_bytes(), {}
+    while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    assert values["heldout/loss", 20] == pytest.approx(record.train.heldout[-1].loss)
+    assert values["result/score/rougeL", 20] == pytest.approx(record.evaluate.scores["rougeL"])
