@@ -25,6 +25,7 @@ from bench.report.serving import served_arms
 from bench.report.serving_plots import WAYS
 
 BINS, TICKS = 200, 200
+_FEWEST_TICKS, _ALL_TICKS = 20, 4000  # of an arm, however many there are; of all arms together
 _COSTS = {  # axis -> (column of runs, factor)
     "peak training memory, GiB": ("train_peak_bytes", 2**-30),
     "training time, min": ("train_seconds", 1 / 60),
@@ -161,11 +162,12 @@ def regression_changes(group: Group) -> pd.DataFrame:
 def step_seconds(group: Group) -> pd.DataFrame:
     """The columns of `step_time_chart`."""
     steps = group.with_arm(group.sweep.steps)
+    most = max(_FEWEST_TICKS, min(TICKS, _ALL_TICKS // max(1, steps["arm"].nunique())))
     found: list[pd.DataFrame] = []
     for arm in group.arms:
         seconds = steps.loc[(steps["arm"] == arm) & steps["timed"].astype(bool), "seconds"].astype(float).to_numpy()
         if len(seconds):
-            ticks = np.quantile(seconds, np.linspace(0, 1, TICKS)) if len(seconds) > TICKS else np.sort(seconds)
+            ticks = np.quantile(seconds, np.linspace(0, 1, most)) if len(seconds) > most else np.sort(seconds)
             frame = pd.DataFrame({"arm": arm, "seconds": ticks})
             for name, share in (
                 ("p10", 0.1),
