@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 from bench.analysis.limits import Answer, Case, Judgement
 from bench.analysis.needs import AMOUNTS, Need, Needs
@@ -150,11 +151,20 @@ def _down(value: float, digits: int) -> str:
 
 
 def segment_rows(parts: list[Segment], field: str, spoken: Vocabulary, case: Case) -> list[tuple[str, str]]:
-    """The answer as a function of one limit: [('below 2.87', 'base (untrained)'), ('from 2.87', 'lora')]."""
-    starts = [rounded(part.start, part.end, field, spoken)[0] for part in parts]
-    first = f"below {starts[1]}" if len(parts) > 1 else "whatever it is"
+    """The answer as a function of one limit: [('below 2.87', 'base (untrained)'), ('from 2.87', 'lora')].
+
+    Neighbours that leave it open between the same methods, whichever scores highest among those that qualify, are one.
+    """
+    groups = [list(same) for _, same in groupby(parts, lambda part: _arms(part.answer))]
+    starts = [rounded(same[0].start, same[0].end, field, spoken)[0] for same in groups]
+    first = f"below {starts[1]}" if len(groups) > 1 else "whatever it is"
     ranges = [first, *(f"from {start}" for start in starts[1:])]
-    return [(value, answer_text(part.answer, case)) for value, part in zip(ranges, parts, strict=True)]
+    return [(value, answer_text(same[-1].answer, case)) for value, same in zip(ranges, groups, strict=True)]
+
+
+def _arms(answer: Answer) -> tuple[bool, frozenset[str | None]]:
+    """Whether one is shown to qualify, and all that are in question."""
+    return answer.chosen is not None, frozenset((answer.chosen, *answer.undecided))
 
 
 def remedy_text(remedy: Remedy, now: Answer, spoken: Vocabulary, case: Case) -> str:
