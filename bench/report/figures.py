@@ -166,8 +166,8 @@ def _step_times(group: Group) -> Drawn | None:
         step_time_chart(seconds, group.arms),
         "Seconds an optimizer step, by method.",
         f"A tick a timed step, all seeds together (of more than {frames.TICKS}, or of many methods, evenly spread "
-        "quantiles). Box: the middle half; diamond: the median; line: from the 10th to the 90th percentile. Steps differ in how long their "
-        "examples are.",
+        "quantiles). Box: the middle half; diamond: the median; line: from the 10th to the 90th percentile. Steps "
+        "differ in how long their examples are.",
         seconds.dropna(subset=["median"]).drop(columns="seconds"),
     )
 
