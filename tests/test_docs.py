@@ -65,10 +65,9 @@ def test_commands_were_found() -> None:
     assert len(commands()) >= 10
 
 
-def test_the_example_of_a_method_is_its_file() -> None:
+@pytest.mark.parametrize("example", ["method/full_adam8bit.yaml", "task/gsm8k.yaml"])
+def test_an_example_is_the_file_that_it_says_it_is(example: str) -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    block = re.search(
-        r"((?:^    .*\n)+)", page[page.index("`conf/method/full_adam8bit.yaml` is a true example") :], re.M
-    )
+    block = re.search(r"((?:^    .*\n)+)", page[page.index(f"`conf/{example}` is a true example") :], re.M)
     assert block is not None
-    assert yaml.safe_load(block[1]) == yaml.safe_load((CONFIG_FOLDER / "method" / "full_adam8bit.yaml").read_text())
+    assert yaml.safe_load(block[1]) == yaml.safe_load((CONFIG_FOLDER / example).read_text())
