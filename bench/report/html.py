@@ -160,8 +160,12 @@ def _inline_image(
 
 
 def _table_open(self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
-    # Wide tables scroll inside their box; the box takes the keyboard's focus so that arrow keys reach it.
-    return '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>\n'
+    # Large tables scroll inside their box; the box takes the keyboard's focus so that arrow keys reach it.
+    before = (at for at in range(place, -1, -1) if tokens[at].type == "heading_open")
+    section = next((_plain(tokens[at + 1]) for at in before), "the report")
+    environment["tables"] = number = environment.get("tables", 0) + 1
+    label = html.escape(f"table {number}, {section}", quote=True)
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>\n'
 
 
 def _table_close(self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:

@@ -105,6 +105,16 @@ def test_a_chart_can_be_read_without_seeing_it(tab: Tab) -> None:
         assert figure.locator("details table tbody tr").count() > 0
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_rule_of_accessibility_is_broken(browser: Any, report: Path, scheme: str) -> None:
+    """By axe-core: names of controls, order of headings, landmarks, roles, contrast."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install -e .[dev]")
+    drawn = Tab(browser, report, scheme=scheme).drawn()
+    found = axe.Axe().run(drawn.page)
+    assert not found.violations_count, found.generate_report()
+    drawn.page.close()
+
+
 def test_the_cost_is_chosen(tab: Tab) -> None:
     chart = tab.page.locator("figure.chart").first
     assert "peak training memory, GiB" in chart.locator("svg.marks .role-title").text_content()

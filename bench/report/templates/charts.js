@@ -13,6 +13,7 @@
     const plot = figure.querySelector(".plot");
     try {
       await vegaEmbed(plot, JSON.parse(figure.querySelector("script").textContent), options);
+      plot.querySelector("summary")?.setAttribute("aria-label", "Save this chart");
     } catch (error) {
       plot.textContent = `This chart cannot be drawn here (${error.message}); its numbers are in the table below.`;
       console.error(error);

@@ -36,7 +36,7 @@ for (const browser of document.querySelectorAll(".browser")) {
     const list = made("dl", "", made("dt", "Reference"), made("dd", "", made("pre", row[REFERENCE])));
     facts.arms.forEach((_, arm) => list.append(...answer(row, arm)));
     const prompt = made("details", "", made("summary", "Prompt"), made("pre", row[PROMPT]));
-    return made("article", "", made("h4", `Example ${row[ID]}`), prompt, list);
+    return made("article", "", made("h3", `Example ${row[ID]}`), prompt, list);
   };
 
   const draw = () => {
