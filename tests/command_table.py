@@ -36,12 +36,14 @@ class Here:
         small: settings that make it small, in the place of the command's own of the same name.
         makes: files that the page promises, as patterns.
         says: words that it prints.
+        runs: how many must be there in the end; the small settings leave none out.
         after: what has to be run before: commands of this table, or others, which are run with `TINY`.
     """
 
     small: str = ""
     makes: tuple[str, ...] = ()
     says: str = ""
+    runs: int | None = None
     after: tuple[str, ...] = ()
 
 
@@ -65,13 +67,13 @@ DATA = (
     "task.metrics=[numeric]"
 )
 BUDGET = (
-    "train=smoke suite=none task.validation_examples=4 task.test_examples=4 task.max_new_tokens=4 "
-    "hardware.threads=1"
+    "train=smoke suite=none task.validation_examples=4 task.test_examples=4 task.max_new_tokens=4 hardware.threads=1"
 )
 FEW = "task.train_examples=16"
 SMALL = f"{BUDGET} {DATA} {FEW}"  # of whatever model
 TINY = f"model=tiny-random {SMALL}"
 TINY_GRID = f"model=tiny-random {BUDGET} {DATA}"  # the command itself says how many examples
+SMOKE = f"{DATA} task.max_new_tokens=4 hardware.threads=1"  # of experiment=smoke, which is small by itself
 SERVED = (
     "serve.prompt_tokens=[8] serve.batch_sizes=[1] serve.new_tokens=2 serve.repetitions=1 serve.rounds=1 "
     "serve.adapters=[1,2] serve.fidelity_examples=2"
@@ -93,7 +95,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     ),
     "python -m bench --help": Here(says="Groups (choose with group=name"),
     "python -m bench method=lora": Here(TINY, REPORT),
-    SWEEP: Here(f"{TINY} seed=0,1", REPORT),
+    SWEEP: Here(f"{TINY} seed=0", REPORT),
     "python -m bench -m method=lora method.adapter.rank=8,16,64 sweep=rank": Here(TINY),
     "python -m bench -m seed=0,1,2 hydra/launcher=slurm": No(Why.CLUSTER),
     "make fetch MODEL=llama-3.2-3b TASK=gsm8k": FETCHED,
@@ -164,17 +166,19 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "pip install 'finetune-bench[deepspeed]'": No(Why.INSTALLS),
     "python -m bench.plan": No(Why.NAME),
     # docs/experiments.md
-    "python -m bench -m experiment=rank": Here(TINY),
-    "python -m bench -m experiment=targets": Here(TINY),
-    "python -m bench -m experiment=dropout": Here(TINY),
-    "python -m bench -m experiment=data_size": Here(TINY_GRID),
-    "python -m bench -m experiment=qlora_variants": Here(TINY),
-    "python -m bench -m experiment=lora_variants": Here(TINY),
-    "python -m bench -m experiment=full_variants": Here(TINY),
-    "python -m bench -m experiment=domains": Here(f"model=tiny-random {BUDGET} {FEW}"),
-    "python -m bench -m experiment=controls": Here(f"{TINY} suite=quick suite.items_per_task=2"),
-    "python -m bench -m experiment=equal_memory": Here(TINY),
-    "python -m bench -m experiment=smoke method=full,lora,qlora": Here(f"{DATA} hardware.threads=1"),
+    "python -m bench -m experiment=rank": Here(TINY, runs=8),
+    "python -m bench -m experiment=targets": Here(TINY, runs=2),
+    "python -m bench -m experiment=dropout": Here(TINY, runs=3),
+    "python -m bench -m experiment=data_size": Here(TINY_GRID, runs=9),
+    "python -m bench -m experiment=qlora_variants": Here(TINY, runs=4),
+    "python -m bench -m experiment=lora_variants": Here(TINY, runs=5),
+    "python -m bench -m experiment=full_variants": Here(TINY, runs=3),
+    "python -m bench -m experiment=domains": Here(f"model=tiny-random {BUDGET} {FEW}", runs=8),
+    "python -m bench -m experiment=controls": Here(f"{TINY} suite=quick suite.items_per_task=1", runs=3),
+    "python -m bench -m experiment=equal_memory": Here(f"{TINY} train.batch_size=2", runs=3),
+    "python -m bench -m experiment=smoke method=full,lora,qlora": Here(
+        f"{DATA} task.max_new_tokens=4 hardware.threads=1", runs=3
+    ),
     # docs/faq.md, docs/faults.md
     "python -m bench -m method=base,base_4bit": Here(TINY),
     "python -m bench.report recommend": No(Why.NAME),
@@ -190,7 +194,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
         'torch.cuda.is_bf16_supported())"'
     ): No(Why.GPU),
     ".venv/bin/python -m pytest -m gpu": No(Why.GPU),
-    'make sweep ARGS="experiment=smoke"': Here(f"{DATA} hardware.threads=1"),
+    'make sweep ARGS="experiment=smoke"': Here(SMOKE),
     ".venv/bin/hf auth login": No(Why.ACCOUNT),
     (
         'make sweep METHODS=base,lora,qlora ARGS="model=llama-3.1-8b task=gsm8k suite=general '
@@ -245,10 +249,16 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "python -m benchmarks.report_scale": No(Why.BY_HAND),
     "make notebook": Elsewhere("report/test_notebook.py::test_compare_notebook_in_a_kernel"),
     "python -m bench method=full train.checkpoint_every_steps=100": Here(f"{TINY} train.checkpoint_every_steps=2"),
-    "python -m bench -m method=full,lora,qlora train.micro_batch=auto hardware.memory_budget_gib=24": Here(TINY),
-    "python -m bench -m experiment=equal_memory model=... hardware.memory_budget_gib=24": Here(TINY),
+    "python -m bench -m method=full,lora,qlora train.micro_batch=auto hardware.memory_budget_gib=24": Here(
+        f"{TINY} train.batch_size=2", runs=3
+    ),
+    "python -m bench -m experiment=equal_memory model=... hardware.memory_budget_gib=24": Here(
+        f"{TINY} train.batch_size=2 hardware.memory_budget_gib=4", runs=3
+    ),
     # docs/serving.md
-    "python -m bench -m method=base,full,lora,qlora serve=full": Here(f"{TINY} {SERVED}", REPORT, after=("make sweep",)),
+    "python -m bench -m method=base,full,lora,qlora serve=full": Here(
+        f"{TINY} {SERVED} method=base,lora", REPORT, after=("python -m bench method=lora",)
+    ),
     "python -m bench.export results/default/lora-... [--to DIR] [--license apache-2.0] [--form merged]": Elsewhere(
         "test_export.py::test_a_served_form_is_exported_with_its_own_scores"
     ),
@@ -256,7 +266,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
         "test_export.py::test_the_commands_by_real_processes"
     ),
     # docs/statistics.md, docs/tuning.md
-    "python -m benchmarks.statistics --repetitions 500": Here("--repetitions 5", says="coverage"),
+    "python -m benchmarks.statistics --repetitions 500": No(Why.BY_HAND),
     'make tune ARGS="model=... task=..."': Here(f"{TINY} tune.max_points=2", RATES),
     'make sweep ARGS="model=... task=... rates=results/tune/default/rates.yaml"': Here(TINY, REPORT, after=(TUNE,)),
     '.venv/bin/python -m pip install -c constraints.txt -e ".[sweepers]"': No(Why.INSTALLS),
