@@ -22,7 +22,7 @@ class Why(StrEnum):
     DOCKER = "needs Docker and a GPU"
     INSTALLS = "installs or downloads"
     EXTRA = "needs an extra that is not among the tested versions"
-    SYSTEM = "of the system, not of this project"
+    SYSTEM = "another program's, not of this project"
     TESTS = "is the test run itself, or a part of it"
     BY_HAND = "a benchmark of minutes, by hand"
     NAME = "names a program, not a call of it"
@@ -121,6 +121,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "pytest -m hub": No(Why.HUB),
     ".ci/run": No(Why.TESTS),
     "python -m bench method=full_adam8bit": Here(TINY),
+    "python -m bench -m method=base,lora task=gsm8k": No(Why.HUB),
     "pytest tests/worker/test_golden.py": No(Why.TESTS),
     # docs/air-gapped.md
     "make fetch MODEL=llama-3.2-3b TASK=gsm8k SUITE=general": FETCHED,
@@ -247,6 +248,8 @@ TABLE: dict[str, Here | Elsewhere | No] = {
         "", ("results/a/history.html", "results/a/history.md"), after=AB
     ),
     "python -m benchmarks.report_scale": No(Why.BY_HAND),
+    "wandb sync": No(Why.SYSTEM),
+    "tensorboard --logdir results/default": No(Why.SYSTEM),
     "make notebook": Elsewhere("report/test_notebook.py::test_compare_notebook_in_a_kernel"),
     "python -m bench method=full train.checkpoint_every_steps=100": Here(f"{TINY} train.checkpoint_every_steps=2"),
     "python -m bench -m method=full,lora,qlora train.micro_batch=auto hardware.memory_budget_gib=24": Here(
