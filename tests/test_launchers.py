@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -24,11 +25,21 @@ from bench.spec.layout import run_folder
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 METHODS = "method=base,lora,qlora"
+NODE = platform.node().partition(".")[0]  # this machine, as Slurm calls it
 
 
 def needs(plugin: str, extra: str) -> None:
     if not (importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(f"hydra_plugins.{plugin}")):
         pytest.skip(f'needs {plugin.replace("_", "-")}: pip install -e ".[{extra}]"')
+
+
+def needs_slurm() -> None:
+    if not shutil.which("sbatch") or not shutil.which("sacct"):
+        pytest.skip("needs Slurm: no sbatch or sacct here")
+    state = ["sinfo", "--noheader", "--responding", f"--nodes={NODE}", "--format=%T"]
+    said = subprocess.run(state, capture_output=True, text=True, timeout=60, check=False).stdout
+    if not said or "down" in said or "drain" in said:
+        pytest.skip(f"needs Slurm: no controller answers, or {NODE} is no node of it that is up")
 
 
 def sweep(overrides: list[str], *launcher: str) -> list[str]:
@@ -103,6 +114,17 @@ def test_submitit_and_a_preempted_job_that_goes_on(sweep_to_do, tmp_path: Path) 
     logs = "".join(path.read_text() for path in (tmp_path / "results").rglob("*_log.*"))
     assert "this job is preempted" in logs
     assert "Requeued job" in logs
+
+
+def test_slurm(sweep_to_do) -> None:
+    needs("hydra_submitit_launcher", "launchers")
+    needs_slurm()
+    overrides, configs = sweep_to_do
+    small = [f"hydra.launcher.{value}" for value in ("gpus_per_node=0", "cpus_per_task=1", "mem_gb=4")]
+    here = f"+hydra.launcher.additional_parameters.nodelist={NODE}"  # which has the temporary folder
+    said = run(sweep(overrides, "hydra/launcher=slurm", *small, here))
+    assert_complete(configs, said)
+    assert "nothing to do" in run(sweep(overrides, "hydra/launcher=slurm"))
 
 
 def test_ray(sweep_to_do) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -19,6 +20,9 @@ from bench.running.execute import execute
 from bench.running.gpus import own_gpus
 from bench.running.tracking import track
 from bench.spec.config import RunConfig
+
+TERM_SECONDS = 600.0  # between SIGTERM and what follows: SIGKILL or, on some clusters, SIGUSR2
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,33 @@ class _Preempted(BaseException):
 
 @contextlib.contextmanager
 def _stopped_in_order() -> Iterator[None]:
-    """At Slurm's warning stop the stage, which may write a checkpoint, and only then let submitit requeue the job.
+    """At a signal of Slurm's stop the stage, which may write a checkpoint, and leave no record.
 
-    The other way round Slurm, asked to requeue, would kill the stage at its work.
+    Only after Slurm's warning (SIGUSR2), and only then, submitit requeues the job: asked to requeue it while the stage
+    is at its work, Slurm would kill that. SIGTERM comes, to the stage as well, where a job is cancelled, or preempted
+    and requeued by Slurm itself; which of them it is, the job cannot know, so it waits for Slurm to go on.
     """
     requeue = signal.getsignal(signal.SIGUSR2)
     if not callable(requeue):  # no job of submitit's
         yield
         return
+    asked: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # one warning is enough
-        raise _Preempted
+        asked.append(signum)
+        if len(asked) == 1:  # one is enough
+            raise _Preempted
 
-    signal.signal(signal.SIGUSR2, stop)
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGUSR2, signal.SIGTERM)}
     try:
         yield
     except _Preempted:
-        requeue(signal.SIGUSR2, None)  # ends this process
+        deadline = time.monotonic() + TERM_SECONDS
+        while signal.SIGUSR2 not in asked and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if signal.SIGUSR2 in asked:
+            requeue(signal.SIGUSR2, None)  # ends this process
         raise
     finally:
-        signal.signal(signal.SIGUSR2, requeue)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

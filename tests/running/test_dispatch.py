@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,27 +189,49 @@ def test_lost_slurm_jobs_are_told_by_the_real_plugin(two, tmp_path: Path, monkey
     assert "--array=0-1%2" in script
 
 
-def test_a_warned_job_stops_its_stage_before_it_is_requeued(two, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warned_job_stops_its_stage_before_it_is_requeued(two, preempt) -> None:
+    assert preempt(signal.SIGUSR2) == ["stage stopped", "requeued"]
+
+
+def test_a_terminated_job_leaves_no_record_and_is_requeued_only_when_warned_too(two, preempt, monkeypatch) -> None:
+    assert preempt(signal.SIGTERM, signal.SIGUSR2) == ["stage stopped", "requeued"]
+    monkeypatch.setattr(job, "TERM_SECONDS", 0.0)
+    assert preempt(signal.SIGTERM) == ["stage stopped"]  # cancelled, or Slurm requeues it
+    assert not list(run_folder(two[0]).parent.rglob("record.json"))
+
+
+@pytest.fixture
+def preempt(two, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Give a job that is at work the first signal, and the others while it stops; returns what happened."""
     order: list[str] = []
+    signals: list[int] = []
 
     def execute(config: RunConfig) -> Record:
         try:
-            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signals.pop(0))
             time.sleep(5)
             raise AssertionError("the stage was not stopped")
         finally:
             order.append("stage stopped")
+            for signum in signals:
+                os.kill(os.getpid(), signum)
 
     def requeue(signum: int, frame: object) -> None:  # as submitit does it
         order.append("requeued")
         sys.exit(144)
 
-    monkeypatch.setattr(job, "execute", execute)
-    before = signal.signal(signal.SIGUSR2, requeue)
-    try:
-        with pytest.raises(SystemExit):
+    def called(*given: int) -> list[str]:
+        order.clear()
+        signals[:] = given
+        with pytest.raises((SystemExit, job._Preempted)):
             job.Job({"a": two[0]})(OmegaConf.create({"run": "a"}))
         assert signal.getsignal(signal.SIGUSR2) is requeue
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert order == ["stage stopped", "requeued"]
+        assert signal.getsignal(signal.SIGTERM) is before[signal.SIGTERM]
+        return list(order)
+
+    monkeypatch.setattr(job, "execute", execute)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGUSR2, signal.SIGTERM)}
+    signal.signal(signal.SIGUSR2, requeue)
+    yield called
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
