@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 from contextlib import suppress
 from pathlib import Path
@@ -119,5 +120,9 @@ def _collect() -> None:
     That takes 0.3 s off every later call (`python -m benchmarks.observer`: a change of phase).
     """
     gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()
+    _freeze_once()
+
+
+@functools.cache
+def _freeze_once() -> None:
+    gc.freeze()  # to ask it whether it has been done walks all that is frozen: 50 ms
