@@ -19,7 +19,8 @@ from bench.analysis.claims import Verdict
 from bench.analysis.frame import regression_tasks_frame
 from bench.report.answer import Group, groups_of, without_controls
 from bench.report.cards import cards_of
-from bench.report.claims import claims_rows, known_claims, verdicts_of
+from bench.report.claim_rows import claims_rows
+from bench.report.claims import known_claims, verdicts_of
 from bench.report.exports import write_table
 from bench.report.fairness import write_fairness
 from bench.report.figures import figures_of
@@ -89,7 +90,7 @@ def _write_tables(
     verdicts: Mapping[str, Sequence[Verdict]],
     formats: frozenset[str],
 ) -> None:
-    """runs: `frame.runs_frame`; comparisons: all; regression: tasks' values by run; claims: `claims.claims_rows`;
+    """runs: `frame.runs_frame`; comparisons: all; regression: tasks' values by run; claims: `claim_rows.claims_rows`;
     targets: `target_rows.target_rows`."""
     (folder / "tables").mkdir(exist_ok=True)
     rows = [

@@ -10,13 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bench.analysis import stats
 from bench.analysis.claims import Part, Verdict, Word, judge
-from bench.analysis.measured import Evidence, Interval, Measured
+from bench.analysis.measured import Evidence, Measured
 from bench.analysis.pairing import group_arms
 from bench.analysis.quantities import ONE_RUN_DOUBT
 from bench.planning.claims import CLAIMS_FOLDER, read_claims
@@ -191,29 +190,3 @@ def _number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "open"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def claims_rows(group: str, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """One row a claim, check and pair of arms, for `tables/claims.csv`."""
-    return [row for verdict in verdicts for row in _rows(group, verdict)]
-
-
-def _rows(group: str, verdict: Verdict) -> list[dict[str, Any]]:
-    claim = verdict.claim
-    told = {
-        "group": group, "claim": claim.id, "says": claim.says, "source": claim.source, "verdict": verdict.word,
-        "reason": verdict.reason, "reading": claim.reading, "contradicts": ", ".join(claim.contradicts),
-    }  # fmt: skip
-    return [told | _part_row(part) for part in verdict.parts] or [told]
-
-
-def _part_row(part: Part) -> dict[str, Any]:
-    measured, interval = part.measured, part.measured.interval if part.measured else None
-    ends: Interval | tuple[None, None] = interval or (None, None)
-    return {
-        "quantity": part.check.quantity, "form": part.check.form, "of": part.arms[0],
-        "against": part.arms[1] if len(part.arms) > 1 else None, "expected": expected_text(part.check),
-        "by": part.check.by, "value": measured.value if measured else None, "text": part.text, "low": ends[0],
-        "high": ends[1], "rests_on": measured.basis if measured else None, "part_verdict": part.word,
-        "part_reason": part.reason,
-    }  # fmt: skip
