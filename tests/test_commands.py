@@ -13,6 +13,7 @@ import gc
 import glob
 import importlib
 import json
+import os
 import runpy
 import shlex
 import shutil
@@ -175,7 +176,10 @@ def as_python_gives_it(text: str, small: str) -> tuple[str, list[str]]:
     words = shlex.split(text)
     if words[0] == "make":
         asked = ["make", "--dry-run", "--old-file=.venv/ready", *words[1:]]
-        words = shlex.split(subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        # Without what `make test` hands down: its own flags, and that it is a make within a make.
+        own = {name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"}
+        done = subprocess.run(asked, cwd=ROOT, env=own, capture_output=True, text=True, check=True)
+        words = shlex.split(done.stdout)
     module, arguments = words[2], words[3:]
     arguments = [name for word in arguments for name in (sorted(glob.glob(word)) if "*" in word else [word])]
     instead = shlex.split(small)
