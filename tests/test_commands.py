@@ -176,9 +176,8 @@ def as_python_gives_it(text: str, small: str) -> tuple[str, list[str]]:
     words = shlex.split(text)
     if words[0] == "make":
         asked = ["make", "--dry-run", "--old-file=.venv/ready", *words[1:]]
-        # Without what `make test` hands down: its own flags, and that it is a make within a make.
-        own = {name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"}
-        done = subprocess.run(asked, cwd=ROOT, env=own, capture_output=True, text=True, check=True)
+        clean = {"PATH": os.environ["PATH"]}  # `make test` hands down its flags and variables
+        done = subprocess.run(asked, cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
         words = shlex.split(done.stdout)
     module, arguments = words[2], words[3:]
     arguments = [name for word in arguments for name in (sorted(glob.glob(word)) if "*" in word else [word])]
