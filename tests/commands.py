@@ -13,7 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "docs" / "evidence.md"  # commands that were given, each with what came of it
 LIST = ROOT / "docs" / "commands.md"  # written from the table of these commands
-_PROGRAMS = r"make|python3?|pytest|pip|docker|hf|git|sbatch|ray|nvidia-smi|wandb|tensorboard|sudo|export|mkdir|dmesg|\.venv/bin/\S+|\.ci/\S+"
+_PROGRAMS = (
+    r"make|python3?|pytest|pip|docker|hf|git|sbatch|ray|nvidia-smi|wandb|tensorboard|sudo|export|mkdir|dmesg|"
+    r"\.venv/bin/\S+|\.ci/\S+"
+)
 # Variables may be set before. A program alone is a command where its name is no other word of the page.
 _COMMAND = re.compile(rf"(\w+=\S+ )*(({_PROGRAMS}) \S|nvidia-smi$|dmesg$|\.ci/)")
 _FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
