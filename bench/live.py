@@ -28,7 +28,7 @@ from bench.running.launch import Watch
 
 _SHOWN = 3  # of the runs that wait
 _FEWEST = 2  # methods that have ended: an untrained model alone says little of how long training takes
-_REFRESH_HZ = 2  # at rich's ten, drawing took 2% of a core beside the measured child
+_REFRESH_HZ = 1  # at rich's ten, drawing would take 2% of a core beside the measured child
 
 
 class Agenda:
