@@ -32,9 +32,21 @@ def tracked(config: RunConfig, kind: str, **changes: Any) -> RunConfig:
 
 
 def offline_file(folder: Path) -> bytes:
-    """W&B's own file; its entries are not compressed."""
+    """The entries of W&B's own file, one behind the other; they are not compressed.
+
+    It is a log as LevelDB writes it: in blocks of 32 KiB, each piece behind a checksum (4 bytes), its length (2) and
+    its kind (1), an entry in as many pieces as blocks that it touches.
+    """
     (file,) = folder.rglob("*.wandb")
-    return file.read_bytes()
+    data, place, found = file.read_bytes(), 7, b""  # behind the file's own header
+    while place + 7 < len(data):
+        if (left := 2**15 - place % 2**15) < 7:
+            place += left
+            continue
+        length = int.from_bytes(data[place + 4 : place + 6], "little")
+        found += data[place + 7 : place + 7 + length]
+        place += 7 + length
+    return found
 
 
 def test_nothing_is_sent_by_default(smoke_config, record, tmp_path, monkeypatch) -> None:
