@@ -1,8 +1,8 @@
 """The live lines of a terminal while a run is at work: the sweep, the run's phase, and what comes next.
 
-    Sweep     ━━━━━━━╺━━━━━━━━━━━━━━━━  3/10 runs, 0:12:40, about 21 min left
-    lora-s0   train  ━━━━━━━━━━━╺━━━━  12/20  0:00:41  0:00:27 left  loss 2.913, 583 tokens/s, peak 2.71 GiB
-    then evaluate, regression; next qlora-s0, full-s1 and 5 more
+    3 of 10 runs ended, 13 min so far, about 21 min left
+    lora-s0  train: train ━━━━━━━━━━━╺━━━━ 12/20 0:00:41 0:00:27 loss 2.913, 583 tokens/s, peak 2.71 GiB
+    then evaluate, regression; next qlora-s0, full-s1, lora-s1 and 3 more
 
 A sweep's time left is told from what its runs took so far, once runs of two methods have ended (or of all that are to
 come): one of a method not yet seen is taken to last as long as the slowest so far.
