@@ -1,0 +1,1 @@
+"""Records in, conclusions out: pure functions without torch and without files."""
