@@ -1,25 +1,25 @@
-"""Full fine-tuning, LoRA or QLoRA? Identical runs, measured, compared and reported.
+"""Full fine-tuning, LoRA or QLoRA? Identical runs, measured, compared, and decided between.
 
-`from bench import load` reads a sweep's folder into DataFrames; it is imported only when asked for, so that
-`import bench` costs nothing.
+`load` reads a sweep's folder into DataFrames. It is imported only when asked for, so that `import bench` costs nothing.
 
+    >>> from bench import load
     >>> sweep = load("results/default")
-    >>> sweep.runs[["method", "seed", "train_peak_bytes"]]
+    >>> sweep.runs[["arm", "seed", "peak_memory_bytes"]]
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.report.load import load
+    from bench.stats.frames import load
 
 __all__ = ["load"]
+_MODULES = {"load": "bench.stats.frames"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from bench.report.load import load
-
-        return load
-    raise AttributeError(f"module 'bench' has no attribute {name!r}; it has: load")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'bench' has no attribute {name!r}; it has: {', '.join(_MODULES)}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

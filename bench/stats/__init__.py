@@ -1,1 +1,1 @@
-"""stats."""
+"""Records in, conclusions out: pure functions without torch and without files."""

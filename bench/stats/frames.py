@@ -1,0 +1,527 @@
+"""A sweep's folders as tidy DataFrames: one row a run, an arm, a step, a held-out loss, a test answer, a suite item.
+
+Every number that a table, a chart, a claim or the decision shows is read here, so each has one definition. Columns
+carry their units; unknown is NaN or None, never 0. A folder that is still being written, a torn record or a cut gzip
+file lose only themselves and are listed in `Sweep.problems`.
+
+    >>> from bench import load
+    >>> sweep = load("results/reference")
+    >>> sweep.arms[["arm", "seeds", "score", "peak_memory_bytes", "train_seconds"]]
+    >>> [group.name for group in groups(sweep)]
+    ['smollm2-135m / docstrings / quick']
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from bench.compose import RATES_FILE, read_rates
+from bench.identity import names_of_arms
+from bench.planner.memory import CUDA_PROCESS_BYTES
+from bench.record import (
+    SCHEMA_VERSION,
+    Environment,
+    HeldoutPoint,
+    PhaseMemory,
+    Record,
+    RegressionItem,
+    Sample,
+    ServedAnswer,
+    Step,
+    TrainResult,
+    Tuning,
+    from_json,
+)
+
+T = TypeVar("T")
+_RUN = ["run_id", "arm", "method", "seed"]
+_FAMILIES = ("base", "prompted", "base_4bit", "full", "lora", "qlora")  # in the order of tables and charts
+_TRAIN = {  # field of `TrainResult` -> column, where the name alone would not say which stage it belongs to
+    "train_tokens_per_second": "tokens_per_second",
+    "examples": "train_examples",
+    "tokens": "train_tokens",
+    "positions": "train_positions",
+    "supervised_tokens": "train_supervised_tokens",
+} | {
+    name: name
+    for name in (
+        "data_stream_sha256", "supervised_tokens_per_second", "positions_per_second", "step_seconds_median",
+        "step_seconds_p90", "step_seconds_p99", "train_seconds", "compile_seconds", "parameters_total",
+        "parameters_trainable", "trainable_dtype", "checkpoint_bytes", "checkpoint_dtype", "steps", "timed_steps",
+        "needed_flops_per_second", "matmul_peak_flops_per_second", "mfu", "energy_wh",
+    )
+}  # fmt: skip
+_ENVIRONMENT = ("device", "device_count", "torch", "compute_dtype", "attention", "compiled", "threads", "cpus",
+                "cpu_governor", "other_cpu_cores", "stolen_cpu_cores", "other_gpu_processes")  # fmt: skip
+_STAGES = ("train", "evaluate", "regression", "serve")
+# Above these a stage's speed is in doubt. Threads of a CPU run wait for one another: 0.13 processors taken by others
+# cost matrix products 9%; an idle machine read up to 0.06 (`python -m benchmarks.busy`). A GPU run needs few of them.
+BUSY_CORES, BUSY_SHARE_BESIDE_GPU = 0.1, 0.05
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that could not be read, for a person."""
+
+    run: str  # the run folder's name
+    file: str
+    reason: str
+    next_step: str
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One or several sweep folders in memory."""
+
+    folders: list[Path]
+    records: list[Record] = field(default_factory=list)
+    step_rows: dict[str, list[Step]] = field(default_factory=dict)  # by run_id, as the next three
+    sample_rows: dict[str, list[Sample]] = field(default_factory=dict)
+    regression_rows: dict[str, list[RegressionItem]] = field(default_factory=dict)
+    answer_rows: dict[str, list[ServedAnswer]] = field(default_factory=dict)  # of every served form
+    problems: list[Problem] = field(default_factory=list)
+    tunings: list[Tuning] = field(default_factory=list)  # searches of learning rates, from the folders' rates.yaml
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row a run (`runs_frame`)."""
+        return runs_frame(self.records)
+
+    @cached_property
+    def arms(self) -> pd.DataFrame:
+        """One row an arm (`arms_frame`)."""
+        return arms_frame(self.runs)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """run_id, arm, method, seed and the fields of `Step`; one row an optimizer step."""
+        return self._details(self.step_rows, [f.name for f in fields(Step)])
+
+    @cached_property
+    def heldout(self) -> pd.DataFrame:
+        """run_id, arm, method, seed and the fields of `HeldoutPoint`; one row a held-out loss."""
+        points = {record.run_id: record.train.heldout for record in self.records if record.train}
+        return self._details(points, [f.name for f in fields(HeldoutPoint)])
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """run_id, arm, method, seed, the fields of `Sample`, its scores as score_<metric>; one row a test answer."""
+        frame = self._details(self.sample_rows, [f.name for f in fields(Sample)])
+        scores = pd.DataFrame(list(frame["scores"]), index=frame.index).add_prefix("score_")
+        return frame.drop(columns="scores").join(scores)
+
+    @cached_property
+    def regression(self) -> pd.DataFrame:
+        """run_id, arm, method, seed and the fields of `RegressionItem`; one row an item of the suite."""
+        return self._details(self.regression_rows, [f.name for f in fields(RegressionItem)])
+
+    @cached_property
+    def regression_tasks(self) -> pd.DataFrame:
+        """run_id, arm, method, seed, task, metric, value, items, higher_is_better, chance; one row a task of a run."""
+        tasks = {record.run_id: record.regression.tasks for record in self.records if record.regression}
+        return self._details(tasks, ["task", "metric", "value", "items", "higher_is_better", "chance"])
+
+    def _details(self, rows: Mapping[str, Iterable[Any]], names: list[str]) -> pd.DataFrame:
+        """Rows of each record in turn, led by the columns that name the run."""
+        arm_of = arm_names(self.records)
+        table = [
+            (record.run_id, arm_of[record.run_id], record.method, record.seed, *(getattr(row, n) for n in names))
+            for record in self.records
+            for row in rows.get(record.run_id, ())
+        ]
+        return pd.DataFrame(table, columns=[*_RUN, *names])
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The runs of one model, task and suite, which are compared and decided between. `stats.compare` and
+    `stats.decide` take a group; both keep their last results, so that every section may ask again.
+
+    Attributes:
+        runs, arms, samples, regression: the group's rows of the sweep's frames; failed runs included.
+        by_arm: arm -> its runs that finished an evaluation, by seed, in display order; of two runs of one seed the
+            later one.
+        allowed: what compared runs may differ in, by name (`--allow-different`).
+        target_loss: held-out, as given for the report; None: each comparison's default.
+    """
+
+    name: str
+    sweep: Sweep
+    records: list[Record]
+    runs: pd.DataFrame
+    arms: pd.DataFrame
+    samples: pd.DataFrame
+    regression: pd.DataFrame
+    by_arm: dict[str, list[Record]]
+    allowed: frozenset[str] = frozenset()
+    target_loss: float | None = None
+
+    def without_controls(self) -> Group:
+        """The group as charts show it: a model that was wrecked on purpose would set their scales."""
+        return _group(
+            self.name, self.sweep, [r for r in self.records if not is_control(r)], self.allowed, self.target_loss
+        )
+
+
+def groups(sweep: Sweep, *, allowed: frozenset[str] = frozenset(), target_loss: float | None = None) -> list[Group]:
+    """The sweep's records by model, task and suite, in that order."""
+    by_key: dict[tuple[str, str, str], list[Record]] = {}
+    for record in sweep.records:
+        by_key.setdefault((record.model, record.task, record.suite), []).append(record)
+    return [_group(" / ".join(key), sweep, by_key[key], allowed, target_loss) for key in sorted(by_key)]
+
+
+def _group(name: str, sweep: Sweep, records: list[Record], allowed: frozenset[str], target_loss: float | None) -> Group:
+    wanted = [record.run_id for record in records]
+    runs, samples, regression = (
+        frame[frame["run_id"].isin(wanted)] for frame in (sweep.runs, sweep.samples, sweep.regression)
+    )
+    arm_of = dict(zip(runs["run_id"], runs["arm"], strict=True))
+    by_seed: dict[str, dict[int, Record]] = {arm: {} for arm in runs["arm"]}
+    for record in sorted(records, key=lambda record: (record.seed, record.started_at)):
+        if record.evaluate or record.regression:
+            by_seed[arm_of[record.run_id]][record.seed] = record
+    by_arm = {arm: list(of_seed.values()) for arm, of_seed in by_seed.items() if of_seed}
+    arms = sweep.arms[(sweep.arms["group"] == name) & sweep.arms["arm"].isin(arm_of.values())]
+    return Group(name, sweep, records, runs, arms, samples, regression, by_arm, allowed, target_loss)
+
+
+# --- Reading folders ---
+
+
+def load(*folders: str | Path) -> Sweep:
+    """Read every run below the folders; a run found twice is read once.
+
+    Raises:
+        FileNotFoundError: when a folder does not exist.
+    """
+    if not folders:
+        raise TypeError("load() needs at least one sweep folder, for example load('results/default')")
+    sweep = Sweep([Path(folder) for folder in folders])
+    known: dict[str, Record] = {}
+    for run in (run for folder in sweep.folders for run in _run_folders(folder)):
+        record = _record(run, sweep.problems)
+        if record is None:
+            continue
+        if shown := known.get(record.run_id):
+            if record.started_at != shown.started_at:  # by another commit or later: not the same measurement
+                reason = f"the same run, started {record.started_at}, is left out: that of {shown.started_at} is shown"
+                sweep.problems.append(Problem(run.name, "record.json", reason, "Report each sweep by itself."))
+            continue
+        known[record.run_id] = record
+        sweep.step_rows[record.run_id] = _rows(Step, run / "steps.jsonl", sweep.problems)
+        sweep.sample_rows[record.run_id] = _rows(Sample, run / "samples.jsonl.gz", sweep.problems)
+        sweep.regression_rows[record.run_id] = _rows(RegressionItem, run / "regression_items.jsonl.gz", sweep.problems)
+        sweep.answer_rows[record.run_id] = _rows(ServedAnswer, run / "served_answers.jsonl.gz", sweep.problems)
+    sweep.records.extend(known.values())
+    for folder in sweep.folders:
+        try:
+            sweep.tunings.extend(read_rates(folder / RATES_FILE).tunings)
+        except FileNotFoundError:
+            pass  # the sweep used no file of `tune`
+        except (ValueError, OSError) as error:
+            step = "Copy the file of `make tune` there again, or run the sweep's command again."
+            reason = f"unreadable rates: {_first_line(error)}"
+            sweep.problems.append(Problem(folder.name, RATES_FILE, reason, step))
+    return sweep
+
+
+def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
+    """The records of a sweep's runs without their details, and what could not be read.
+
+    Raises:
+        FileNotFoundError: when the folder does not exist.
+    """
+    problems: list[Problem] = []
+    found = (_record(run, problems) for run in _run_folders(folder))
+    return [record for record in found if record is not None], problems
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; a sweep's results are in results/<sweep>")
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _record(run: Path, problems: list[Problem]) -> Record | None:
+    """The run's record; None for a folder that is no run, is not finished or cannot be read."""
+    path = run / "record.json"
+    if not path.is_file():
+        if (run / "plan.json").is_file():
+            reason = "no record: the run is in progress or was interrupted"
+            step = "Run the same command again: only this run is repeated."
+            problems.append(Problem(run.name, path.name, reason, step))
+        return None
+    try:
+        record = from_json(Record, path.read_bytes())
+    except (ValidationError, OSError) as error:
+        step = f"Delete {run.name}/record.json and run the same command again."
+        problems.append(Problem(run.name, path.name, f"unreadable record: {_first_line(error)}", step))
+        return None
+    if record.schema_version != SCHEMA_VERSION:
+        reason = f"schema version {record.schema_version}; this program reads {SCHEMA_VERSION}"
+        problems.append(Problem(run.name, path.name, reason, "Read it with the version of the program that wrote it."))
+        return None
+    return record
+
+
+def _rows(kind: type[T], path: Path, problems: list[Problem]) -> list[T]:
+    """The lines of a JSONL file that parse; those that do not are counted in one problem. No file: no rows."""
+    adapter, rows, bad, reason = TypeAdapter(kind), list[T](), 0, ""
+    for line in _lines(path) if path.is_file() else ():
+        if isinstance(line, Exception):
+            bad, reason = bad + 1, f"the file ends early ({_first_line(line)})"
+            continue
+        try:
+            rows.append(adapter.validate_json(line))
+        except ValidationError as error:
+            bad, reason = bad + 1, reason or _first_line(error)
+    if bad:
+        text = f"{bad} unreadable line(s), {len(rows)} read: {reason}"
+        torn = "folder" if path.name == "steps.jsonl" else "record.json"  # the record alone: evaluated anew
+        step = f"Delete the run's {torn} and run the same command again to have all of it."
+        problems.append(Problem(path.parent.name, path.name, text, step))
+    return rows
+
+
+def _lines(path: Path) -> Iterator[bytes | Exception]:
+    """Lines that are not blank; a damaged or truncated file ends in the exception instead of raising it."""
+    try:
+        if path.suffix == ".gz":
+            with contextlib.suppress(
+                EOFError, zlib.error, OSError
+            ):  # damaged: line by line below, to keep the whole ones
+                yield from filter(bytes.strip, gzip.decompress(path.read_bytes()).splitlines())
+                return
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened:
+            yield from (line for line in opened if line.strip())
+    except (OSError, EOFError, zlib.error) as error:
+        yield error
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        count = error.error_count()
+        return f"{where + ': ' if where else ''}{first['msg']}" + (f" (and {count - 1} more)" if count > 1 else "")
+    return str(error).splitlines()[0]
+
+
+# --- What a run is ---
+
+
+def family(record: Record) -> str:
+    """The method by what is trained and how the base is kept, whatever its name.
+
+    One of base, prompted (untrained, with solved examples in the prompt), base_4bit (untrained and quantized), full,
+    lora, qlora (an adapter over a quantized base).
+    """
+    method = record.config["method"]
+    quantized = method.get("quantization") is not None
+    if method["trains"] == "nothing":
+        return "prompted" if method.get("shots") else "base_4bit" if quantized else "base"
+    return "full" if method["trains"] == "all_weights" else "qlora" if quantized else "lora"
+
+
+def is_untrained(record: Record) -> bool:
+    """Whether the run trains nothing."""
+    return bool(record.config["method"]["trains"] == "nothing")
+
+
+def is_control(record: Record) -> bool:
+    """Whether the run tests the harness itself and is no candidate for an answer (`method.control`)."""
+    return bool(record.config["method"].get("control", False))
+
+
+def arm_names(records: Iterable[Record]) -> dict[str, str]:
+    """run_id -> the name of its arm: its method, with the settings that vary within one model, task and suite."""
+    by_group: dict[tuple[str, str, str], list[tuple[str, str, Mapping[str, Any]]]] = {}
+    for record in records:
+        key = (record.model, record.task, record.suite)
+        by_group.setdefault(key, []).append((record.run_id, record.method, record.config))
+    return {run: name for members in by_group.values() for run, name in names_of_arms(members).items()}
+
+
+def phase_memory(memory: Sequence[PhaseMemory], phase: str) -> PhaseMemory | None:
+    """The peak of one phase; None where it was not measured."""
+    return next((entry for entry in memory if entry.phase == phase), None)
+
+
+def peak_memory_bytes(train: TrainResult) -> int | None:
+    """The most that one device must have: the highest over the phases of the training stage and over the devices.
+
+    CUDA: max(reserved + context, NVML's use by the process), the context as the planner assumes it, since it cannot be
+    read; records that know no reserved memory: allocated + context. Records sum the phases over the devices: the
+    largest device's part is then that of its allocated peak. CPU: the resident set of all processes together.
+    None where the phase "train" has no peak.
+    """
+    training = phase_memory(train.memory, "train")
+    if training is None or training.peak_bytes is None:
+        return None
+    if train.environment.device.startswith("cpu"):
+        return max(entry.peak_bytes for entry in train.memory if entry.peak_bytes is not None)
+    context = CUDA_PROCESS_BYTES * train.devices
+    counts = [
+        max((entry.peak_reserved_bytes or entry.peak_bytes or 0) + context, entry.device_used_bytes or 0)
+        for entry in train.memory
+    ]
+    shares = [share.peak_bytes for share in train.per_device if share.peak_bytes is not None]
+    largest = max(shares) / sum(shares) if len(shares) == train.devices > 1 else 1 / train.devices
+    return round(max(counts) * largest)
+
+
+def disturbances(record: Record) -> dict[str, str]:
+    """Stage -> what disturbed it, as a clause; only stages that were disturbed."""
+    stages = {"train": record.train, "evaluate": record.evaluate, "regression": record.regression}
+    environments = {name: [stage.environment] for name, stage in stages.items() if stage}
+    if record.serve:
+        environments["serve"] = [record.serve.environment, *record.serve.later_environments]
+    clauses = {
+        name: next((text for one in found if (text := _busy(one))), None) for name, found in environments.items()
+    }
+    return {name: text for name, text in clauses.items() if text}
+
+
+def _busy(environment: Environment) -> str | None:
+    """What else used the machine, as a clause; None when nothing did, or nothing is known."""
+    processors = environment.cpus or environment.threads or 1
+    on_cpu = environment.device.startswith("cpu")
+    limit = BUSY_CORES if on_cpu else max(BUSY_CORES, BUSY_SHARE_BESIDE_GPU * processors)
+    others, stolen = environment.other_cpu_cores or 0.0, environment.stolen_cpu_cores or 0.0
+    clauses = []
+    if others and others + stolen > limit:
+        clauses.append(f"other processes used {others:.2f} of its {processors} processors")
+    if stolen and others + stolen > limit:
+        clauses.append(f"the hypervisor took {stolen:.2f} processors away")
+    if environment.other_gpu_processes:
+        clauses.append(f"{environment.other_gpu_processes} other process(es) computed on the GPU")
+    return " and ".join(clauses) or None
+
+
+# --- Runs and arms ---
+
+
+def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a run: by model, task and suite, then family, method and seed; controls last.
+
+    Columns:
+        run_id, sweep, group, model, task, suite, arm, method, family, trains, seed, status, comparison_key,
+        started_at, wall_seconds, learning_rate; untrained, quantized, control (true or false);
+        failure_stage, failure_message, last_known_peak_bytes;
+        the fields of `TrainResult` (tokens_per_second; counts as train_examples, train_tokens, ...), trainable_share
+        (0..1), cost_usd (train_seconds at hardware.price_usd_per_hour);
+        peak_memory_bytes (`peak_memory_bytes`), train_peak_bytes and load_peak_bytes (those phases: CUDA allocated,
+        CPU resident), reserved_peak_bytes, device_used_bytes, weights_bytes, gradients_bytes, optimizer_bytes,
+        other_bytes (train_peak_bytes less these three), start_bytes (CPU: resident before the model was loaded);
+        heldout_loss_before, heldout_loss_after, test_loss (nats a token); score (the task's first metric),
+        score_<metric> (0..1), test_examples, cut_at_limit, generate_tokens_per_second, regression_mean (of the suite's
+        tasks for which higher is better), regression_tasks; the fields of `Environment`;
+        train_busy, evaluate_busy, regression_busy, serve_busy (what disturbed the stage).
+    """
+    records = list(records)
+    names = arm_names(records)
+    frame = pd.DataFrame([_run_row(record) | {"arm": names[record.run_id]} for record in records])
+    if frame.empty:
+        return pd.DataFrame(columns=[*_RUN, "sweep", "group", "model", "task", "suite", "status"])
+    frame = frame[[*_RUN, *(name for name in frame if name not in _RUN)]]
+    numbers = [str(name) for name in frame if frame[name].dropna().map(type).isin((int, float)).all()]
+    frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of None and numbers is one of numbers
+    frame["_order"] = frame["family"].map(_FAMILIES.index)
+    order = ["model", "task", "suite", "control", "_order", "method", "arm", "seed"]
+    return frame.sort_values(order, ignore_index=True).drop(columns="_order")
+
+
+def _run_row(record: Record) -> dict[str, Any]:
+    names = ("run_id", "sweep", "model", "task", "suite", "method", "seed", "comparison_key", "started_at")
+    method = record.config["method"]
+    row = {name: getattr(record, name) for name in names} | {
+        "group": " / ".join((record.model, record.task, record.suite)),
+        "family": family(record),
+        "trains": method["trains"],
+        "untrained": is_untrained(record),
+        "quantized": method.get("quantization") is not None,
+        "control": is_control(record),
+        "status": str(record.status),
+        "wall_seconds": record.wall_seconds,
+        "learning_rate": method.get("learning_rate"),
+    }
+    if record.train:
+        row |= _train_columns(record.train, record.config.get("hardware", {}).get("price_usd_per_hour"))
+    if result := record.evaluate:
+        row["score"] = result.scores.get(next(iter(record.config["task"].get("metrics", [])), ""))
+        row |= {f"score_{metric}": value for metric, value in result.scores.items()}
+        row |= {"test_loss": result.heldout_loss, "test_examples": result.examples, "cut_at_limit": result.cut_at_limit}
+        row["generate_tokens_per_second"] = result.generate_tokens_per_second
+    if record.regression:
+        values = [task.value for task in record.regression.tasks if task.higher_is_better]
+        row["regression_mean"] = sum(values) / len(values) if values else None
+        row["regression_tasks"] = len(record.regression.tasks)
+    if stage := record.train or record.evaluate or record.regression:
+        row |= {name: getattr(stage.environment, name) for name in _ENVIRONMENT}
+    row |= {f"{name}_busy": text for name, text in disturbances(record).items()}
+    if failure := record.failure:
+        row |= {"failure_stage": failure.stage, "failure_message": failure.message}
+        row["last_known_peak_bytes"] = failure.last_known_peak_bytes
+    return row
+
+
+def _train_columns(train: TrainResult, price_usd_per_hour: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = {column: getattr(train, name) for name, column in _TRAIN.items()}
+    row["cost_usd"] = None if price_usd_per_hour is None else train.train_seconds / 3600 * price_usd_per_hour
+    row["trainable_share"] = train.parameters_trainable / train.parameters_total
+    row["peak_memory_bytes"] = peak_memory_bytes(train)
+    peak, start = phase_memory(train.memory, "train"), phase_memory(train.memory, "load")
+    row["load_peak_bytes"] = start.peak_bytes if start else None
+    if peak:
+        row |= {"train_peak_bytes": peak.peak_bytes, "reserved_peak_bytes": peak.peak_reserved_bytes}
+        row["device_used_bytes"] = peak.device_used_bytes
+        if peak.peak_bytes is not None and peak.above_start_bytes is not None:
+            row["start_bytes"] = peak.peak_bytes - peak.above_start_bytes
+    if train.breakdown:
+        parts = asdict(train.breakdown)
+        row |= parts
+        row["other_bytes"] = peak.peak_bytes - sum(parts.values()) if peak and peak.peak_bytes is not None else None
+    points = sorted(train.heldout, key=lambda point: point.step)
+    if points:
+        row["heldout_loss_before"] = points[0].loss if points[0].step == 0 else None
+        row["heldout_loss_after"] = points[-1].loss if points[-1].step > 0 else None
+    return row
+
+
+def arms_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm, in the order of `runs_frame`: the frame that claims, the decision, tables and charts read.
+
+    Columns: group, model, task, suite, arm, method, family, trains, untrained, quantized, control; seeds (runs that
+    finished an evaluation, one a seed), runs (all that were started), failed (runs whose status is not ok); every
+    numeric column of `runs_frame` as its mean over the seeds (of two runs of one seed the later one); train_busy, ...
+    (the first clause).
+    """
+    identity = ["group", "model", "task", "suite", "arm", "method", "family", "trains", "untrained", "quantized",
+                "control"]  # fmt: skip
+    if runs.empty:
+        return pd.DataFrame(columns=[*identity, "seeds", "runs", "failed"])
+    by = ["group", "arm"]
+    latest = runs.sort_values("started_at").drop_duplicates([*by, "seed"], keep="last")
+    evaluated = [name for name in ("score", "regression_mean", "test_loss") if name in runs]
+    counts = pd.DataFrame({
+        "seeds": latest[latest[evaluated].notna().any(axis=1)].groupby(by)["seed"].nunique(),
+        "runs": runs.groupby(by)["run_id"].count(),
+        "failed": (runs["status"] != "ok").groupby([runs[name] for name in by]).sum(),
+    }).fillna(0).astype(int)  # fmt: skip
+    numbers = [name for name in runs.select_dtypes("number") if name != "seed"]
+    busy = [f"{stage}_busy" for stage in _STAGES if f"{stage}_busy" in runs]
+    frame = runs.drop_duplicates(by)[identity].set_index(by)
+    frame = frame.join(counts).join(latest.groupby(by)[numbers].mean()).join(runs.groupby(by)[busy].first())
+    frame = frame.reset_index()
+    return frame[[*identity, *(name for name in frame if name not in identity)]]
