@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.identity import flat
+from bench.record import Failure, Record
 from bench.report.next.section import Section, Table, gib
-from bench.spec.record import Failure, Record
-from bench.spec.settings import flat
 from bench.stats.frames import Sweep
 
 _LOG_CHARACTERS = 2000
