@@ -108,7 +108,9 @@ def _run(overrides: list[str]) -> dict[str, Any]:
 
     from bench.compose import compose
     from bench.identity import data_folder
-    from bench.worker import device, heldout, methods, models, prepare
+    from bench.worker import data as prepare
+    from bench.worker import device, methods, models
+    from bench.worker import loss as heldout
     from bench.worker.loss import SupervisedHead
     from bench.worker.progress import Progress
     from bench.worker.stages import prepare as prepare_stage

@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save
 from bench.config import RunConfig
 from bench.identity import digest, write_atomic
 from bench.record import KL_METRIC, RegressionItem, RegressionTask
-from bench.worker import data, heldout
+from bench.worker import data
+from bench.worker import loss as heldout
 from bench.worker.device import Device
 from bench.worker.models import load_weights
 from bench.worker.quantized import origin

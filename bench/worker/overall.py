@@ -13,7 +13,7 @@ from typing import Any
 from bench.config import RunConfig
 from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.memory import Memory
-from bench.worker.observer import Observer
+from bench.worker.observe import Observer
 from bench.worker.team import Team
 
 

@@ -30,7 +30,7 @@ from bench.worker.device import Device
 from bench.worker.instruments.energy import Energy
 from bench.worker.instruments.memory import Memory
 from bench.worker.instruments.tokens import TokenStream
-from bench.worker.observer import Observer
+from bench.worker.observe import Observer
 
 if TYPE_CHECKING:
     from bench.worker.train import SftTrainer

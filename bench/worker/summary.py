@@ -13,7 +13,7 @@ from bench.worker import methods
 from bench.worker.device import Device
 from bench.worker.instruments import flops
 from bench.worker.instruments.clock import step_times
-from bench.worker.observer import Observer
+from bench.worker.observe import Observer
 
 
 def consumed(observer: Observer) -> dict[str, Any]:

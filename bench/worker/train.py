@@ -22,7 +22,7 @@ from bench.worker import data, sharding
 from bench.worker.device import Device
 from bench.worker.loss import Batch, SupervisedHead
 from bench.worker.methods import OPTIMIZERS
-from bench.worker.observer import Observer
+from bench.worker.observe import Observer
 from bench.worker.resume import Keeper
 from bench.worker.shares import deal, idle_row
 from bench.worker.team import ALONE, Team

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from bench.worker import processor
+from bench.worker import device as processor
 from bench.worker.instruments.load import CpuSeconds, Load, open_load, other_gpu_processes, read_cpu_seconds
 from bench.worker.instruments.nvml import Nvml
 

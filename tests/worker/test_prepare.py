@@ -14,7 +14,7 @@ from conversation import byte_tokenizer
 
 from bench import identity
 from bench.config import ConfigurationError, RunConfig, from_mapping
-from bench.worker.prepare import load_prepared, prepare
+from bench.worker.data import load_prepared, prepare
 
 GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k"
 
@@ -107,7 +107,7 @@ def test_a_finished_folder_of_another_process_is_kept(
     sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process finishes between our look and our rename."""
-    from bench.worker import prepare as module
+    from bench.worker import data as module
 
     config, folder = configuration(sums), tmp_path / "prepared"
     theirs = prepare(config, byte_tokenizer(), folder)
@@ -193,7 +193,7 @@ def test_the_folder_name_depends_on_the_seed_only_with_shots(sums: Path) -> None
 
 
 def test_importing_prepare_does_not_import_torch() -> None:
-    script = "import sys, bench.worker.prepare; sys.exit('torch' in sys.modules)"
+    script = "import sys, bench.worker.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

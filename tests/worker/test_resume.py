@@ -48,7 +48,7 @@ def stopped_in(step: int, config: RunConfig, folder: Path, monkeypatch: pytest.M
             raise StoppedError
 
     with monkeypatch.context() as patched:
-        patched.setattr("bench.worker.observer.Observer.step_starts", step_starts)
+        patched.setattr("bench.worker.observe.Observer.step_starts", step_starts)
         context = Context(folder, config, Progress(folder, "train"))
         prepare_stage.run(context)
         with pytest.raises(StoppedError):

@@ -13,7 +13,7 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.record import ServeResult
 from bench.worker import checks, device, methods, models
-from bench.worker.heldout import inference
+from bench.worker.loss import inference
 from bench.worker.progress import Progress
 from bench.worker.serving import fidelity
 from bench.worker.serving.forms import Origin, build, load, weight_files

@@ -15,8 +15,9 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder
 from bench.record import TrainResult
-from bench.worker import data, methods, models, prepare
-from bench.worker.compiling import compile_layers
+from bench.worker import data, methods, models
+from bench.worker import data as prepare
+from bench.worker.device import compile_layers
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage
 from bench.worker.stages import train as train_stage

@@ -14,7 +14,8 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import data_folder
-from bench.worker import data, methods, models, prepare
+from bench.worker import data, methods, models
+from bench.worker import data as prepare
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage
 from bench.worker.stages import train as train_stage

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from bench.config import ServeConfig
 from bench.record import AdapterGeneration, Adapters, Way
-from bench.worker import heldout
+from bench.worker import loss as heldout
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.memory import Memory, total_bytes
 from bench.worker.progress import Progress

@@ -22,7 +22,8 @@ import torch
 from bench.analysis import metrics
 from bench.config import RunConfig
 from bench.record import Fidelity, LogitDifference, ServedAnswer
-from bench.worker import data, heldout
+from bench.worker import data
+from bench.worker import loss as heldout
 from bench.worker.device import Device
 from bench.worker.generate import generate
 from bench.worker.instruments.tokens import IGNORED

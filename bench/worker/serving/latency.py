@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from bench.config import ServeConfig
 from bench.record import Generation, ServedForm
-from bench.worker import heldout
+from bench.worker import loss as heldout
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.memory import Memory
 from bench.worker.progress import Progress

@@ -69,7 +69,7 @@ def load_trainable(context: Context, resolved: device.Device, memory: Memory) ->
         methods.leave_bf16_grid(model, config, resolved.compute_dtype)
         head = SupervisedHead(model)
     if resolved.compiled == "regional":
-        from bench.worker.compiling import compile_layers  # seconds to import
+        from bench.worker.device import compile_layers
 
         compile_layers(model)
     else:

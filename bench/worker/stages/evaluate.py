@@ -8,7 +8,8 @@ from typing import Any
 from bench.analysis import metrics
 from bench.identity import data_folder
 from bench.record import EvaluateResult, Sample
-from bench.worker import heldout, prepare
+from bench.worker import data as prepare
+from bench.worker import loss as heldout
 from bench.worker.device import Device
 from bench.worker.generate import generate
 from bench.worker.instruments.memory import Memory

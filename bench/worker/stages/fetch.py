@@ -8,7 +8,8 @@ from typing import Any
 from bench.config import ConfigurationError
 from bench.identity import data_folder
 from bench.record import DataSummary
-from bench.worker import checks, models, prepare
+from bench.worker import checks, models
+from bench.worker import data as prepare
 from bench.worker.stages.context import Context
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import torch
 
 from bench.record import RegressionResult
-from bench.worker import device, heldout, models
+from bench.worker import device, models
+from bench.worker import loss as heldout
 from bench.worker.divergence import Reference, divergence, reference_of
 from bench.worker.regression import run_suite
 from bench.worker.stages.context import Context, load_tuned, write_lines

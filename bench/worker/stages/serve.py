@@ -16,7 +16,9 @@ import torch
 from bench.config import ServeConfig
 from bench.identity import data_folder
 from bench.record import Adapters, Fidelity, LogitDifference, ServeResult
-from bench.worker import device, heldout, methods, models, prepare
+from bench.worker import data as prepare
+from bench.worker import device, methods, models
+from bench.worker import loss as heldout
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead
 from bench.worker.serving import adapters, fidelity, latency

@@ -15,7 +15,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bench.record import MANIFEST, EvaluateResult, Manifest, from_json
-from bench.worker import device, methods, models, prepare
+from bench.worker import data as prepare
+from bench.worker import device, methods, models
 from bench.worker.exported import (
     answer_digest,
     base_digest,
