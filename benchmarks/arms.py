@@ -15,10 +15,9 @@ from bench.config import RunConfig
 from bench.identity import data_folder
 from bench.worker import data, device, methods, models, train
 from bench.worker import data as prepare
-from bench.worker.instruments import flops
-from bench.worker.instruments.clock import Clock
+from bench.worker.instruments import tokens as flops
+from bench.worker.instruments.clock import Clock, open_load
 from bench.worker.instruments.energy import open_energy
-from bench.worker.instruments.load import open_load
 from bench.worker.instruments.memory import open_memory
 from bench.worker.loss import SupervisedHead
 from bench.worker.observe import Observer

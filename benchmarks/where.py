@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.compose import compose
 from bench.worker import device
-from bench.worker.instruments import flops
+from bench.worker.instruments import tokens as flops
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage
 from bench.worker.stages.context import Context

@@ -23,8 +23,8 @@ from typing import Any
 from bench.config import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, RunConfig
 from bench.identity import write_atomic
 from bench.record import bundle_environment, from_json, to_json
+from bench.worker.multi import ALONE, Team
 from bench.worker.progress import Progress
-from bench.worker.team import ALONE, Team
 
 _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
 _LOST_PEER = (

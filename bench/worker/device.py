@@ -18,7 +18,7 @@ import torch
 
 from bench.config import CUTS_WEIGHTS, ConfigurationError, HardwareConfig, RunConfig
 from bench.record import Environment
-from bench.worker.instruments.load import OtherLoad
+from bench.worker.instruments.clock import OtherLoad
 
 COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo

@@ -11,7 +11,7 @@ from typing import Any
 from bench.config import RunConfig
 from bench.worker import methods
 from bench.worker.device import Device
-from bench.worker.instruments import flops
+from bench.worker.instruments import tokens as flops
 from bench.worker.instruments.clock import step_times
 from bench.worker.observe import Observer
 

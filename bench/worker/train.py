@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from bench.config import RunConfig
-from bench.worker import data, sharding
+from bench.worker import data
+from bench.worker import multi as sharding
 from bench.worker.device import Device
 from bench.worker.loss import Batch, SupervisedHead
 from bench.worker.methods import OPTIMIZERS
+from bench.worker.multi import ALONE, Team, deal, idle_row
 from bench.worker.observe import Observer
 from bench.worker.resume import Keeper
-from bench.worker.shares import deal, idle_row
-from bench.worker.team import ALONE, Team
 
 # The head and the loss stay ours: they see supervised positions only.
 _LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}

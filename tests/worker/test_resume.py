@@ -13,7 +13,8 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder
 from bench.record import TrainResult
-from bench.worker import checkpoints, resume
+from bench.worker import resume
+from bench.worker import resume as checkpoints
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage
 from bench.worker.stages import train as train_stage

@@ -16,10 +16,10 @@ from accelerate.state import AcceleratorState
 
 from bench.config import RunConfig
 from bench.record import from_json, to_json
+from bench.worker.multi import Team
 from bench.worker.progress import Progress
 from bench.worker.stages import train
 from bench.worker.stages.context import Context
-from bench.worker.team import Team
 
 
 def main(folders: list[Path]) -> None:

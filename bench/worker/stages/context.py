@@ -12,12 +12,11 @@ from typing import Any
 from bench.config import RunConfig
 from bench.identity import artifact_folder, write_atomic
 from bench.worker import device, methods, models
-from bench.worker.instruments.clock import Clock
-from bench.worker.instruments.load import Load, open_load
+from bench.worker.instruments.clock import Clock, Load, open_load
 from bench.worker.instruments.memory import Memory, open_memory
 from bench.worker.loss import SupervisedHead
+from bench.worker.multi import ALONE, Team
 from bench.worker.progress import Progress
-from bench.worker.team import ALONE, Team
 
 
 @dataclass

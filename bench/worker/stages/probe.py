@@ -17,7 +17,7 @@ from bench.record import ProbeResult
 from bench.worker import budget, data, device, methods, train
 from bench.worker import data as prepare
 from bench.worker import loss as heldout
-from bench.worker.instruments import flops
+from bench.worker.instruments import tokens as flops
 from bench.worker.instruments.energy import open_energy
 from bench.worker.observe import Observer
 from bench.worker.stages.context import Context, load_trainable

@@ -11,14 +11,17 @@ from typing import Any
 from bench.config import RunConfig
 from bench.identity import data_folder, flush_to_disk
 from bench.record import Fit, TrainResult, from_json
-from bench.worker import budget, checkpoints, data, device, methods, overall, sharding, summary, train
+from bench.worker import budget, data, device, methods, summary, train
 from bench.worker import data as prepare
 from bench.worker import loss as heldout
-from bench.worker.instruments import flops
+from bench.worker import multi as overall
+from bench.worker import multi as sharding
+from bench.worker import resume as checkpoints
+from bench.worker.instruments import tokens as flops
 from bench.worker.instruments.energy import open_energy
+from bench.worker.multi import share_of_rows
 from bench.worker.observe import Observer
 from bench.worker.resume import Keeper
-from bench.worker.shares import share_of_rows
 from bench.worker.stages.context import Context, load_trainable
 
 
