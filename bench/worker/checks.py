@@ -12,7 +12,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from bench.config import DEEPSPEED, RunConfig
 from bench.worker.methods import served_forms
 from bench.worker.sources import hub
-from bench.worker.suites.check import check_suite
+from bench.worker.suites.local import check_suite
 
 BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
 QUANTIZED_BYTES_PER_PARAMETER = 0.7  # 4 bit with constants, embeddings in 16 bit
