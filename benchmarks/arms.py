@@ -20,8 +20,8 @@ from bench.worker.instruments.clock import Clock, open_load
 from bench.worker.instruments.energy import open_energy
 from bench.worker.instruments.memory import open_memory
 from bench.worker.loss import SupervisedHead
+from bench.worker.main import Context
 from bench.worker.observe import Observer
-from bench.worker.stages.context import Context
 
 Seconds = dict[str, list[float]]  # by function of the observer, one a call
 

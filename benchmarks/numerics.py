@@ -111,17 +111,16 @@ def _run(overrides: list[str]) -> dict[str, Any]:
     from bench.worker import data as prepare
     from bench.worker import device, methods, models
     from bench.worker import loss as heldout
+    from bench.worker import prepare as prepare_stage
+    from bench.worker import train as train_stage
     from bench.worker.loss import SupervisedHead
-    from bench.worker.progress import Progress
-    from bench.worker.stages import prepare as prepare_stage
-    from bench.worker.stages import train as train_stage
-    from bench.worker.stages.context import Context
+    from bench.worker.main import Context, Progress
 
     with tempfile.TemporaryDirectory() as folder:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*overrides, *kept, "suite=none", "train.heldout_points=1"], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run(context)
+        prepare_stage.run_prepare(context)
         save = methods.save_trained
 
         def save_twice(trained: Any, method: Any, target: Path) -> None:

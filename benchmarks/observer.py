@@ -30,9 +30,8 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 
 from bench.compose import compose
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages.context import Context
+from bench.worker import prepare as prepare_stage
+from bench.worker.main import Context, Progress
 from benchmarks import parent
 from benchmarks.arms import INSIDE, Arms, Seconds
 
@@ -106,7 +105,7 @@ def compare(overrides: list[str], rounds: int, pairs: Pairs) -> None:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*SHARED, *overrides, *kept], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run(context)
+        prepare_stage.run_prepare(context)
         arms = Arms(context)
         for number in range(rounds + 1):
             for instruments in (True, False) if number % 2 else (False, True):

@@ -85,10 +85,9 @@ def _child(removed: list[str], overrides: list[str]) -> dict[str, Any]:
 
 def _run(removed: list[str], overrides: list[str]) -> dict[str, Any]:
     from bench.compose import compose
-    from bench.worker.progress import Progress
-    from bench.worker.stages import prepare as prepare_stage
-    from bench.worker.stages import train as train_stage
-    from bench.worker.stages.context import Context
+    from bench.worker import prepare as prepare_stage
+    from bench.worker import train as train_stage
+    from bench.worker.main import Context, Progress
 
     for name in removed:
         _take_out(name)
@@ -96,7 +95,7 @@ def _run(removed: list[str], overrides: list[str]) -> dict[str, Any]:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*overrides, *kept], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run(context)
+        prepare_stage.run_prepare(context)
         result = train_stage.run(context)
     (peak,) = [phase.peak_bytes for phase in result.memory if phase.phase == "train"]
     return {

@@ -20,10 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.compose import compose
 from bench.worker import device
+from bench.worker import prepare as prepare_stage
 from bench.worker.instruments import tokens as flops
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages.context import Context
+from bench.worker.main import Context, Progress
 from benchmarks.arms import Arms
 
 STEPS = 4
@@ -50,7 +49,7 @@ def main() -> None:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*overrides, *kept], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run(context)
+        prepare_stage.run_prepare(context)
         resolved = device.resolve(config)
         peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
         arms = Arms(context)

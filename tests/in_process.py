@@ -13,8 +13,7 @@ from typing import Any
 from bench.config import RunConfig, Status
 from bench.record import from_json, to_json
 from bench.sweep.child import Outcome
-from bench.worker.progress import Progress
-from bench.worker.stages.context import Context
+from bench.worker.main import Context, Progress
 
 
 def in_process(folder: Path, stage: str, timeout_seconds: float, watch: Any = None) -> Outcome:

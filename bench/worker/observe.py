@@ -34,8 +34,8 @@ from bench.worker.instruments.energy import Energy
 from bench.worker.instruments.memory import Memory, breakdown
 from bench.worker.instruments.tokens import TokenCounts, TokenStream
 from bench.worker.loss import Batch
+from bench.worker.main import Progress
 from bench.worker.multi import ALONE, StepShare, Team, is_idle, together
-from bench.worker.progress import Progress
 
 
 class Observer(TrainerCallback):

@@ -10,8 +10,8 @@ import torch
 
 from bench.compose import compose
 from bench.sweep.child import command, visible
-from bench.worker import checks
 from bench.worker import multi as sharding
+from bench.worker import prepare as checks
 from bench.worker.multi import first_cause
 
 

@@ -16,10 +16,9 @@ from bench.config import RunConfig
 from bench.identity import data_folder
 from bench.worker import data, methods, models
 from bench.worker import data as prepare
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages import train as train_stage
-from bench.worker.stages.context import Context
+from bench.worker import prepare as prepare_stage
+from bench.worker import train as train_stage
+from bench.worker.main import Context, Progress
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install -c constraints.txt -e '.[peers]'")
 
@@ -39,7 +38,7 @@ class Log(TrainerCallback):
 
 def ours(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
     context = Context(folder, config, Progress(folder, "train"))
-    prepare_stage.run(context)
+    prepare_stage.run_prepare(context)
     train_stage.run(context)
     return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 

@@ -1,16 +1,25 @@
-"""What can be known to be wrong before anything is downloaded: names, columns, disk space."""
+"""Model and data into the cache; every mistake in either is found here, before any training."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from bench.config import DEEPSPEED, RunConfig
+from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
+from bench.identity import data_folder
+from bench.record import DataSummary
+from bench.worker import data as prepare
+from bench.worker import device, methods, models
+from bench.worker.main import Context
 from bench.worker.methods import served_forms
+from bench.worker.regression import reference_of
 from bench.worker.sources import hub
 from bench.worker.suites.local import check_suite
 
@@ -73,3 +82,64 @@ def free_bytes(folder: Path) -> int:
     """Free disk space where a folder is or will be."""
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Fetch or build what the run needs of the world; returns a summary of the data.
+
+    Raises:
+        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
+    """
+    return {"data": asdict(fetched(context)[2])}
+
+
+def fetched(context: Context) -> tuple[str, Any, DataSummary]:
+    """(what `from_pretrained` takes, the tokenizer, a summary of the data)."""
+    config = context.config
+    context.progress.phase("check")
+    problems = before_download(config)
+    if problems:
+        raise ConfigurationError(problems)
+    context.progress.phase("model")
+    source = models.fetch(config.model, context.cache)
+    tokenizer = models.load_tokenizer(config.model, source)
+    context.progress.phase("data")
+    return source, tokenizer, prepare.prepare(config, tokenizer, data_folder(config))
+
+
+def run_bundle(context: Context) -> dict[str, Any]:
+    """Fetch what the run needs; returns a summary of the data.
+
+    Raises:
+        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
+    """
+    result = run_bundle(context)
+    if context.config.suite.source in ("lm_eval", "local"):
+        from bench.worker.suites.lm_eval_tasks import (
+            load_tasks,
+        )  # seconds to import; the other suites bring their items
+
+        context.progress.phase("suite")
+        load_tasks(context.config.suite, context.tables)
+    return result
+
+
+def run_prepare(context: Context) -> dict[str, Any]:
+    """`fetch`, and what the runs share on their device; returns a summary of the data.
+
+    Raises:
+        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
+    """
+    config = context.config
+    source, tokenizer, summary = fetched(context)
+    if config.method.quantization is not None:
+        context.progress.phase("quantize")
+        resolved = device.resolve(config)
+        methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
+        if config.hardware.strategy in CUTS_WEIGHTS:
+            methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
+    if config.suite.source != "none" and config.trial is None:
+        context.progress.phase("reference")
+        with contextlib.suppress(torch.OutOfMemoryError):  # then the regression stage says so
+            reference_of(config, source, tokenizer, device.resolve(config))
+    return {"data": asdict(summary)}
