@@ -120,7 +120,7 @@ def _run(overrides: list[str]) -> dict[str, Any]:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*overrides, *kept, "suite=none", "train.heldout_points=1"], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run_prepare(context)
+        prepare_stage.run(context)
         save = methods.save_trained
 
         def save_twice(trained: Any, method: Any, target: Path) -> None:

@@ -105,7 +105,7 @@ def compare(overrides: list[str], rounds: int, pairs: Pairs) -> None:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*SHARED, *overrides, *kept], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run_prepare(context)
+        prepare_stage.run(context)
         arms = Arms(context)
         for number in range(rounds + 1):
             for instruments in (True, False) if number % 2 else (False, True):

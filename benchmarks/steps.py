@@ -95,7 +95,7 @@ def _run(removed: list[str], overrides: list[str]) -> dict[str, Any]:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*overrides, *kept], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run_prepare(context)
+        prepare_stage.run(context)
         result = train_stage.run(context)
     (peak,) = [phase.peak_bytes for phase in result.memory if phase.phase == "train"]
     return {

@@ -49,7 +49,7 @@ def main() -> None:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]
         (config,) = compose([*overrides, *kept], multirun=False)
         context = Context(Path(folder), config, Progress(Path(folder), "train"))
-        prepare_stage.run_prepare(context)
+        prepare_stage.run(context)
         resolved = device.resolve(config)
         peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
         arms = Arms(context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from bench.analysis import metrics
 from bench.identity import data_folder
 from bench.record import EvaluateResult, Sample
 from bench.worker import data as prepare
+from bench.worker import device, methods, models
 from bench.worker import loss as heldout
 from bench.worker.device import Device
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead
-from bench.worker.main import Context, load_tuned, write_lines
+from bench.worker.main import Context, write_lines
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,30 @@ def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tens
         input_ids[i, length - len(row) :] = torch.tensor(row)
         mask[i, length - len(row) :] = 1
     return input_ids, mask
+
+
+def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
+    """(model, tokenizer, device, memory instrument): the run's result, ready for evaluation."""
+    config = context.config
+    resolved = device.resolve(config)
+    memory = context.measure_on(resolved)
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        # Left-padded generation and shared prefixes need masks, which flash attention does not take.
+        resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
+        model = methods.load_trained(
+            config,
+            source,
+            context.weights,
+            resolved.type,
+            resolved.compute_dtype,
+            attn_implementation=resolved.attention,
+        )
+    context.load.start()  # other load counts from here: evaluation, not loading
+    return model, tokenizer, resolved, memory
 
 
 def run(context: Context) -> EvaluateResult:

@@ -7,7 +7,6 @@ result, and whichever fails first the error.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gzip
 import importlib
@@ -15,24 +14,36 @@ import json
 import os
 import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.config import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, RunConfig
 from bench.identity import artifact_folder, write_atomic
 from bench.record import bundle_environment, from_json, to_json
-from bench.worker import device, methods, models
 from bench.worker.instruments.clock import Clock, Load, open_load
-from bench.worker.instruments.memory import Memory, open_memory
-from bench.worker.loss import SupervisedHead
-from bench.worker.multi import ALONE, Team
 
+if TYPE_CHECKING:
+    from bench.worker.device import Device
+    from bench.worker.instruments.memory import Memory
+    from bench.worker.multi import Team
+
+STAGES = {  # stage -> (module below bench.worker, function that takes the Context and returns the stage's result)
+    "prepare": ("prepare", "run"),
+    "fetch": ("prepare", "fetch"),
+    "bundle": ("prepare", "bundle"),
+    "probe": ("stages.probe", "run"),
+    "train": ("train", "run"),
+    "evaluate": ("evaluate", "run"),
+    "regression": ("regression", "run"),
+    "serve": ("serve", "run"),
+    "export": ("weights", "run"),
+    "verify": ("stages.verify", "run"),
+}
 _INTERVAL_SECONDS = 0.5
 
 
@@ -86,6 +97,12 @@ class Progress:
         self._written = time.monotonic()
 
 
+def _alone() -> Team:
+    from bench.worker.multi import ALONE
+
+    return ALONE
+
+
 @dataclass
 class Context:
     """What every stage is given."""
@@ -93,14 +110,16 @@ class Context:
     folder: Path
     config: RunConfig
     progress: Progress
-    team: Team = ALONE
+    team: Team = field(default_factory=_alone)
     clock: Clock = field(default_factory=Clock)
     load: Load = field(default_factory=Load)
 
-    def measure_on(self, resolved: device.Device) -> Memory:
+    def measure_on(self, resolved: Device) -> Memory:
         """Point the instruments at the device, before anything is loaded on it."""
         self.clock.synchronize = resolved.synchronize
         self.load = open_load(resolved.type, self.team.family)
+        from bench.worker.instruments.memory import open_memory
+
         memory = open_memory(resolved.type)
         self.progress.peak_bytes = memory.peak_so_far_bytes
         return memory
@@ -117,54 +136,6 @@ class Context:
     @property
     def weights(self) -> Path:
         return artifact_folder(self.config)
-
-
-def load_trainable(context: Context, resolved: device.Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
-    """(trainable model, its output head, tokenizer) on the device."""
-    config = context.config
-    context.progress.phase("load")
-    memory.enter("load")
-    with context.clock.span("load"):
-        source = models.locate(config.model, context.cache)
-        tokenizer = models.load_tokenizer(config.model, source)
-        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
-        with context.team.first_alone():
-            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
-        model = methods.make_trainable(base, config.method, config.seed)
-        methods.start_adapter(model, config, source)
-        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
-        head = SupervisedHead(model)
-    if resolved.compiled == "regional":
-        from bench.worker.device import compile_layers
-
-        compile_layers(model)
-    else:
-        methods.add_adapters_in_fp32(model, config.method)
-    return model, head, tokenizer
-
-
-def load_tuned(context: Context) -> tuple[Any, Any, device.Device, Memory]:
-    """(model, tokenizer, device, memory instrument): the run's result, ready for evaluation."""
-    config = context.config
-    resolved = device.resolve(config)
-    memory = context.measure_on(resolved)
-    context.progress.phase("load")
-    memory.enter("load")
-    with context.clock.span("load"):
-        source = models.locate(config.model, context.cache)
-        tokenizer = models.load_tokenizer(config.model, source)
-        # Left-padded generation and shared prefixes need masks, which flash attention does not take.
-        resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
-        model = methods.load_trained(
-            config,
-            source,
-            context.weights,
-            resolved.type,
-            resolved.compute_dtype,
-            attn_implementation=resolved.attention,
-        )
-    context.load.start()  # other load counts from here: evaluation, not loading
-    return model, tokenizer, resolved, memory
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -185,19 +156,21 @@ _LOST_PEER = (
 def main(folder: Path, stage: str) -> int:
     """Run a stage; returns the exit code."""
     config = from_json(RunConfig, (folder / "plan.json").read_bytes())
-    team = Team.of_this_process() if config.hardware.devices > 1 and stage == "train" else ALONE
-    progress = Progress(folder, stage, silent=not team.is_first)
+    together = config.hardware.devices > 1 and stage == "train"
+    progress = Progress(folder, stage, silent=together and os.environ.get("RANK", "0") != "0")
     progress.phase("start")
     _confine(config, stage)
     try:
         started = time.perf_counter()
-        module = importlib.import_module(f"bench.worker.stages.{stage}")  # a failing import is a recorded failure
-        pass
+        module, function = STAGES[stage]
+        run = getattr(importlib.import_module(f"bench.worker.{module}"), function)  # a failure to import is recorded
+        from bench.worker.multi import ALONE, Team
 
+        team = Team.of_this_process() if together else ALONE
         context = Context(folder, config, progress, team)
         context.clock.spans_seconds["import"] = time.perf_counter() - started
         _limit_memory(config)
-        result = module.run(context)
+        result = run(context)
         if team.is_first:
             write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
         team.leave()
@@ -207,7 +180,7 @@ def main(folder: Path, stage: str) -> int:
         return _report(folder, progress, error, EXIT_CONFIGURATION, problems=error.problems)
     except Exception as error:
         _unlimit_memory()
-        with contextlib.suppress(OSError):  # the log may be on a full disk
+        with suppress(OSError):  # the log may be on a full disk
             traceback.print_exc()
         return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error) else EXIT_ERROR)
 
@@ -233,16 +206,16 @@ def _report(folder: Path, progress: Progress, error: Exception, code: int, **mor
     content = {"message": f"{type(error).__name__}: {error}", "phase": progress.current_phase, "exit_code": code}
     content["lost_peer"] = lost_peer
     content |= more
-    with contextlib.suppress(Exception):  # a device that failed may not answer any more
+    with suppress(Exception):  # a device that failed may not answer any more
         content["peak_bytes"] = progress.peak_bytes()
-    with contextlib.suppress(OSError):  # a full disk: the exit code and the log still tell
+    with suppress(OSError):  # a full disk: the exit code and the log still tell
         write_atomic(folder / "error.json", json.dumps(content))
     return code
 
 
 def _of_a_lost_peer(folder: Path) -> bool:
     """Whether what was said first is only that another process was gone."""
-    with contextlib.suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):
         return bool(json.loads((folder / "error.json").read_text()).get("lost_peer"))
     return False
 
@@ -250,7 +223,7 @@ def _of_a_lost_peer(folder: Path) -> bool:
 def _confine(config: RunConfig, stage: str) -> None:
     """Keep the child inside its folders, and let it die with its parent; only `bundle` may fill a bundle."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning: the parent answers it (running.job)
-    with contextlib.suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
     cache = Path(config.paths.cache).resolve()
@@ -275,7 +248,3 @@ def _unlimit_memory() -> None:
     """Make room to tell what went wrong."""
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

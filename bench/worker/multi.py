@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.distributed import run
@@ -30,10 +30,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from bench.config import DEEPSPEED, EXIT_ERROR, EXIT_OK, RunConfig
 from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
-from bench.worker.instruments.memory import Memory
 from bench.worker.instruments.tokens import IGNORED
-from bench.worker.loss import Batch
-from bench.worker.observe import Observer
+
+if TYPE_CHECKING:
+    from bench.worker.instruments.memory import Memory
+    from bench.worker.loss import Batch
+    from bench.worker.observe import Observer
 
 T = TypeVar("T")
 
@@ -163,10 +165,6 @@ def _exit(code: int) -> None:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    _exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
 
 
 def deal(rows: int, *, batch_size: int, micro_batch: int, rank: int, size: int) -> list[list[int]]:
@@ -361,3 +359,7 @@ def whole_state(trainer: Any, config: RunConfig) -> dict[str, torch.Tensor] | No
             if trainer.accelerator.is_main_process:
                 whole[name] = gathered.cpu()
     return whole
+
+
+if __name__ == "__main__":
+    _exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
 from bench.identity import data_folder
 from bench.record import DataSummary
-from bench.worker import data as prepare
-from bench.worker import device, methods, models
+from bench.worker import data, device, methods, models
+from bench.worker.divergence import reference_of
 from bench.worker.main import Context
 from bench.worker.methods import served_forms
-from bench.worker.regression import reference_of
 from bench.worker.sources import hub
 from bench.worker.suites.local import check_suite
 
@@ -85,15 +84,43 @@ def free_bytes(folder: Path) -> int:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Fetch or build what the run needs of the world; returns a summary of the data.
+    """`fetch`, and what the runs share on their device: a quantized base, the base's predictions on general text."""
+    config = context.config
+    source, tokenizer, summary = _fetched(context)
+    resolved = device.resolve(config)
+    if config.method.quantization is not None:
+        context.progress.phase("quantize")
+        methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
+        if config.hardware.strategy in CUTS_WEIGHTS:
+            methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
+    if config.suite.source != "none" and config.trial is None:
+        context.progress.phase("reference")
+        with suppress(torch.OutOfMemoryError):  # then the regression stage says so
+            reference_of(config, source, tokenizer, resolved)
+    return {"data": asdict(summary)}
+
+
+def fetch(context: Context) -> dict[str, Any]:
+    """Model and data into the cache, without the run's device: on a login node. Returns a summary of the data.
 
     Raises:
         ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
     """
-    return {"data": asdict(fetched(context)[2])}
+    return {"data": asdict(_fetched(context)[2])}
 
 
-def fetched(context: Context) -> tuple[str, Any, DataSummary]:
+def bundle(context: Context) -> dict[str, Any]:
+    """`fetch` for a machine without a network: the suite's data too, which a run loads late."""
+    result = fetch(context)
+    if context.config.suite.source in ("lm_eval", "local"):  # the other suites bring their items
+        from bench.worker.suites.lm_eval_tasks import load_tasks  # seconds to import
+
+        context.progress.phase("suite")
+        load_tasks(context.config.suite, context.tables)
+    return result
+
+
+def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
     """(what `from_pretrained` takes, the tokenizer, a summary of the data)."""
     config = context.config
     context.progress.phase("check")
@@ -104,42 +131,4 @@ def fetched(context: Context) -> tuple[str, Any, DataSummary]:
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
     context.progress.phase("data")
-    return source, tokenizer, prepare.prepare(config, tokenizer, data_folder(config))
-
-
-def run_bundle(context: Context) -> dict[str, Any]:
-    """Fetch what the run needs; returns a summary of the data.
-
-    Raises:
-        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
-    """
-    result = run_bundle(context)
-    if context.config.suite.source in ("lm_eval", "local"):
-        from bench.worker.suites.lm_eval_tasks import (
-            load_tasks,
-        )  # seconds to import; the other suites bring their items
-
-        context.progress.phase("suite")
-        load_tasks(context.config.suite, context.tables)
-    return result
-
-
-def run_prepare(context: Context) -> dict[str, Any]:
-    """`fetch`, and what the runs share on their device; returns a summary of the data.
-
-    Raises:
-        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
-    """
-    config = context.config
-    source, tokenizer, summary = fetched(context)
-    if config.method.quantization is not None:
-        context.progress.phase("quantize")
-        resolved = device.resolve(config)
-        methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
-        if config.hardware.strategy in CUTS_WEIGHTS:
-            methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
-    if config.suite.source != "none" and config.trial is None:
-        context.progress.phase("reference")
-        with contextlib.suppress(torch.OutOfMemoryError):  # then the regression stage says so
-            reference_of(config, source, tokenizer, device.resolve(config))
-    return {"data": asdict(summary)}
+    return source, tokenizer, data.prepare(config, tokenizer, data_folder(config))

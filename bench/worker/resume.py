@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers
 from pydantic import ConfigDict, ValidationError
@@ -39,10 +39,6 @@ from bench.worker.instruments.energy import Energy
 from bench.worker.instruments.memory import Memory
 from bench.worker.instruments.tokens import TokenStream
 from bench.worker.observe import Observer
-
-if TYPE_CHECKING:
-    from bench.worker.train import SftTrainer
-
 
 FOLDER = "trainer"  # in the run's artifact folder
 _MARK = "seen.json"
@@ -149,7 +145,7 @@ class Keeper(TrainerCallback):
         self._observer, self._memory, self._energy = observer, memory, energy
         self._asked_to_end = self._stops = False
 
-    def train(self, trainer: SftTrainer) -> None:
+    def train(self, trainer: Any) -> None:
         """Train from the last whole checkpoint, else from the start.
 
         Ends the process by SIGTERM, behind a checkpoint, when one came before the last step.
@@ -195,7 +191,7 @@ class Keeper(TrainerCallback):
         mark(folder, seen)
         observer.progress.checkpoint_step = step
 
-    def _go_on(self, trainer: SftTrainer) -> Checkpoint | None:
+    def _go_on(self, trainer: Any) -> Checkpoint | None:
         """Put the instruments where they were at the last whole checkpoint, if there is one."""
         found = last_whole(self._folder, self._made_by, print)
         stream = TokenStream()
@@ -229,7 +225,7 @@ class Keeper(TrainerCallback):
             signal.signal(signal.SIGTERM, before)
 
 
-def consume(stream: TokenStream, trainer: SftTrainer, steps: int) -> None:
+def consume(stream: TokenStream, trainer: Any, steps: int) -> None:
     """Hash and count the examples of the first steps as training did."""
     stream.enter("untimed")
     for batch in trainer.micro_batches(steps):

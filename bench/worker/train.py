@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from bench.config import RunConfig
 from bench.identity import data_folder, flush_to_disk
 from bench.record import Fit, TrainResult, from_json
-from bench.worker import budget, data, device, methods
+from bench.worker import budget, data, device, methods, models
 from bench.worker import data as prepare
 from bench.worker import loss as heldout
 from bench.worker import multi as overall
@@ -32,8 +32,9 @@ from bench.worker.device import Device
 from bench.worker.instruments import tokens as flops
 from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
+from bench.worker.instruments.memory import Memory
 from bench.worker.loss import Batch, SupervisedHead
-from bench.worker.main import Context, load_trainable
+from bench.worker.main import Context
 from bench.worker.methods import OPTIMIZERS
 from bench.worker.multi import ALONE, Team, deal, idle_row, share_of_rows
 from bench.worker.observe import Observer
@@ -205,7 +206,7 @@ def speed(
     }
 
 
-def parameters(config: RunConfig, model: Any) -> dict[str, Any]:
+def parameter_counts(config: RunConfig, model: Any) -> dict[str, Any]:
     """How many there are, and how they are kept."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     return {
@@ -215,6 +216,28 @@ def parameters(config: RunConfig, model: Any) -> dict[str, Any]:
         "trainable_dtype": str(trainable[0].dtype).removeprefix("torch."),
         "checkpoint_dtype": methods.checkpoint_dtype(model, config.method),
     }
+
+
+def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
+    """(trainable model, its output head, tokenizer) on the device."""
+    config = context.config
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
+        with context.team.first_alone():
+            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
+        model = methods.make_trainable(base, config.method, config.seed)
+        methods.start_adapter(model, config, source)
+        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
+        head = SupervisedHead(model)
+    if resolved.compiled == "regional":
+        device.compile_layers(model)
+    else:
+        methods.add_adapters_in_fp32(model, config.method)
+    return model, head, tokenizer
 
 
 def run(context: Context) -> TrainResult:
@@ -230,7 +253,7 @@ def run(context: Context) -> TrainResult:
         peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
     memory = context.measure_on(resolved)
     model, head, tokenizer = load_trainable(context, resolved, memory)
-    parameters, costs = parameters(config, model), flops.linear_costs(model)  # before anything is cut
+    parameters, costs = parameter_counts(config, model), flops.linear_costs(model)  # before anything is cut
     validation = share_of_rows(list(rows.validation), team)
 
     def measure_heldout() -> float:

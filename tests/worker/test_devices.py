@@ -63,10 +63,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Run]]
     together = {case: _planned(root, case, "hardware.devices=2") for case in CASES}
     for config, folder in alone.values():
         context = Context(folder, config, Progress(folder, "train"))
-        prepare_stage.run_prepare(context)
+        prepare_stage.run(context)
         (folder / "train.json").write_text(to_json(train_stage.run(context)))
     for config, folder in together.values():
-        prepare_stage.run_prepare(Context(folder, config, Progress(folder, "prepare")))
+        prepare_stage.run(Context(folder, config, Progress(folder, "prepare")))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     folders = [str(folder) for _, folder in together.values()]
     there = os.environ | {"PYTHONPATH": str(ROOT)}

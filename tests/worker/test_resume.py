@@ -50,7 +50,7 @@ def stopped_in(step: int, config: RunConfig, folder: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr("bench.worker.observe.Observer.step_starts", step_starts)
         context = Context(folder, config, Progress(folder, "train"))
-        prepare_stage.run_prepare(context)
+        prepare_stage.run(context)
         with pytest.raises(StoppedError):
             train_stage.run(context)
 

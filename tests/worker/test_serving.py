@@ -40,7 +40,7 @@ def ready_to_serve(smoke, tmp_path: Path, *overrides: str) -> tuple[Context, Ori
     (config,) = compose(smoke(*SERVED, *overrides), multirun=False)
     folder = tmp_path / "run"
     folder.mkdir()
-    prepare.run_prepare(Context(folder, config, Progress(folder, "prepare")))
+    prepare.run(Context(folder, config, Progress(folder, "prepare")))
     if config.method.trains != "nothing":
         train.run(Context(folder, config, Progress(folder, "train")))
     evaluate.run(Context(folder, config, Progress(folder, "evaluate")))

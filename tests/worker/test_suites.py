@@ -106,7 +106,7 @@ def test_instructions_are_judged(rule: str, argument: str, good: str, bad: str) 
 
 
 def test_every_rule_has_its_share_and_its_judge() -> None:
-    documents = instructions.tasks_instructions()[0].documents
+    documents = instructions.instruction_tasks()[0].documents
     assert set(Counter(d["rule"] for d in documents).values()) == {instructions.ITEMS_PER_RULE}
     for document in documents:
         assert "{" not in document["argument"]

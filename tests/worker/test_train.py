@@ -34,7 +34,7 @@ def configured(smoke, *overrides: str) -> RunConfig:
 def trained(config: RunConfig, folder: Path) -> tuple[TrainResult, list[dict]]:
     folder.mkdir(exist_ok=True)
     context = Context(folder, config, Progress(folder, "train"))
-    prepare_stage.run_prepare(context)
+    prepare_stage.run(context)
     result = train_stage.run(context)
     return result, [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 
@@ -122,7 +122,7 @@ def test_compiled_layers_train_and_evaluate_as_eager_ones(smoke, tmp_path: Path,
 @pytest.mark.filterwarnings("default")
 def test_compiled_layers_do_not_keep_dequantized_weights(smoke, tmp_path: Path) -> None:
     config = configured(smoke, "method=qlora", "hardware.compute_dtype=bfloat16")
-    prepare_stage.run_prepare(Context(tmp_path, config, Progress(tmp_path, "prepare")))
+    prepare_stage.run(Context(tmp_path, config, Progress(tmp_path, "prepare")))
     source = models.locate(config.model, Path(config.paths.cache))
     base = methods.load_base(config, source, "cpu", torch.bfloat16)
     shapes = {tuple(m.weight.quant_state.shape) for m in base.modules() if hasattr(m, "quant_state")}

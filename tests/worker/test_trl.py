@@ -38,7 +38,7 @@ class Log(TrainerCallback):
 
 def ours(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
     context = Context(folder, config, Progress(folder, "train"))
-    prepare_stage.run_prepare(context)
+    prepare_stage.run(context)
     train_stage.run(context)
     return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 

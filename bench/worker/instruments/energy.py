@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 class Nvml:
     """The visible devices.
@@ -31,7 +29,7 @@ class Nvml:
         library.NVMLError: NVML does not know a visible device.
     """
 
-    def __init__(self, library: Any, cuda: Any = torch.cuda):
+    def __init__(self, library: Any, cuda: Any):
         self._library = library
         self._handles = [
             library.nvmlDeviceGetHandleByPciBusId(pci_bus_id(cuda, index)) for index in range(cuda.device_count())
@@ -84,10 +82,11 @@ class Nvml:
 def open_nvml() -> Nvml | None:
     """The visible devices; None without a driver that answers."""
     import pynvml
+    import torch
 
     try:
         pynvml.nvmlInit()
-        return Nvml(pynvml)
+        return Nvml(pynvml, torch.cuda)
     except pynvml.NVMLError:
         return None
 

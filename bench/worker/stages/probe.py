@@ -19,9 +19,9 @@ from bench.worker import data as prepare
 from bench.worker import loss as heldout
 from bench.worker.instruments import tokens as flops
 from bench.worker.instruments.energy import open_energy
-from bench.worker.main import Context, load_trainable
+from bench.worker.main import Context
 from bench.worker.observe import Observer
-from bench.worker.train import order_of
+from bench.worker.train import load_trainable, order_of
 
 STEPS = 2
 

@@ -109,7 +109,7 @@ def irregular_verb() -> QuickTask:
     return pair_task("grammar_irregular_verb", pairs, PAIRS_PER_TASK)
 
 
-def tasks() -> list[QuickTask]:
+def grammar_tasks() -> list[QuickTask]:
     """All minimal-pair tasks, `PAIRS_PER_TASK` items each."""
     return [subject_verb(), subject_verb_attractor(), determiner_noun(), anaphor_number(), irregular_verb()]
 
@@ -197,7 +197,7 @@ def currencies() -> QuickTask:
     return choice_task("currencies", by_hash(questions, salt="currencies:countries")[:ITEMS_PER_TASK])
 
 
-def tasks_geography() -> list[QuickTask]:
+def geography_tasks() -> list[QuickTask]:
     """All geography tasks."""
     return [capitals(), continents(), currencies()]
 
@@ -224,7 +224,7 @@ def addition() -> QuickTask:
     return choice_task("addition", questions)
 
 
-def tasks_arithmetic() -> list[QuickTask]:
+def arithmetic_tasks() -> list[QuickTask]:
     """All arithmetic tasks."""
     return [addition()]
 
@@ -287,7 +287,7 @@ def code() -> QuickTask:
     return _text_task("code", {b for module in modules for b in _blocks(module.read_text(errors="replace"))})
 
 
-def tasks_text() -> list[QuickTask]:
+def text_tasks() -> list[QuickTask]:
     """Both text tasks."""
     return [prose(), code()]
 
@@ -299,20 +299,7 @@ _WORDS = (
     *("river", "garden", "bridge", "winter", "apple", "doctor", "paper", "window", "ocean", "candle"),
     *("mountain", "teacher", "train", "forest", "island", "button"),
 )
-_NAMES_instructions = (
-    "Maria",
-    "Peter",
-    "Anna",
-    "Kevin",
-    "Laura",
-    "Tom",
-    "Sofia",
-    "David",
-    "Emma",
-    "James",
-    "Lucy",
-    "Paul",
-)
+_ADDRESSEES = (*("Maria", "Peter", "Anna", "Kevin", "Laura", "Tom", "Sofia", "David", "Emma", "James", "Lucy", "Paul"),)
 _KINDS = (
     *("fruits", "colors", "animals", "countries", "vegetables", "sports", "tools", "drinks", "cities", "birds"),
     *("flowers", "languages", "metals", "instruments"),
@@ -341,7 +328,7 @@ def _instructions(rule: str) -> list[Document]:
     others = (*_WORDS[1:], _WORDS[0])
     fillings = (
         *({"word": word, "other": other} for word, other in zip(_WORDS, others, strict=True)),
-        *({"name": name} for name in _NAMES_instructions),
+        *({"name": name} for name in _ADDRESSEES),
         *({"kind": kind} for kind in _KINDS),
         *({"question": question} for question in _QUESTIONS),
     )
@@ -380,7 +367,7 @@ def followed(rule: str, argument: str, answer: str) -> bool:
     return checks[rule]()
 
 
-def tasks_instructions() -> list[QuickTask]:
+def instruction_tasks() -> list[QuickTask]:
     """One task, `ITEMS_PER_RULE` instructions a rule, mixed."""
     chosen = [d for rule in _TEMPLATES for d in by_hash(_instructions(rule), salt=f"rule:{rule}")[:ITEMS_PER_RULE]]
     return [QuickTask("instructions", "instruction", tuple(by_hash(chosen, salt="instructions")))]
@@ -389,8 +376,8 @@ def tasks_instructions() -> list[QuickTask]:
 @cache
 def quick_tasks() -> tuple[QuickTask, ...]:
     """Every task of the suite, in the order in which it is reported."""
-    parts = (grammar, geography, arithmetic, text, instructions)
-    return tuple(task for part in parts for task in part.tasks())
+    parts = (grammar_tasks(), geography_tasks(), arithmetic_tasks(), text_tasks(), instruction_tasks())
+    return tuple(task for part in parts for task in part)
 
 
 def fingerprint() -> str:

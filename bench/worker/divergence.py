@@ -1,0 +1,184 @@
+"""How far a tuned model's predictions have moved from the untouched base's: KL(base || tuned) on general text.
+
+At each position of the quick suite's prose and code, whatever the suite: the base's `TOP` likeliest tokens one by one,
+all others as one. Lumping can only lower a divergence, so the number is a lower bound; docs/definitions.md says how
+close (`python -m benchmarks.divergence`). The base's predictions are made once and kept:
+
+    cache/references/smollm2-135m-0.1.2-cpu-bfloat16-1f2e3d4c.safetensors
+
+    >>> reference = reference_of(config, source, tokenizer, device)
+    >>> outcome = divergence(model, reference, device)
+    >>> outcome.tasks[0]
+    RegressionTask(task='prose_kl', metric='kl_from_base', value=0.081, items=32, higher_is_better=False, chance=None)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from bench.config import RunConfig
+from bench.identity import digest, write_atomic
+from bench.record import KL_METRIC, RegressionItem, RegressionTask
+from bench.worker import data
+from bench.worker import loss as heldout
+from bench.worker.device import Device
+from bench.worker.models import load_weights, origin
+from bench.worker.suites.quick import text_tasks
+
+TOP = 512
+_BATCH = 4  # texts; their logits over the whole vocabulary are held at once
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as tokens, with the token that stands before it."""
+
+    task: str
+    text_id: str
+    token_ids: list[int]
+
+    @property
+    def positions(self) -> int:
+        """Tokens that are predicted: all but the first."""
+        return len(self.token_ids) - 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the base predicts, for all positions of all texts, one after the other.
+
+    Attributes:
+        top_ids: (positions, TOP), int32; top_log_probabilities: the same shape, fp32, nats.
+        rest_log_probability: (positions,), fp32: of all other tokens together.
+    """
+
+    texts: list[Text]
+    top_ids: torch.Tensor
+    top_log_probabilities: torch.Tensor
+    rest_log_probability: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Means by kind of text, and every text's own."""
+
+    tasks: list[RegressionTask]
+    items: list[RegressionItem]
+
+
+def general_texts(tokenizer: Any) -> list[Text]:
+    """The quick suite's prose and code; ids are hashes of the content, so that only equal texts are ever paired."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    texts = []
+    for task in text_tasks():
+        for document in task.documents:
+            content = document["text"]
+            ids = [first, *tokenizer(content, add_special_tokens=False)["input_ids"]]
+            texts.append(Text(f"{task.name}_kl", hashlib.sha256(content.encode()).hexdigest()[:16], ids))
+    return texts
+
+
+def reference_of(config: RunConfig, source: str, tokenizer: Any, device: Device) -> Reference:
+    """The base's predictions: from the cache, or made by loading the base.
+
+    Raises:
+        torch.OutOfMemoryError: the base does not fit the device in 16 bit.
+    """
+    texts = general_texts(tokenizer)
+    path = _stored_path(config, source, texts, device)
+    if path is None:  # a folder's weights may change under the same name
+        return _made(config, source, texts, device)
+    if not path.exists():
+        made = _made(config, source, texts, device)
+        tensors = {
+            "top_ids": made.top_ids,
+            "top_log_probabilities": made.top_log_probabilities,
+            "rest_log_probability": made.rest_log_probability,
+        }
+        write_atomic(path, save(tensors))
+    return Reference(texts, **load_file(path))
+
+
+def divergence(model: Any, reference: Reference, device: Device) -> Divergence:
+    """KL(base || model), nats a token, by text. The caller chooses the numerics (`heldout.inference`)."""
+    starts = _starts(reference.texts)
+    values: dict[int, float] = {}
+    for place, log_probabilities in _predictions(model, reference.texts, device):
+        rows = slice(starts[place], starts[place] + reference.texts[place].positions)
+        own = _split(log_probabilities, reference.top_ids[rows].to(device.type))
+        top = reference.top_log_probabilities[rows].to(device.type)
+        rest = reference.rest_log_probability[rows].to(device.type)
+        values[place] = _kl(top, rest, *own)
+    items = [
+        RegressionItem(entry.task, entry.text_id, KL_METRIC, values[place], float(entry.positions))
+        for place, entry in enumerate(reference.texts)
+    ]
+    return Divergence([_task(name, items) for name in dict.fromkeys(item.task for item in items)], items)
+
+
+def _task(name: str, items: Sequence[RegressionItem]) -> RegressionTask:
+    own = [item for item in items if item.task == name]
+    value = math.fsum(i.score * i.weight for i in own) / math.fsum(i.weight for i in own)
+    return RegressionTask(name, KL_METRIC, value, len(own), higher_is_better=False)
+
+
+def _stored_path(config: RunConfig, source: str, texts: list[Text], device: Device) -> Path | None:
+    name, _ = origin(config, source)
+    if name is None:
+        return None
+    asked = digest([[entry.text_id, entry.token_ids] for entry in texts] + [TOP, _BATCH])[:8]
+    dtype = str(device.compute_dtype).removeprefix("torch.")
+    return Path(config.paths.cache) / "references" / f"{name}-{device.type}-{dtype}-{asked}.safetensors"
+
+
+def _made(config: RunConfig, source: str, texts: list[Text], device: Device) -> Reference:
+    model = load_weights(config.model, source, dtype=device.compute_dtype, device_map={"": device.type})
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    with heldout.inference(model, device):
+        for place, log_probabilities in _predictions(model, texts, device):
+            ids = log_probabilities.topk(min(TOP, log_probabilities.shape[1]), dim=1).indices
+            top, rest = _split(log_probabilities, ids)
+            kept[place] = (ids.int().cpu(), top.cpu(), rest.cpu())
+    columns = [torch.cat([kept[place][part] for place in range(len(texts))]) for part in range(3)]
+    return Reference(texts, *columns)
+
+
+def _predictions(model: Any, texts: list[Text], device: Device) -> Iterator[tuple[int, torch.Tensor]]:
+    """(place of a text, log-probabilities (positions, vocabulary) in fp32); in batches of similar length."""
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place].token_ids))
+    for start in range(0, len(order), _BATCH):
+        chosen = order[start : start + _BATCH]
+        rows = [{"prompt_ids": texts[place].token_ids, "answer_ids": []} for place in chosen]
+        batch = {k: v.to(device.type) for k, v in data.collate(rows, pad_id=0).items() if k != "labels"}
+        logits = model(**batch, use_cache=False).logits
+        for row, place in enumerate(chosen):
+            yield place, torch.log_softmax(logits[row, : texts[place].positions].float(), dim=-1)
+
+
+def _split(log_probabilities: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probabilities of the named tokens, that of all others together)."""
+    top = log_probabilities.gather(1, ids.long())
+    rest = log_probabilities.scatter(1, ids.long(), -torch.inf).logsumexp(dim=1)
+    return top, rest
+
+
+def _kl(top: torch.Tensor, rest: torch.Tensor, own_top: torch.Tensor, own_rest: torch.Tensor) -> float:
+    """Mean over positions of KL(base || model), in nats."""
+    of_rest = torch.where(rest.isneginf(), 0.0, rest.double().exp() * (rest.double() - own_rest.double()))
+    of_top = (top.double().exp() * (top.double() - own_top.double())).sum(dim=1)
+    return float((of_top + of_rest).mean())
+
+
+def _starts(texts: Sequence[Text]) -> list[int]:
+    starts = [0]
+    for entry in texts:
+        starts.append(starts[-1] + entry.positions)
+    return starts
