@@ -19,22 +19,18 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from bench.console import Console
-from bench.planning import pairs
-from bench.planning.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
-from bench.running import dispatch
-from bench.running.bundled import bundle_problems
-from bench.running.execute import execute, prepare
-from bench.running.provenance import command
-from bench.running.rates import keep_rates
-from bench.running.store import claim, is_finished, read_record, unwritable_folders
-from bench.running.tracking import track, track_report
-from bench.spec.agreement import allowed_names
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError, Status
-from bench.spec.identity import data_key, run_id
-from bench.spec.layout import run_folder, sweep_folder, write_atomic
-from bench.spec.record import Stage
+from bench import fairness as pairs
+from bench.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
+from bench.config import ConfigurationError, RunConfig, Status
+from bench.fairness import allowed_names
+from bench.identity import data_key, run_folder, run_id, sweep_folder, write_atomic
+from bench.record import Stage
+from bench.sweep import launchers as dispatch
+from bench.sweep.console import Console
+from bench.sweep.execute import claim, command, execute, is_finished, prepare, read_record, unwritable_folders
+from bench.sweep.fetching import bundle_problems
+from bench.sweep.tracking import track, track_report
+from bench.sweep.tuning import keep_rates
 
 COMMAND_AGAIN = "The same command again runs only what is missing."
 _INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")

@@ -18,10 +18,8 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 from bench.cli import console
-from bench.running.exportable import Exportable, exportable
-from bench.running.exporting import export
-from bench.running.verifying import Verification, verify
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError
+from bench.sweep.exporting import Exportable, Verification, export, exportable, verify
 
 EXPORTS = Path("exports")
 TOLERANCE = 0.01  # of a score: another processor rounds otherwise, and a greedy answer may then take another turn

@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cli import console
-from bench.planning.compose import compose
-from bench.running.bundled import read_bundle, refusals
-from bench.running.bundling import gather
-from bench.spec.failure import ConfigurationError
+from bench.compose import compose
+from bench.config import ConfigurationError
+from bench.sweep.fetching import gather, read_bundle, refusals
 
 FOLDER = Path("bundle")
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from bench.config import ConfigurationError
 from bench.plan_table import notes, table, to_json
-from bench.planning.plans import plans
-from bench.spec.failure import ConfigurationError
+from bench.planner.advice import plans
 
 PLAIN_WIDTH = 250  # characters, in a file or a pipe
 

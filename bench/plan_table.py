@@ -12,9 +12,8 @@ from dataclasses import asdict
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.table import Table
 
-from bench.planning.estimate.duration import Range
-from bench.planning.fit import GIB
-from bench.planning.plans import Plan
+from bench.planner.advice import GIB, Plan
+from bench.planner.time import Range
 
 _UNKNOWN = "-"
 _GROUPS = {  # column -> terms

@@ -22,17 +22,12 @@ from pathlib import Path
 
 from bench.analysis.rates import best, edge, next_rate, remarks
 from bench.cli import COMMAND_AGAIN, console, prepare_all
-from bench.planning.rates import RATES_FILE, read_rates
-from bench.planning.tuning import compose_tuning, trial
-from bench.running.execute import execute
-from bench.running.rates import keep_tuning
-from bench.running.store import is_finished
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError, Status
-from bench.spec.identity import tuning_key
-from bench.spec.layout import sweep_folder
-from bench.spec.record import Record
-from bench.spec.tuning import Trial, TuneConfig, Tuning
+from bench.compose import RATES_FILE, read_rates
+from bench.config import ConfigurationError, RunConfig, Status
+from bench.identity import sweep_folder, tuning_key
+from bench.record import Record, Trial, TuneConfig, Tuning
+from bench.sweep.execute import execute, is_finished
+from bench.sweep.tuning import compose_tuning, keep_tuning, trial
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

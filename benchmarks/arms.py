@@ -11,8 +11,8 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from bench.spec.config import RunConfig
-from bench.spec.layout import data_folder
+from bench.config import RunConfig
+from bench.identity import data_folder
 from bench.worker import data, device, methods, models, prepare, train
 from bench.worker.instruments import flops
 from bench.worker.instruments.clock import Clock

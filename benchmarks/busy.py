@@ -21,7 +21,7 @@ import torch
 from tabulate import tabulate
 
 from bench.analysis.load import busy
-from bench.spec.record import Environment
+from bench.record import Environment
 from bench.worker import processor
 from bench.worker.instruments.load import OtherLoad, open_load
 

@@ -16,9 +16,9 @@ from unittest.mock import patch
 
 from tabulate import tabulate
 
-from bench.spec.config import RunConfig
-from bench.spec.layout import artifact_folder
-from bench.spec.record import from_json
+from bench.config import RunConfig
+from bench.identity import artifact_folder
+from bench.record import from_json
 from bench.worker import device, divergence, heldout, methods, models
 
 KEPT = (32, 128, 512, 2048, 8192)

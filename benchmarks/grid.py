@@ -15,9 +15,9 @@ from statistics import median
 import torch
 from safetensors import safe_open
 
-from bench.spec.config import RunConfig
-from bench.spec.layout import artifact_folder
-from bench.spec.record import from_json
+from bench.config import RunConfig
+from bench.identity import artifact_folder
+from bench.record import from_json
 from bench.worker import models
 
 

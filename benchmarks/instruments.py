@@ -23,7 +23,7 @@ from tabulate import tabulate
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.planning.compose import compose
+from bench.compose import compose
 from bench.worker import methods, models
 from bench.worker.instruments.clock import Clock, step_times
 from bench.worker.instruments.energy import Energy, Rapl

@@ -106,8 +106,8 @@ def _run(overrides: list[str]) -> dict[str, Any]:
 
     import torch
 
-    from bench.planning.compose import compose
-    from bench.spec.layout import data_folder
+    from bench.compose import compose
+    from bench.identity import data_folder
     from bench.worker import device, heldout, methods, models, prepare
     from bench.worker.loss import SupervisedHead
     from bench.worker.progress import Progress

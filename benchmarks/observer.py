@@ -29,7 +29,7 @@ import numpy as np
 from scipy.stats import bootstrap
 from tabulate import tabulate
 
-from bench.planning.compose import compose
+from bench.compose import compose
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage
 from bench.worker.stages.context import Context

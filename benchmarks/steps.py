@@ -84,7 +84,7 @@ def _child(removed: list[str], overrides: list[str]) -> dict[str, Any]:
 
 
 def _run(removed: list[str], overrides: list[str]) -> dict[str, Any]:
-    from bench.planning.compose import compose
+    from bench.compose import compose
     from bench.worker.progress import Progress
     from bench.worker.stages import prepare as prepare_stage
     from bench.worker.stages import train as train_stage

@@ -18,7 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
-from bench.planning.compose import compose
+from bench.compose import compose
 from bench.worker import device
 from bench.worker.instruments import flops
 from bench.worker.progress import Progress

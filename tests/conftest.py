@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
+from bench.compose import compose
+from bench.config import RunConfig
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.running.launch import Outcome
-from bench.spec.config import RunConfig
-from bench.spec.failure import Status
-from bench.spec.record import from_json, to_json
+from bench.config import RunConfig, Status
+from bench.record import from_json, to_json
+from bench.sweep.child import Outcome
 from bench.worker.progress import Progress
 from bench.worker.stages.context import Context
 

@@ -31,13 +31,14 @@ from hydra.plugins.sweeper import Sweeper
 from in_process import in_process
 
 from bench import cli
-from bench.planning.compose import compose
+from bench.compose import compose
+from bench.config import RunConfig, Status
+from bench.identity import run_folder, sweep_folder
 from bench.report import build
-from bench.running import execute, fitting, serving
-from bench.running.store import read_record
-from bench.spec.config import RunConfig
-from bench.spec.failure import Status
-from bench.spec.layout import run_folder, sweep_folder
+from bench.sweep import execute
+from bench.sweep import execute as fitting
+from bench.sweep import execute as serving
+from bench.sweep.execute import read_record
 from bench.worker import models
 from bench.worker.instruments import flops, meters
 from bench.worker.sources import docstrings

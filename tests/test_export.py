@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.cli import main as sweep
+from bench.compose import compose
 from bench.export import main
-from bench.planning.compose import compose
-from bench.running import execute, exporting, serving, verifying
-from bench.running.exporting import hashed
-from bench.running.store import read_record
-from bench.spec.layout import run_folder
-from bench.spec.manifest import CARD, MANIFEST, Manifest
-from bench.spec.record import from_json, to_json
+from bench.identity import run_folder
+from bench.record import CARD, MANIFEST, Manifest, from_json, to_json
+from bench.sweep import execute, exporting
+from bench.sweep import execute as serving
+from bench.sweep import exporting as verifying
+from bench.sweep.execute import read_record
+from bench.sweep.exporting import hashed
 
 pytestmark = pytest.mark.slow
 METHODS = ("full", "lora", "qlora")

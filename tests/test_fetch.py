@@ -11,13 +11,14 @@ from stand_in_hub import COMMIT, stand_in_hub
 
 from bench import fetch
 from bench.cli import main as bench
-from bench.planning.compose import compose
-from bench.running import bundling, execute
-from bench.running.bundled import bundle_problems, read_bundle, refusals
-from bench.running.store import read_record
-from bench.spec.bundle import Source, bundle_environment
-from bench.spec.failure import ConfigurationError, Status
-from bench.spec.layout import run_folder
+from bench.compose import compose
+from bench.config import ConfigurationError, Status
+from bench.identity import run_folder
+from bench.record import Source, bundle_environment
+from bench.sweep import execute
+from bench.sweep import fetching as bundling
+from bench.sweep.execute import read_record
+from bench.sweep.fetching import bundle_problems, read_bundle, refusals
 from bench.worker import models
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 from in_process import in_process
 
-from bench.planning.compose import compose
-from bench.running import execute
-from bench.running.store import read_record
-from bench.spec.config import RunConfig
-from bench.spec.failure import Status
-from bench.spec.layout import run_folder
+from bench.compose import compose
+from bench.config import RunConfig, Status
+from bench.identity import run_folder
+from bench.sweep import execute
+from bench.sweep.execute import read_record
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

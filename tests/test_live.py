@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
-from bench.console import Console
-from bench.live import Agenda, details, live
+from bench.sweep.console import Agenda, Console, details, live
 
 TRAINING = {"stage": "train", "phase": "train", "done": 12, "total": 20, "loss": 2.9131, "tokens_per_second": 583.2,
             "peak_bytes": 2.71 * 2**30}  # fmt: skip

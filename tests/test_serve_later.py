@@ -9,11 +9,11 @@ import pytest
 from in_process import in_process
 
 from bench.cli import main
-from bench.planning.compose import compose
-from bench.running import execute
-from bench.running.store import read_record
-from bench.spec.failure import Status
-from bench.spec.layout import artifact_folder, run_folder
+from bench.compose import compose
+from bench.config import Status
+from bench.identity import artifact_folder, run_folder
+from bench.sweep import execute
+from bench.sweep.execute import read_record
 
 pytestmark = pytest.mark.slow
 SERVED = (

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.planning.compose import compose
-from bench.spec.failure import Status
-from bench.spec.layout import run_folder
-from bench.spec.record import Record, from_json
+from bench.compose import compose
+from bench.config import Status
+from bench.identity import run_folder
+from bench.record import Record, from_json
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from bench import tune
-from bench.planning.compose import compose
-from bench.planning.rates import read_rates
-from bench.running.execute import execute
-from bench.spec.config import TrialConfig
-from bench.spec.failure import Status
-from bench.spec.layout import artifact_folder, run_folder
-from bench.spec.record import Record, from_json
+from bench.compose import compose, read_rates
+from bench.config import Status, TrialConfig
+from bench.identity import artifact_folder, run_folder
+from bench.record import Record, from_json
+from bench.sweep.execute import execute
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ("tune.max_points=2", "tune.factor=10")

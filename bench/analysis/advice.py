@@ -21,7 +21,7 @@ from bench.analysis.limits import (
     standing_of,
 )
 from bench.analysis.recommend import cost_clause, listed, recommend_among
-from bench.spec.limits import Limits
+from bench.stats.limits import Limits
 
 LABELS = {
     "memory_bytes": "memory",

@@ -17,9 +17,9 @@ from bench.analysis.order import is_base
 from bench.analysis.pairing import fair_pairs
 from bench.analysis.rate_sweeps import best_of_rates
 from bench.analysis.values import References
-from bench.spec.claim import Arm, Family
-from bench.spec.record import Record
-from bench.spec.settings import flat
+from bench.identity import flat
+from bench.record import Record
+from bench.stats.claim import Arm, Family
 
 Arms = Mapping[str, Sequence[Record]]
 _VARIANTS = {"use_dora": False, "use_rslora": False, "init": "default"}  # of LoRA, as it was published

@@ -21,8 +21,8 @@ from bench.analysis.measured import Evidence, Interval, Measured
 from bench.analysis.quantities import ONE_RUN_DOUBT, PAIRED_BY_EXAMPLE, best_rates, measure
 from bench.analysis.run_quantities import base_parameters, trained
 from bench.analysis.stats import FEWEST_EXAMPLES
-from bench.spec.claim import Arm, Check, Claim, Form, Needs, Range
-from bench.spec.record import Record
+from bench.record import Record
+from bench.stats.claim import Arm, Check, Claim, Form, Needs, Range
 
 Word = Literal["holds", "does not hold", "inconclusive", "not tested"]
 

@@ -26,8 +26,8 @@ from bench.analysis.measures import OVERALL, Measure, Table, arm_estimate, measu
 from bench.analysis.order import is_base
 from bench.analysis.pairing import NONE_ALLOWED, Refusal, fair_partner, group_arms, wanted_pairs
 from bench.analysis.values import references_of
-from bench.spec.agreement import Reason
-from bench.spec.record import Record
+from bench.fairness import Reason
+from bench.record import Record
 
 ALPHA = 0.05
 

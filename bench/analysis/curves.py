@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.spec.record import HeldoutPoint, Step, TrainResult
+from bench.record import HeldoutPoint, Step, TrainResult
 
 Floats = NDArray[np.float64]
 

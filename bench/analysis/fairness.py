@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.analysis.order import is_base
-from bench.spec.agreement import Reason, differing_settings
-from bench.spec.record import Environment, Record, TrainResult
+from bench.fairness import Reason, differing_settings
+from bench.record import Environment, Record, TrainResult
 
 COMPUTING_PACKAGES = ("transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "lm-eval")
 DIGEST_SHOWN = 8  # characters

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bench.analysis.measures import OVERALL, Measure, Table
 from bench.analysis.pairing import NONE_ALLOWED, Refusal
 from bench.analysis.values import References
-from bench.spec.record import Record
+from bench.record import Record
 
 
 @dataclass(frozen=True)

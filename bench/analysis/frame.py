@@ -17,7 +17,7 @@ import pandas as pd
 
 from bench.analysis.load import disturbances
 from bench.analysis.order import arm_names, method_order
-from bench.spec.record import HeldoutPoint, PhaseMemory, Record, RegressionItem, Sample, Step
+from bench.record import HeldoutPoint, PhaseMemory, Record, RegressionItem, Sample, Step
 
 _RUN = ["run_id", "method", "seed"]
 _TRAIN = [

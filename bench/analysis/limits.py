@@ -17,7 +17,7 @@ from typing import Literal
 from bench.analysis.choice import Choice, Contest
 from bench.analysis.findings import Margins
 from bench.analysis.needs import AMOUNTS, Fact, Need, Needs
-from bench.spec.limits import Limits
+from bench.stats.limits import Limits
 
 Verdict = Literal["meets", "exceeds", "undecided", "unknown"]
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from bench.spec.record import Environment, Record
+from bench.record import Environment, Record
 
 # Above this the speed is in doubt. The threads of a CPU run wait for one another: 0.13 processors taken by others cost
 # matrix products 9%, whatever the number of processors; an idle machine read up to 0.06 (`python -m benchmarks.busy`,

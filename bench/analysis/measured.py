@@ -13,9 +13,8 @@ from bench.analysis import stats
 from bench.analysis.claim_arms import Arms, NotMeasuredError
 from bench.analysis.measures import Measure, Table
 from bench.analysis.values import References
-from bench.spec.claim import Form
-from bench.spec.record import Step
-from bench.spec.tuning import Tuning
+from bench.record import Step, Tuning
+from bench.stats.claim import Form
 
 Interval = tuple[float, float]
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from bench.analysis.stats import Paired, Resampler, paired
 from bench.analysis.values import Floats, Values, by_run, shared_examples
-from bench.spec.record import KL_METRIC, Record
+from bench.record import KL_METRIC, Record
 
 OVERALL = "all tasks"
 Pairs = Sequence[tuple[str, str]]  # run_ids (method, baseline) of one seed each

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bench.analysis.curves import Curve
 from bench.analysis.frame import phase_memory
-from bench.spec.record import Record
+from bench.record import Record
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def score(metric: str, prediction: str, reference: str, *, labels: Sequence[str]
     """One metric of one example.
 
     Args:
-        metric: a key of `METRICS` (the names of `bench.spec.config.Metric`).
+        metric: a key of `METRICS` (the names of `bench.config.Metric`).
         prediction: the model's answer, without prompt and special tokens.
         reference: the expected answer.
         labels: the allowed answers; only `label` reads them.

@@ -10,9 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench.spec.record import Record
-from bench.spec.settings import flat as flat
-from bench.spec.settings import is_untrained, names_of_arms
+from bench.identity import is_untrained, names_of_arms
+from bench.record import Record
 
 _FIRST = ("base", "full", "lora", "qlora")
 _CONTROLS = ("base_again", "wrecked")  # of records that are older than the setting

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.analysis.curves import curve_of
 from bench.analysis.variance import standard_error
-from bench.spec.record import Step, TrainResult
+from bench.record import Step, TrainResult
 
 LAST_SHARE, FEWEST_STEPS = 0.1, 10
 

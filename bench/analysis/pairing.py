@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from bench.analysis.fairness import reasons_against
 from bench.analysis.order import arm_names, is_base, method_order
 from bench.analysis.values import References, different_references
-from bench.spec.agreement import Reason
-from bench.spec.record import Record
+from bench.fairness import Reason
+from bench.record import Record
 
 NONE_ALLOWED: frozenset[str] = frozenset()
 

@@ -24,8 +24,8 @@ from bench.analysis.measures import OVERALL, Measure, arm_estimate, paired_diffe
 from bench.analysis.rate_sweeps import best_cell, tried
 from bench.analysis.run_quantities import RUN_QUANTITIES, trained
 from bench.analysis.serving_quantities import SERVING_QUANTITIES, measure_serving
-from bench.spec.claim import Arm, Check, Form
-from bench.spec.record import Record
+from bench.record import Record
+from bench.stats.claim import Arm, Check, Form
 
 Floats = NDArray[np.float64]
 INSTRUCTION_TASKS = ("instructions", "ifeval")

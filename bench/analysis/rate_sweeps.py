@@ -15,9 +15,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.analysis.rates import tuning_of
-from bench.spec.identity import canonical_json
-from bench.spec.record import Record
-from bench.spec.tuning import Tuning
+from bench.identity import canonical_json
+from bench.record import Record, Tuning
 
 Runs = Sequence[Record]
 

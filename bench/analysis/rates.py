@@ -15,10 +15,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.analysis.order import is_base, is_control
-from bench.spec.config import TrialConfig
-from bench.spec.identity import tuning_key_of
-from bench.spec.record import HeldoutPoint, Record
-from bench.spec.tuning import Edge, Trial, TuneConfig, Tuning
+from bench.config import TrialConfig
+from bench.identity import tuning_key_of
+from bench.record import Edge, HeldoutPoint, Record, Trial, TuneConfig, Tuning
 
 TUNED = "tuned: "  # how `RunConfig.learning_rate_source` begins for a rate from a file
 

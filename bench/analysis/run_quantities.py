@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from bench.analysis.claim_arms import NotMeasuredError
 from bench.analysis.frame import phase_memory
-from bench.spec.record import MemoryBreakdown, Record, TrainResult
+from bench.record import MemoryBreakdown, Record, TrainResult
 
 GB, MB = 1e9, 1e6  # as the claims count, in powers of ten
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -19,8 +19,7 @@ from itertools import groupby
 import numpy as np
 from scipy import stats as scipy_stats
 
-from bench.spec.record import PhaseMemory, Record, ServeResult
-from bench.spec.serving import Adapters, Generation, ServedForm, Way
+from bench.record import Adapters, Generation, PhaseMemory, Record, ServedForm, ServeResult, Way
 
 LEVEL = 0.95
 Pair = tuple[str, int]  # run_id, round: what was measured by one process

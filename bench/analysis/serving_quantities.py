@@ -13,9 +13,8 @@ from bench.analysis.load import disturbances
 from bench.analysis.measured import Measured
 from bench.analysis.serving import mean_ratios, median, served_forms
 from bench.analysis.shipping import fidelities
-from bench.spec.claim import Check
-from bench.spec.record import Record
-from bench.spec.serving import ServedForm
+from bench.record import Record, ServedForm
+from bench.stats.claim import Check
 
 
 def measure_serving(check: Check, chosen: Chosen) -> Measured:

@@ -16,8 +16,7 @@ from bench.analysis import stats
 from bench.analysis.findings import Margins
 from bench.analysis.measures import Measure
 from bench.analysis.serving import Median, load_seconds, mean_ratios, median, served_forms
-from bench.spec.record import Record
-from bench.spec.serving import Fidelity, ServedAnswer
+from bench.record import Fidelity, Record, ServedAnswer
 
 Answers = Mapping[str, Sequence[ServedAnswer]]  # by run_id
 

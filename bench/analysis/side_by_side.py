@@ -12,8 +12,8 @@ from typing import Any
 
 from bench.analysis.fairness import COMPUTING_PACKAGES, DIGEST_SHOWN, adds_in_fp32, compilation
 from bench.analysis.order import is_base
-from bench.spec.record import Record
-from bench.spec.settings import flat
+from bench.identity import flat
+from bench.record import Record
 
 _SKIPPED = ("paths.", "tracking.", "sweep", "method.name", "seed", "trial", "model.architecture")
 _OF_ENVIRONMENT = ("device", "device_count", "threads", "cpus", "cpu_governor", "torch", "compute_dtype", "attention")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from bench.analysis.curves import Curve, Line, Reach, curve_of, first_reach
 from bench.analysis.fairness import reasons_against
 from bench.analysis.memory_budgets import Budget, memory_budgets, train_peak_bytes
-from bench.spec.record import Record, Step
+from bench.record import Record, Step
 
 Arms = Mapping[str, Sequence[Record]]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.analysis.limits import Answer, Case, answer_under, margin_under, scored_arms, standing_of
 from bench.analysis.needs import AMOUNTS, Needs
-from bench.spec.limits import Limits
+from bench.stats.limits import Limits
 
 QUALITY = "quality_tolerance"
 NUMBERS = (*AMOUNTS, QUALITY)

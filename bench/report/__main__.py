@@ -19,9 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.config import ConfigurationError
+from bench.fairness import REQUIREMENTS, allowed_names
 from bench.report import recommend
-from bench.spec.agreement import REQUIREMENTS, allowed_names
-from bench.spec.failure import ConfigurationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,9 +19,9 @@ from bench.analysis.measures import OVERALL, Measure
 from bench.analysis.order import is_control
 from bench.analysis.recommend import Recommendation, arms_frame, recommend
 from bench.analysis.targets import CurveComparison, compare_curves
+from bench.record import Record
 from bench.report.format import UNKNOWN, cell, mean_and_range, number, percent, table, with_interval
 from bench.report.load import Sweep
-from bench.spec.record import Record
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from bench.analysis.claims import Verdict
 from bench.analysis.frame import regression_tasks_frame
+from bench.identity import write_atomic
 from bench.report.answer import Group, groups_of, without_controls
 from bench.report.cards import cards_of
 from bench.report.claim_rows import claims_rows
@@ -30,7 +31,6 @@ from bench.report.markdown import Plot, render
 from bench.report.page import Content, page
 from bench.report.sample_browser import browsable
 from bench.report.target_rows import target_rows
-from bench.spec.layout import write_atomic
 
 _TABLES = ("runs", "comparisons", "regression", "claims", "targets")
 

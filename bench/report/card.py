@@ -14,8 +14,8 @@ import re
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from bench.record import Manifest
 from bench.report.format import cell, fenced
-from bench.spec.manifest import Manifest
 
 
 def card(manifest: Manifest) -> str:

@@ -18,12 +18,12 @@ from bench.analysis.claims import Part, Verdict, Word, judge
 from bench.analysis.measured import Evidence, Measured
 from bench.analysis.pairing import group_arms
 from bench.analysis.quantities import ONE_RUN_DOUBT
-from bench.planning.claims import CLAIMS_FOLDER, read_claims
+from bench.config import ConfigurationError
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, table
 from bench.report.load import Problem
-from bench.spec.claim import Check, Claim
-from bench.spec.failure import ConfigurationError
+from bench.stats.claim import Check, Claim
+from bench.stats.claim_files import CLAIMS_FOLDER, read_claims
 
 _TOPICS = {  # by quantity; a claim belongs to the topic of its first check
     "memory": ("peak_memory_gb", "static_bytes_per_parameter", "base_weights_gb", "bits_per_quantized_parameter"),

@@ -12,7 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.order import flat
+from bench.config import Status
+from bench.identity import flat
+from bench.record import PhaseMemory, Record
 from bench.report.answer import Group, busy_mark, column, mean
 from bench.report.format import (
     UNKNOWN,
@@ -28,8 +30,6 @@ from bench.report.format import (
     table,
 )
 from bench.report.load import Problem, Sweep
-from bench.spec.failure import Status
-from bench.spec.record import PhaseMemory, Record
 
 _SAMPLES_SHOWN, _PROMPT_CHARACTERS, _ANSWER_CHARACTERS, _LOG_CHARACTERS = 4, 500, 600, 2000
 _SPEEDS = [  # header, column of runs, decimals

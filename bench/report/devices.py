@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.analysis.frame import phase_memory
+from bench.record import DeviceShare, MemoryBreakdown, TrainResult
 from bench.report.answer import Group
 from bench.report.format import cell, gib, mean_and_range, table
-from bench.spec.record import DeviceShare, MemoryBreakdown, TrainResult
 
 _HEADERS = ["method", "strategy", "device", "tokens/s", "peak", "weights", "gradients", "optimizer"]
 

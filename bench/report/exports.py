@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.spec.failure import ConfigurationError
-from bench.spec.layout import write_atomic
+from bench.config import ConfigurationError
+from bench.identity import write_atomic
 
 TABLES = {"latex": "tex", "markdown": "md", "parquet": "parquet"}  # name -> ending
 PLOTS = {"svg": "svg", "pdf": "pdf"}

@@ -13,9 +13,9 @@ from pathlib import Path
 from bench.analysis.load import disturbances
 from bench.analysis.pairing import Refusal
 from bench.analysis.side_by_side import settings_of_arms
+from bench.identity import write_atomic
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, table
-from bench.spec.layout import write_atomic
 
 FILE = "fairness.json"
 

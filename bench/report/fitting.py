@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
+from bench.record import Fit, Probe, Record
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, gib, table
-from bench.spec.fitting import Fit, Probe
-from bench.spec.record import Record
 
 _MEANING = (
     "Each method at the largest micro-batch whose peak of training is within the budget; the effective batch, the "

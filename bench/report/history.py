@@ -17,6 +17,8 @@ import pandas as pd
 
 from bench.analysis.frame import runs_frame
 from bench.analysis.order import arm_names, method_order
+from bench.identity import write_atomic
+from bench.record import Record
 from bench.report.answer import busy_mark, column, mean
 from bench.report.build import NoRecordsError
 from bench.report.charts.history import QUANTITIES, history_chart
@@ -25,8 +27,6 @@ from bench.report.figures import ChartFigure
 from bench.report.format import UNKNOWN, cell, mean_and_range, table
 from bench.report.load import read_records
 from bench.report.page import Content, page
-from bench.spec.layout import write_atomic
-from bench.spec.record import Record
 
 _TEXT = (
     "Means over seeds, with the lowest and the highest. Values as measured: nothing was tested. Speed and memory "

@@ -26,7 +26,7 @@ from bench.report.limit_text import (
     vocabulary,
 )
 from bench.report.limits import case_of, header, runs_by_arm
-from bench.spec.limits import Limits
+from bench.stats.limits import Limits
 
 _QUALIFIES = {True: "yes", False: "no", None: "cannot decide"}
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers, rows

@@ -16,7 +16,7 @@ from bench.analysis.needs import AMOUNTS, Need, Needs
 from bench.analysis.recommend import listed
 from bench.analysis.thresholds import Change, Remedy, Segment
 from bench.report.format import UNKNOWN, known, number, with_interval
-from bench.spec.limits import GB, WORDS, Limits
+from bench.stats.limits import GB, WORDS, Limits
 
 Vocabulary = Mapping[str, str]  # field of `Limits` -> the word that sets it
 _DEFAULT = (

@@ -16,11 +16,11 @@ from bench.analysis.needs import AMOUNTS, Needs, needs_of_arms
 from bench.analysis.order import is_control
 from bench.analysis.recommend import arms_frame
 from bench.analysis.thresholds import QUALITY, segments
+from bench.record import Record
 from bench.report.answer import Group
 from bench.report.format import cell, fenced, mib, table
 from bench.report.limit_text import Vocabulary, need_text, segment_rows, unit, vocabulary
-from bench.spec.limits import Limits
-from bench.spec.record import Record
+from bench.stats.limits import Limits
 
 HEADERS = {
     "memory_bytes": "memory",

@@ -23,10 +23,8 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from bench.analysis import frame
-from bench.planning.rates import RATES_FILE, read_rates
-from bench.spec.record import SCHEMA_VERSION, Record, RegressionItem, Sample, Step, from_json
-from bench.spec.serving import ServedAnswer
-from bench.spec.tuning import Tuning
+from bench.compose import RATES_FILE, read_rates
+from bench.record import SCHEMA_VERSION, Record, RegressionItem, Sample, ServedAnswer, Step, Tuning, from_json
 
 T = TypeVar("T")
 

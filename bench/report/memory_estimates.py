@@ -10,14 +10,12 @@ from dataclasses import replace
 import pandas as pd
 from pydantic import TypeAdapter
 
-from bench.planning.estimate.terms import Terms
-from bench.planning.predict import Machine, predict
+from bench.config import ConfigurationError, RunConfig
+from bench.planner.advice import Machine, predict
+from bench.planner.memory import PlanConfig, Terms
+from bench.record import Record
 from bench.report.answer import Group
 from bench.report.memory_plots import PARTS, peak_parts
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.plan import PlanConfig
-from bench.spec.record import Record
 
 ESTIMATED = (
     "Paler: what the planner says of the same run before it starts, for a micro-batch of the longest examples that "

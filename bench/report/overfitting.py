@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from bench.analysis.overfitting import Overfitting, overfitting
 from bench.analysis.targets import CurveComparison, CurveReading
+from bench.record import Record
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, mean_and_range, number, table
-from bench.spec.record import Record
 
 _TEXT = (
     "Gap: held-out loss at the end - training loss. Training loss: sum of token losses / supervised tokens over the "

@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.analysis.stats import Resampler, paired
+from bench.record import Sample, ScoreInterval, ServedAnswer
 from bench.report.load import load
-from bench.spec.manifest import ScoreInterval
-from bench.spec.record import Sample
-from bench.spec.serving import ServedAnswer
 
 
 def own_scores(run: Path, form: str | None = None, *, seed: int = 0) -> dict[str, ScoreInterval]:

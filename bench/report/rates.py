@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.analysis.rates import remarks, tuning_of, warnings
+from bench.record import Record, Trial, Tuning
 from bench.report import plots
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, number, table
-from bench.spec.record import Record
-from bench.spec.tuning import Trial, Tuning
 
 HOW = (
     "Each rate was a training run of its own, judged by the loss on the validation split at its end; the test split "

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench.spec.agreement import allowed_names
-from bench.spec.failure import ConfigurationError
-from bench.spec.limits import WORDS, Limits, limits_from_words
+from bench.config import ConfigurationError
+from bench.fairness import allowed_names
+from bench.stats.limits import WORDS, Limits, limits_from_words
 
 COMMAND = "recommend"
 _WIDTH = 110

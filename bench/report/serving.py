@@ -13,6 +13,7 @@ import numpy as np
 from bench.analysis import serving, shipping, stats
 from bench.analysis.load import disturbances
 from bench.analysis.shipping import Advice, Change
+from bench.record import Record
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, mib, number, with_interval
 from bench.report.serving_tables import (
@@ -23,7 +24,6 @@ from bench.report.serving_tables import (
     latency_table,
     median_text,
 )
-from bench.spec.record import Record
 
 _FEW = (
     "Intervals of medians need no assumption about the distribution; with fewer than six values they are the whole "

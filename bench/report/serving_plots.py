@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from bench.analysis.serving import adapter_tokens_per_second
+from bench.record import Adapters, Way
 from bench.report.answer import Group
 from bench.report.plots import GREY, finish, styles
 from bench.report.serving import served_arms
-from bench.spec.serving import Adapters, Way
 
 _LINES: dict[Way, str] = {"mixed": "-", "swapped": "--", "copies": ":"}
 WAYS: dict[Way, str] = {

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from bench.analysis import serving, shipping
 from bench.analysis.serving import Latency, Median
 from bench.analysis.shipping import Change
+from bench.record import Fidelity, LogitDifference, Record
 from bench.report.format import UNKNOWN, cell, mib, number, percent, table, with_interval
-from bench.spec.record import Record
-from bench.spec.serving import Fidelity, LogitDifference
 
 Arms = Mapping[str, Sequence[Record]]  # arm -> its served runs
 

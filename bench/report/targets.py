@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from bench.analysis.curves import Reach
 from bench.analysis.order import is_base, is_control
 from bench.analysis.targets import CurveComparison, CurveReading
+from bench.record import Record
 from bench.report import fitting
 from bench.report.answer import Group, busy_mark
 from bench.report.format import UNKNOWN, cell, gib, mean_and_range, number, table
-from bench.spec.record import Record
 
 _REACHED = (
     "Reached: the first time that the loss on the validation split was at or below the target. Means are over the "

@@ -25,9 +25,10 @@ from typing import Any, TypeVar
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from bench.planning.estimate.overhead import CUDA_PROCESS_BYTES
-from bench.planning.rates import RATES_FILE, read_rates
-from bench.spec.record import (
+from bench.compose import RATES_FILE, read_rates
+from bench.identity import names_of_arms
+from bench.planner.memory import CUDA_PROCESS_BYTES
+from bench.record import (
     SCHEMA_VERSION,
     Environment,
     HeldoutPoint,
@@ -35,13 +36,12 @@ from bench.spec.record import (
     Record,
     RegressionItem,
     Sample,
+    ServedAnswer,
     Step,
     TrainResult,
+    Tuning,
     from_json,
 )
-from bench.spec.serving import ServedAnswer
-from bench.spec.settings import names_of_arms
-from bench.spec.tuning import Tuning
 
 T = TypeVar("T")
 _RUN = ["run_id", "arm", "method", "seed"]

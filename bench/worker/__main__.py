@@ -20,11 +20,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bench.spec.bundle import bundle_environment
-from bench.spec.config import RunConfig
-from bench.spec.failure import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError
-from bench.spec.layout import write_atomic
-from bench.spec.record import from_json, to_json
+from bench.config import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, RunConfig
+from bench.identity import write_atomic
+from bench.record import bundle_environment, from_json, to_json
 from bench.worker.progress import Progress
 from bench.worker.team import ALONE, Team
 

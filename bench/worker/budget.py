@@ -10,7 +10,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from bench.spec.config import HardwareConfig
+from bench.config import HardwareConfig
 
 SHARE = 0.9  # the rest is for the driver, the compiler and what fragments
 

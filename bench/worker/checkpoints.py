@@ -23,9 +23,9 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 from transformers.trainer_utils import rotate_checkpoints
 
-from bench.spec.config import RunConfig
-from bench.spec.layout import flush_to_disk, write_atomic
-from bench.spec.record import HeldoutPoint, PhaseMemory, Step, from_json, to_json
+from bench.config import RunConfig
+from bench.identity import flush_to_disk, write_atomic
+from bench.record import HeldoutPoint, PhaseMemory, Step, from_json, to_json
 from bench.worker.device import Device
 from bench.worker.instruments.load import OtherLoad
 

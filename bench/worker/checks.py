@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from bench.spec.config import RunConfig
-from bench.spec.devices import DEEPSPEED
+from bench.config import DEEPSPEED, RunConfig
 from bench.worker.methods import served_forms
 from bench.worker.sources import hub
 from bench.worker.suites.check import check_suite

@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from bench.spec.config import HardwareConfig, RunConfig
-from bench.spec.devices import CUTS_WEIGHTS
-from bench.spec.failure import ConfigurationError
-from bench.spec.record import Environment
+from bench.config import CUTS_WEIGHTS, ConfigurationError, HardwareConfig, RunConfig
+from bench.record import Environment
 from bench.worker import processor
 from bench.worker.instruments.load import OtherLoad
 

@@ -24,10 +24,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from bench.spec.config import RunConfig
-from bench.spec.identity import digest
-from bench.spec.layout import write_atomic
-from bench.spec.record import KL_METRIC, RegressionItem, RegressionTask
+from bench.config import RunConfig
+from bench.identity import digest, write_atomic
+from bench.record import KL_METRIC, RegressionItem, RegressionTask
 from bench.worker import data, heldout
 from bench.worker.device import Device
 from bench.worker.models import load_weights

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from bench.spec.config import ModelConfig
+from bench.config import ModelConfig
 from bench.worker.serving.forms import weight_files
 
 _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's

@@ -15,7 +15,7 @@ from peft import replace_lora_weights_loftq
 from peft.optimizers import create_loraplus_optimizer
 from transformers import Trainer, TrainingArguments
 
-from bench.spec.config import ModelConfig
+from bench.config import ModelConfig
 
 
 def loraplus(model: Any, arguments: TrainingArguments, ratio: float) -> torch.optim.Optimizer:

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments, set_seed
 
-from bench.spec.config import AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
-from bench.spec.devices import CUTS_WEIGHTS
+from bench.config import CUTS_WEIGHTS, AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
 from bench.worker.models import load_weights
 from bench.worker.quantized import stored
 from bench.worker.serving.form import Form

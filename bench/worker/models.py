@@ -34,9 +34,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bench.spec.config import ModelConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.layout import flush_to_disk
+from bench.config import ConfigurationError, ModelConfig
+from bench.identity import flush_to_disk
 
 _MACHINE_TROUBLE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 

@@ -26,9 +26,8 @@ import torch
 from transformers import TrainerCallback
 
 from bench.analysis.rates import hopeless
-from bench.spec.config import RunConfig
-from bench.spec.devices import DEEPSPEED
-from bench.spec.record import HeldoutPoint, MemoryBreakdown, Step
+from bench.config import DEEPSPEED, RunConfig
+from bench.record import HeldoutPoint, MemoryBreakdown, Step
 from bench.worker import data
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.energy import Energy

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.spec.config import RunConfig
-from bench.spec.record import DeviceShare, MemoryBreakdown, PhaseMemory
+from bench.config import RunConfig
+from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.memory import Memory
 from bench.worker.observer import Observer
 from bench.worker.team import Team

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.record import DataSummary, from_json, to_json
+from bench.config import ConfigurationError, RunConfig
+from bench.record import DataSummary, from_json, to_json
 from bench.worker import sources
 from bench.worker.sources.example import SPLITS, Example, Loaded, content_hash
 from bench.worker.tokenizing import Record, fingerprint, tokenize_split

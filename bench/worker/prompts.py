@@ -17,8 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from bench.spec.config import TaskConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig
 from bench.worker.sources.example import Example
 
 Message = dict[str, str]

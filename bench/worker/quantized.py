@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from bench.spec.config import RunConfig
+from bench.config import RunConfig
 from bench.worker.models import make_once
 
 

@@ -29,10 +29,9 @@ from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
-from bench.spec.config import SuiteConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.identity import digest
-from bench.spec.record import RegressionItem, RegressionTask
+from bench.config import ConfigurationError, SuiteConfig
+from bench.identity import digest
+from bench.record import RegressionItem, RegressionTask
 from bench.worker.scoring import PrefixScorer
 from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from bench.spec.config import RunConfig
+from bench.config import RunConfig
 from bench.worker import checkpoints, data
 from bench.worker.checkpoints import Checkpoint, Seen
 from bench.worker.device import Device

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from bench.spec.config import RunConfig
-from bench.spec.devices import DEEPSPEED
+from bench.config import DEEPSPEED, RunConfig
 
 
 def arguments(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.spec.config import RunConfig
+from bench.config import RunConfig
 from bench.worker import methods
 from bench.worker.device import Device
 from bench.worker.instruments import flops

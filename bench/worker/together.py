@@ -21,7 +21,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from bench.spec.failure import EXIT_ERROR, EXIT_OK
+from bench.config import EXIT_ERROR, EXIT_OK
 
 
 def main(count: int, folder: Path, stage: str) -> int:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from bench.spec.config import RunConfig
+from bench.config import RunConfig
 from bench.worker.prompts import TokenizedExample, render, special_token_in
 from bench.worker.sources.example import SPLITS, Example, shortened
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from bench.spec.config import RunConfig
+from bench.config import RunConfig
 from bench.worker import data, sharding
 from bench.worker.device import Device
 from bench.worker.loss import Batch, SupervisedHead

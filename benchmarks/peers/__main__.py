@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.running.provenance import provenance
+from bench.sweep.execute import provenance
 from benchmarks.peers.run import METHODS, TRAINERS, Run
 from benchmarks.peers.table import markdown, summarize
 

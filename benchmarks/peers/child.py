@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.spec.layout import artifact_folder
+from bench.identity import artifact_folder
 from benchmarks.peers.material import configured, gather
 from benchmarks.peers.meter import Meter
 from benchmarks.peers.run import Run

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.planning.compose import compose
-from bench.spec.config import AdapterConfig, QuantizationConfig, RunConfig
-from bench.spec.layout import data_folder
+from bench.compose import compose
+from bench.config import AdapterConfig, QuantizationConfig, RunConfig
+from bench.identity import data_folder
 from bench.worker import data, models, prepare
 from benchmarks.peers.run import Run
 

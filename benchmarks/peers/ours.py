@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback, trainer
 
-from bench.spec.config import RunConfig
-from bench.spec.layout import run_folder
-from bench.spec.record import to_json
+from bench.config import RunConfig
+from bench.identity import run_folder
+from bench.record import to_json
 from bench.worker.__main__ import main as run_stage
 from benchmarks.peers.meter import Meter
 

@@ -15,7 +15,7 @@ def write_model(numbers: dict[str, object], folder: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from bench.planning.compose import compose
+    from bench.compose import compose
     from bench.worker import models
 
     if not (folder / "tokenizer.json").exists():

@@ -10,17 +10,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench.cli import prepare_all
-from bench.planning.compose import compose
-from bench.planning.estimate.activations import Batch
-from bench.planning.estimate.numerics import numerics_of
-from bench.planning.estimate.peak import estimate
-from bench.planning.estimate.static import Static, static_bytes
-from bench.planning.estimate.terms import Terms
-from bench.planning.predict import architecture_of
-from bench.running.execute import execute
-from bench.spec.config import RunConfig, TrialConfig
-from bench.spec.layout import run_folder
-from bench.spec.record import Record
+from bench.compose import compose
+from bench.config import RunConfig, TrialConfig
+from bench.identity import run_folder
+from bench.planner.advice import architecture_of
+from bench.planner.memory import Batch, Static, Terms, estimate, numerics_of, static_bytes
+from bench.record import Record
+from bench.sweep.execute import execute
 from benchmarks.planner.cases import EMBEDDED, SIZES, Case
 from benchmarks.planner.material import MICRO_BATCHES, STEPS, write_examples, write_model
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from bench.planning.claims import read_claims
-from bench.planning.plans import Plan, plans
+from bench.planner.advice import Plan, plans
+from bench.stats.claim_files import read_claims
 
 FILE = Path(__file__).with_name("published.yaml")
 GIB, GB = 2**30, 10**9

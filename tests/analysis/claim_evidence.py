@@ -15,9 +15,8 @@ from bench.analysis.measured import Evidence
 from bench.analysis.measures import OVERALL, Measure
 from bench.analysis.pairing import group_arms
 from bench.analysis.values import Values
-from bench.planning.claims import from_mappings
-from bench.spec.record import Record, Step
-from bench.spec.tuning import Tuning
+from bench.record import Record, Step, Tuning
+from bench.stats.claim_files import from_mappings
 
 ROUGE = Measure("score", "rougeL")
 ALL_TASKS = Measure("regression", OVERALL, True, "mean")

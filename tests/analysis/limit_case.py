@@ -16,8 +16,7 @@ from bench.analysis.limits import Case
 from bench.analysis.needs import needs_of_arms
 from bench.analysis.pairing import group_arms
 from bench.analysis.recommend import arms_frame
-from bench.spec.record import PhaseMemory, Record, ServeResult
-from bench.spec.serving import Fidelity
+from bench.record import Fidelity, PhaseMemory, Record, ServeResult
 
 MIB = 2**20
 PEAKS = {"full": 4397 * MIB, "lora": 2552 * MIB, "qlora": 2375 * MIB}  # of seed 0; seed 1 takes 8 MiB more

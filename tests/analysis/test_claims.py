@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from claim_evidence import ROUGE, evidence, run, verdict
 
-from bench.planning.claims import read_claims
-from bench.spec.record import Environment
+from bench.record import Environment
+from bench.stats.claim_files import read_claims
 
 FULL, LORA, QLORA = run("full"), run("lora"), run("qlora")
 SCORES = np.random.default_rng(1).uniform(0.2, 0.4, 400)

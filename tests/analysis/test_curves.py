@@ -10,7 +10,7 @@ import pytest
 from synthetic import ENVIRONMENT, make_train
 
 from bench.analysis.curves import Line, Reach, curve_of, first_reach
-from bench.spec.record import HeldoutPoint, Step, TrainResult
+from bench.record import HeldoutPoint, Step, TrainResult
 
 FALLING = ((0, 4.0), (10, 3.0), (20, 2.5))
 

@@ -16,9 +16,9 @@ from bench.analysis.compare import Findings, compare
 from bench.analysis.fairness import reasons_against
 from bench.analysis.load import busy, disturbances, speed_doubts
 from bench.analysis.pairing import fair_pairs, fair_partner, match
+from bench.fairness import REQUIREMENTS
+from bench.record import Record
 from bench.report.load import load
-from bench.spec.agreement import REQUIREMENTS
-from bench.spec.record import Record
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 

@@ -16,8 +16,8 @@ from bench.analysis.choice import Contest
 from bench.analysis.limits import Answer, Case, answer_under, judged, standing_of
 from bench.analysis.needs import Need, memory_need, suite_change
 from bench.analysis.recommend import recommend_among
-from bench.spec.limits import Limits
-from bench.spec.record import PhaseMemory
+from bench.record import PhaseMemory
+from bench.stats.limits import Limits
 
 WIDE = 0.5  # a tolerance of quality within which every trained method is; the base is not
 

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from bench.analysis.metrics import METRICS, final_number, score, score_all
-from bench.spec.config import Metric
+from bench.config import Metric
 
 
 def test_every_metric_of_the_config_is_scored() -> None:

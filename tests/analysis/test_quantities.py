@@ -15,9 +15,8 @@ from bench.analysis.quantities import PAIRED_BY_EXAMPLE, UNMEASURED
 from bench.analysis.rate_sweeps import best_cell
 from bench.analysis.run_quantities import RUN_QUANTITIES
 from bench.analysis.serving_quantities import SERVING_QUANTITIES
-from bench.spec.claim import Quantity
-from bench.spec.record import HeldoutPoint, MemoryBreakdown, Record
-from bench.spec.tuning import Trial
+from bench.record import HeldoutPoint, MemoryBreakdown, Record, Trial
+from bench.stats.claim import Quantity
 
 ADAPTER_BYTES = 4_884_480 * 4
 PARAMETERS = 134_515_008

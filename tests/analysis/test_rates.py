@@ -9,9 +9,8 @@ import pytest
 from synthetic import make_record, make_tuning, with_rate
 
 from bench.analysis.rates import best, best_rates, edge, hopeless, is_tuned, next_rate, remarks, warnings
-from bench.spec.config import TrialConfig
-from bench.spec.record import HeldoutPoint
-from bench.spec.tuning import Trial, TuneConfig
+from bench.config import TrialConfig
+from bench.record import HeldoutPoint, Trial, TuneConfig
 
 
 def tried(rate: float, loss: float | None, stopped: str | None = None) -> Trial:

@@ -11,7 +11,7 @@ from synthetic import ENVIRONMENT, MIB, make_record
 
 from bench.analysis.overfitting import overfitting
 from bench.analysis.targets import compare_curves
-from bench.spec.record import HeldoutPoint, Record, Step
+from bench.record import HeldoutPoint, Record, Step
 
 Point = tuple[int, float, float | None]  # step, seconds, held-out loss; a step is 100 tokens
 FULL: list[Point] = [(0, 0.0, 4.0), (10, 100.0, 3.0), (20, 200.0, 2.5)]

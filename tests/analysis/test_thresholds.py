@@ -11,7 +11,7 @@ from limit_case import MIB, PEAKS, case_of, runs
 
 from bench.analysis.limits import Case, answer_under
 from bench.analysis.thresholds import NUMBERS, QUALITY, changes, remedies, segments, with_value
-from bench.spec.limits import Limits
+from bench.stats.limits import Limits
 
 LIMITS = [
     Limits(),

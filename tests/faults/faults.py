@@ -11,16 +11,16 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
-from bench.spec.layout import run_folder
-from bench.spec.record import Record, from_json, to_json
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.identity import run_folder
+from bench.record import Record, from_json, to_json
 
 ROOT = Path(__file__).parents[2]
 SHIM = Path(__file__).parent / "shim"
 EXECUTE = (
-    "import sys; from pathlib import Path; from bench.running.execute import execute; from bench.spec.config import "
-    "RunConfig; from bench.spec.record import from_json; execute(from_json(RunConfig, Path(sys.argv[1]).read_bytes()))"
+    "import sys; from pathlib import Path; from bench.sweep.execute import execute; from bench.config import "
+    "RunConfig; from bench.record import from_json; execute(from_json(RunConfig, Path(sys.argv[1]).read_bytes()))"
 )
 PLACES = {
     "load": "bench.worker.models:load_weights",

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from faults import ROOT, Fault, Place, after_training, environment, files_of, how
 
-from bench.spec.failure import Status
-from bench.spec.layout import run_folder
-from bench.spec.record import Record
+from bench.config import Status
+from bench.identity import run_folder
+from bench.record import Record
 
 pytestmark = pytest.mark.slow
 

@@ -27,8 +27,8 @@ from faults import (
     steps_written,
 )
 
-from bench.spec.failure import Status
-from bench.spec.record import Record, to_json
+from bench.config import Status
+from bench.record import Record, to_json
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from faults import FIRST_TRAINING_FORWARD, Fault, Place, after_training, files_of, how
 
-from bench.spec.failure import Status
-from bench.spec.record import Record
+from bench.config import Status
+from bench.record import Record
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from faults import ROOT, Fault, Place, after_training, environment, how
 
-from bench.spec.failure import Status
-from bench.spec.record import Record
+from bench.config import Status
+from bench.record import Record
 
 pytestmark = pytest.mark.slow
 

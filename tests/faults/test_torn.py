@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from faults import ROOT, Place, cut_short, files_of, how
 
+from bench.config import Status
+from bench.record import Record
 from bench.report.load import load
-from bench.running.execute import finished_stage
-from bench.spec.failure import Status
-from bench.spec.record import Record
+from bench.sweep.execute import finished_stage
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.planning.claims import CLAIMS_FOLDER, from_mappings, read_claims
-from bench.spec.claim import Check
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError
+from bench.stats.claim import Check
+from bench.stats.claim_files import CLAIMS_FOLDER, from_mappings, read_claims
 
 PUBLIC = {  # the claims that the harness set out to test
     "mem-order", "mem-16-bytes", "mem-full-7b-24gb", "mem-lora-7b", "mem-qlora-7b", "mem-qlora-8b-base", "mem-nf4-4x",

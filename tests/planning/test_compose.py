@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import CONFIG_FOLDER, choices, compose, explicit, is_search
-from bench.spec.failure import ConfigurationError
+from bench.compose import CONFIG_FOLDER, choices, compose, explicit, is_search
+from bench.config import ConfigurationError
 
 GROUPS = ("model", "method", "task", "suite", "train", "hardware", "tracking", "serve", "experiment")
 COMPLETIONS = {  # what a file leaves to the user

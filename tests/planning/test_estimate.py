@@ -7,19 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import choices, compose
-from bench.planning.estimate.activations import Batch, residual_bytes, saved_by_layer
-from bench.planning.estimate.flops import LinearCosts, planned_costs
-from bench.planning.estimate.numerics import Numerics, numerics_of
-from bench.planning.estimate.parameters import adapter_tensors, base_parameters
-from bench.planning.estimate.peak import estimate, moments
-from bench.planning.estimate.sharing import ALONE, Parallel
-from bench.planning.estimate.static import optimizer_bytes, quantized_bytes, static_bytes
-from bench.planning.estimate.terms import Terms
-from bench.planning.predict import architecture_of
-from bench.spec.config import QuantizationConfig, RunConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.record import Record, from_json
+from bench.compose import choices, compose
+from bench.config import ConfigurationError, QuantizationConfig, RunConfig
+from bench.planner.advice import architecture_of
+from bench.planner.memory import (
+    ALONE,
+    Batch,
+    Numerics,
+    Parallel,
+    Terms,
+    adapter_tensors,
+    base_parameters,
+    estimate,
+    moments,
+    numerics_of,
+    optimizer_bytes,
+    quantized_bytes,
+    residual_bytes,
+    saved_by_layer,
+    static_bytes,
+)
+from bench.planner.time import LinearCosts, planned_costs
+from bench.record import Record, from_json
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 MODELS = [name for name in choices("model") if name != "folder"]

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.planning.estimate.duration import duration
-from bench.planning.fit import GIB, largest_micro_batch, remedies, verdict
-from bench.planning.plans import plans
-from bench.planning.predict import Machine, architecture_of, predict
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.plan import PlanConfig
+from bench.compose import compose
+from bench.config import ConfigurationError, RunConfig
+from bench.planner.advice import GIB, Machine, architecture_of, largest_micro_batch, plans, predict, remedies, verdict
+from bench.planner.memory import PlanConfig
+from bench.planner.time import duration
 
 CARD = Machine("cuda", 24.0)
 OPTIONS = PlanConfig()

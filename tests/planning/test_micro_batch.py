@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.planning.micro_batch import MOST_PROBES, first_size, largest_fitting, next_size, sizes
-from bench.spec.failure import ConfigurationError
-from bench.spec.identity import comparison_key, fit_key, run_id
+from bench.compose import compose
+from bench.config import ConfigurationError
+from bench.identity import comparison_key, fit_key, run_id
+from bench.planner.advice import MOST_PROBES, first_size, largest_fitting, next_size, sizes
 
 GIB = 2**30
 

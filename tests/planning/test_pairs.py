@@ -8,9 +8,9 @@ import json
 import pytest
 from rich.console import Console
 
-from bench import plan_view
-from bench.planning.compose import compose
-from bench.planning.pairs import Group, Pair, groups_of, to_json
+from bench.compose import compose
+from bench.fairness import Group, Pair, groups_of, to_json
+from bench.sweep import console as plan_view
 
 FOUR = "method=base,full,lora,qlora"
 

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.planning.rates import read_rates
-from bench.planning.tuning import compose_tuning, trial
-from bench.running.execute import stages
-from bench.running.rates import keep_rates, keep_tuning
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.identity import comparison_key, data_key, run_id, tuning_key
-from bench.spec.record import HeldoutPoint
-from bench.spec.tuning import Trial, TuneConfig, Tuning
+from bench.compose import compose, read_rates
+from bench.config import ConfigurationError, RunConfig
+from bench.identity import comparison_key, data_key, run_id, tuning_key
+from bench.record import HeldoutPoint, Trial, TuneConfig, Tuning
+from bench.sweep.execute import stages
+from bench.sweep.tuning import compose_tuning, keep_rates, keep_tuning, trial
 
 
 def tuning_of(config: RunConfig, rate: float | None) -> Tuning:

@@ -13,15 +13,19 @@ from pathlib import Path
 import numpy as np
 from synthetic import ENVIRONMENT, EXAMPLES, MIB, build_sweep, make_samples
 
-from bench.spec.record import PhaseMemory, Record, ServeResult, from_json, to_json
-from bench.spec.serving import (
+from bench.record import (
     AdapterGeneration,
     Adapters,
     Fidelity,
     Generation,
     LogitDifference,
+    PhaseMemory,
+    Record,
     ServedAnswer,
     ServedForm,
+    ServeResult,
+    from_json,
+    to_json,
 )
 
 SETTINGS = {"name": "full", "prompt_tokens": [64], "batch_sizes": [1, 8], "new_tokens": 16, "repetitions": 5,

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.rates import best, edge
-from bench.spec.failure import NEXT_STEP, Status
-from bench.spec.identity import tuning_key_of
-from bench.spec.record import (
+from bench.config import NEXT_STEP, Status
+from bench.identity import tuning_key_of
+from bench.record import (
     DataSummary,
     Environment,
     EvaluateResult,
@@ -35,9 +35,10 @@ from bench.spec.record import (
     Sample,
     Step,
     TrainResult,
+    Trial,
+    Tuning,
     to_json,
 )
-from bench.spec.tuning import Trial, Tuning
 
 MIB = 2**20
 SCRIPT = "<script>alert(1)</script>"

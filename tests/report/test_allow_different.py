@@ -9,11 +9,10 @@ import pytest
 from synthetic import make_items, make_record, make_samples, write_run
 
 from bench.cli import main
-from bench.planning.compose import compose
-from bench.spec.agreement import REQUIREMENTS
-from bench.spec.config import to_mapping
-from bench.spec.identity import comparison_key, run_id
-from bench.spec.layout import sweep_folder
+from bench.compose import compose
+from bench.config import to_mapping
+from bench.fairness import REQUIREMENTS
+from bench.identity import comparison_key, run_id, sweep_folder
 
 
 @pytest.fixture

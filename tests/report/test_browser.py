@@ -16,11 +16,11 @@ import pytest
 import synthetic
 from served import build_served_sweep
 
+from bench.record import Trial
 from bench.report.build import build_report
 from bench.report.page import Content, page
 from bench.report.sample_browser import Browsable
-from bench.running.rates import keep_tuning
-from bench.spec.tuning import Trial
+from bench.sweep.tuning import keep_tuning
 
 pytestmark = pytest.mark.slow
 INSTALL = "install one: apt install chromium, or python -m playwright install chromium"

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from synthetic import EXAMPLES, METHODS, STEPS, build_sweep
 
+from bench.record import Record, from_json, to_json
 from bench.report import chart_frames
 from bench.report.answer import Group, answer_table, groups_of, without_controls
 from bench.report.cards import cards_of
@@ -21,7 +22,6 @@ from bench.report.figures import figures_of
 from bench.report.load import load
 from bench.report.memory_estimates import estimated, parts_frame
 from bench.report.sample_browser import browsable
-from bench.spec.record import Record, from_json, to_json
 
 IMAGES = {name: f"plots/{name}.png" for name in ("quality_against_cost", "loss_curves", "memory", "regression")}
 

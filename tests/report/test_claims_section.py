@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from synthetic import build_sweep
 
-from bench.planning.claims import from_mappings, read_claims
 from bench.report.answer import Group, groups_of
 from bench.report.build import build_report
 from bench.report.claims import expected_text, judged_table, known_claims, measured_text, side_by_side, verdicts_of
 from bench.report.load import Problem, load
-from bench.spec.claim import Check
+from bench.stats.claim import Check
+from bench.stats.claim_files import from_mappings, read_claims
 
 
 @pytest.fixture(scope="module")

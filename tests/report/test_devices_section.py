@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from synthetic import make_record
 
 from bench.analysis.frame import runs_frame
+from bench.record import DeviceShare, MemoryBreakdown, Record
 from bench.report.devices import devices_table
-from bench.spec.record import DeviceShare, MemoryBreakdown, Record
 
 GIB = 2**30
 

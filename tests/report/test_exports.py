@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from synthetic import build_sweep
 
+from bench.config import ConfigurationError
 from bench.report.build import build_report
 from bench.report.exports import formats_of
-from bench.spec.failure import ConfigurationError
 
 
 def test_every_format_of_every_table_and_plot(tmp_path: Path) -> None:

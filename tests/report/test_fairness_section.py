@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from synthetic import build_sweep
 
+from bench.record import Environment, Record, from_json, to_json
 from bench.report.__main__ import main
 from bench.report.build import build_report
-from bench.spec.record import Environment, Record, from_json, to_json
 
 
 def change(folder: Path, method: str, *stages: str, **environment: object) -> Path:

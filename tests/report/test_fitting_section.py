@@ -7,10 +7,9 @@ from pathlib import Path
 
 from synthetic import build_sweep
 
+from bench.record import Fit, Probe, Record, to_json
 from bench.report.build import build_report
-from bench.running.store import read_record
-from bench.spec.fitting import Fit, Probe
-from bench.spec.record import Record, to_json
+from bench.sweep.execute import read_record
 
 GIB = 2**30
 

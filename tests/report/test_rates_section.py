@@ -8,10 +8,10 @@ import pytest
 from synthetic import build_sweep, make_record, make_tuning, with_rate
 
 from bench.analysis.rates import tuning_of
+from bench.record import Trial
 from bench.report.build import build_report
 from bench.report.load import load
-from bench.running.rates import keep_tuning
-from bench.spec.tuning import Trial
+from bench.sweep.tuning import keep_tuning
 
 RATES = {"full": (5e-5, 1.25e-4, 2e-5), "lora": (5e-4, 1.25e-3, 2e-4)}
 

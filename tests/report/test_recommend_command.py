@@ -18,7 +18,7 @@ from bench.report.answer import Group, groups_of
 from bench.report.limit_text import answer_text, rounded, threshold, vocabulary
 from bench.report.limits import case_of, section
 from bench.report.load import load
-from bench.spec.limits import Limits, limits_from_words
+from bench.stats.limits import Limits, limits_from_words
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,15 +18,15 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from bench.cli import main
-from bench.planning.compose import CONFIG_FOLDER, choices, compose
-from bench.running import dispatch, job, provenance
-from bench.running.dispatch import check, chosen_launcher
-from bench.running.store import write_record
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError, Status
-from bench.spec.identity import run_id
-from bench.spec.layout import run_folder, write_atomic
-from bench.spec.record import Record
+from bench.compose import CONFIG_FOLDER, choices, compose
+from bench.config import ConfigurationError, RunConfig, Status
+from bench.identity import run_folder, run_id, write_atomic
+from bench.record import Record
+from bench.sweep import execute as provenance
+from bench.sweep import launchers as dispatch
+from bench.sweep import launchers as job
+from bench.sweep.execute import write_record
+from bench.sweep.launchers import check, chosen_launcher
 
 SLURM = "hydra_plugins.hydra_submitit_launcher"
 LAUNCHERS = {

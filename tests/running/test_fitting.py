@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 from in_process import in_process
 
-from bench.planning.compose import compose
-from bench.running import execute, fitting
-from bench.running.execute import write_plan
-from bench.running.launch import Outcome
-from bench.spec.config import RunConfig
-from bench.spec.failure import Status
-from bench.spec.fitting import Fit, ProbeResult
-from bench.spec.layout import run_folder
-from bench.spec.record import Failure, from_json, to_json
+from bench.compose import compose
+from bench.config import RunConfig, Status
+from bench.identity import run_folder
+from bench.record import Failure, Fit, ProbeResult, from_json, to_json
+from bench.sweep import execute
+from bench.sweep import execute as fitting
+from bench.sweep.child import Outcome
+from bench.sweep.execute import write_plan
 
 AUTO = ("train.micro_batch=auto", "train.batch_size=8", "hardware.memory_budget_gib=1")
 MIB = 2**20

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.running import gpus
-from bench.running.gpus import VISIBLE, own_gpus, visible_gpus
+from bench.sweep import launchers as gpus
+from bench.sweep.launchers import VISIBLE, own_gpus, visible_gpus
 
 
 def test_each_gets_a_gpu_of_its_own_and_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_what_a_scheduler_shows_is_what_there_is(visible, expected, tmp_path, mo
 
 def test_a_killed_job_frees_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from bench.running.gpus import own_gpus\n"
+        "import sys, time; from pathlib import Path; from bench.sweep.launchers import own_gpus\n"
         "with own_gpus(2, locks=Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     monkeypatch.setenv(VISIBLE, "0,1,2")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.running import launch
-from bench.spec.failure import ConfigurationError, Status
-from bench.spec.record import Stage
+from bench.config import ConfigurationError, Status
+from bench.record import Stage
+from bench.sweep import child as launch
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.running import reuse
-from bench.running.store import write_record
-from bench.spec.config import RunConfig, to_mapping
-from bench.spec.failure import Status
-from bench.spec.layout import run_folder
-from bench.spec.record import Record
+from bench.compose import compose
+from bench.config import RunConfig, Status, to_mapping
+from bench.identity import run_folder
+from bench.record import Record
+from bench.sweep import execute as reuse
+from bench.sweep.execute import write_record
 
 HERE = {
     "python": "3.11", "packages": {"torch": "2"}, "git_commit": "abc", "git_dirty": False,

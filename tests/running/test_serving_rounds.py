@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.running import serving, store
-from bench.running.launch import Outcome
-from bench.spec.config import RunConfig, to_mapping
-from bench.spec.failure import ConfigurationError, Status
-from bench.spec.identity import comparison_key, data_key, run_id, tuning_key
-from bench.spec.layout import run_folder
-from bench.spec.record import Environment, PhaseMemory, Record, ServeResult, from_json, to_json
-from bench.spec.serving import Generation, ServedForm
+from bench.compose import compose
+from bench.config import ConfigurationError, RunConfig, Status, to_mapping
+from bench.identity import comparison_key, data_key, run_folder, run_id, tuning_key
+from bench.record import Environment, Generation, PhaseMemory, Record, ServedForm, ServeResult, from_json, to_json
+from bench.sweep import execute as serving
+from bench.sweep import execute as store
+from bench.sweep.child import Outcome
 
 SERVED = ("serve=quick", "serve.rounds=2")
 HERE = Environment("cpu: x", 1, 2, "bfloat16", "sdpa", "off", "2")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.running import store
-from bench.spec.layout import write_atomic
+from bench.identity import write_atomic
+from bench.sweep import execute as store
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from bench.running import tracking
-from bench.running.tracked import curves, predictions, summary
-from bench.spec.config import RunConfig
-from bench.spec.layout import run_folder
-from bench.spec.record import Record, from_json
+from bench.config import RunConfig
+from bench.identity import run_folder
+from bench.record import Record, from_json
+from bench.sweep import tracking
+from bench.sweep.tracking import curves, predictions, summary
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.spec.agreement import REQUIREMENTS, allowed_names, differing_settings, requirement_of
-from bench.spec.config import to_mapping
-from bench.spec.failure import ConfigurationError
-from bench.spec.settings import flat, names_of_arms
+from bench.compose import compose
+from bench.config import ConfigurationError, to_mapping
+from bench.fairness import REQUIREMENTS, allowed_names, differing_settings, requirement_of
+from bench.identity import flat, names_of_arms
 
 
 def described(*overrides: str) -> dict:

@@ -6,10 +6,9 @@ import dataclasses
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.spec import identity
-from bench.spec.config import from_mapping, to_mapping
-from bench.spec.failure import ConfigurationError
+from bench import identity
+from bench.compose import compose
+from bench.config import ConfigurationError, from_mapping, to_mapping
 
 
 @pytest.fixture

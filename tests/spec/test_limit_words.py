@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.spec.failure import ConfigurationError
-from bench.spec.limits import WORDS, Limits, limits_from_words
+from bench.config import ConfigurationError
+from bench.stats.limits import WORDS, Limits, limits_from_words
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
-from bench.spec.failure import ConfigurationError
-from bench.spec.identity import comparison_key, run_id
-from bench.spec.record import Record, from_json
+from bench.compose import compose
+from bench.config import ConfigurationError, RunConfig
+from bench.identity import comparison_key, run_id
+from bench.record import Record, from_json
 
 RESULTS = Path(__file__).parents[2] / "results"
 REFERENCE = RESULTS / "reference"

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from synthetic import EXAMPLES, METHODS, MIB, STEPS, build_sweep, make_failure, make_record, make_train, write_run
 
-from bench.planning.estimate.overhead import CUDA_PROCESS_BYTES
-from bench.spec.record import DeviceShare, PhaseMemory, TrainResult
+from bench.planner.memory import CUDA_PROCESS_BYTES
+from bench.record import DeviceShare, PhaseMemory, TrainResult
 from bench.stats.frames import groups, load, peak_memory_bytes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.spec.record import PhaseMemory
+from bench.record import PhaseMemory
 from bench.worker.instruments import Instrument
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.energy import Energy

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
-from bench.spec.layout import artifact_folder
-from bench.spec.record import TrainResult, from_json, to_json
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.identity import artifact_folder
+from bench.record import TrainResult, from_json, to_json
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage
 from bench.worker.stages import train as train_stage

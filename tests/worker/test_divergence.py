@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.planning.compose import compose
-from bench.spec.record import KL_METRIC
+from bench.compose import compose
+from bench.record import KL_METRIC
 from bench.worker import device, divergence, heldout, models
 
 

@@ -11,8 +11,7 @@ from collections import Counter
 
 import pytest
 
-from bench.spec.config import TaskConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig
 from bench.worker.sources import docstrings
 from bench.worker.sources.example import Loaded
 from bench.worker.sources.sentence import first_sentence, near_keys
@@ -153,7 +152,7 @@ def test_every_example_keeps_its_promises(loaded: Loaded) -> None:
 
 def test_another_process_makes_the_same_examples(loaded: Loaded) -> None:
     script = (
-        "import json; from bench.worker.sources import docstrings as d; from bench.spec.config import TaskConfig;"
+        "import json; from bench.worker.sources import docstrings as d; from bench.config import TaskConfig;"
         "d.PACKAGES = {'networkx': 'networkx'};"
         "task = TaskConfig(name='d', source='docstrings', prompt='Describe:\\n{code}', target='{docstring}');"
         "print(json.dumps({k: [e.prompt for e in v] for k, v in d.load(task).splits.items()}));"

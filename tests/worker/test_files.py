@@ -10,8 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bench.spec.config import TaskConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig
 from bench.worker.sources import files
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.planning.compose import compose
+from bench.compose import compose
 from bench.worker import methods, models
 from bench.worker.instruments.energy import Energy, Rapl, open_energy
 from bench.worker.instruments.flops import LinearCosts, linear_costs, matmul_peak_flops_per_second, needed_flops

@@ -9,8 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from bench.spec.config import TaskConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig
 from bench.worker.sources import hub
 
 CARD = """---

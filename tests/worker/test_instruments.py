@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.spec.config import RunConfig
+from bench.config import RunConfig
 from bench.worker.device import Device
 from bench.worker.instruments.clock import Clock, step_times
 from bench.worker.instruments.memory import Memory, breakdown, open_memory, total_bytes

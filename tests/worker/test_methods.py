@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from bench.planning.compose import compose
+from bench.compose import compose
 from bench.worker import methods, models
 from bench.worker.device import Device
 

@@ -9,11 +9,10 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.planning.compose import choices, compose
-from bench.planning.estimate.parameters import adapter_tensors, base_parameters
-from bench.planning.predict import COMPILE_REPAYS_FROM_STEPS, architecture_of
-from bench.spec.architecture import ArchitectureConfig
-from bench.spec.config import AdapterConfig
+from bench.compose import choices, compose
+from bench.config import AdapterConfig, ArchitectureConfig
+from bench.planner.advice import COMPILE_REPAYS_FROM_STEPS, architecture_of
+from bench.planner.memory import adapter_tensors, base_parameters
 from bench.worker import device
 from bench.worker.methods import _lora
 

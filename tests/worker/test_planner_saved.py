@@ -12,13 +12,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.planning.compose import compose
-from bench.planning.estimate.activations import Batch, saved_by_layer
-from bench.planning.estimate.compiled import saved_by_compiled_layer
-from bench.planning.estimate.numerics import numerics_of
-from bench.planning.estimate.parameters import adapter_tensors, linears
-from bench.spec.architecture import ArchitectureConfig
-from bench.spec.config import RunConfig
+from bench.compose import compose
+from bench.config import ArchitectureConfig, RunConfig
+from bench.planner.memory import Batch, adapter_tensors, linears, numerics_of, saved_by_compiled_layer, saved_by_layer
 from bench.worker import methods
 from bench.worker.compiling import compile_layers
 from bench.worker.loss import SupervisedHead

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from conversation import byte_tokenizer
 
-from bench.spec import identity
-from bench.spec.config import RunConfig, from_mapping
-from bench.spec.failure import ConfigurationError
+from bench import identity
+from bench.config import ConfigurationError, RunConfig, from_mapping
 from bench.worker.prepare import load_prepared, prepare
 
 GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from conversation import CHATML, byte_tokenizer
 
-from bench.spec.config import TaskConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig
 from bench.worker.prompts import messages, render, special_token_in
 from bench.worker.sources.example import Example
 

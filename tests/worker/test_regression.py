@@ -13,8 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bench.spec.config import SuiteConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, SuiteConfig
 from bench.worker.regression import SuiteOutcome, run_suite
 from bench.worker.suites.quick import quick_tasks
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
-from bench.spec.layout import artifact_folder
-from bench.spec.record import TrainResult
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.identity import artifact_folder
+from bench.record import TrainResult
 from bench.worker import checkpoints, resume
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage

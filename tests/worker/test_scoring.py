@@ -8,7 +8,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from bench.spec.config import ModelConfig
+from bench.config import ModelConfig
 from bench.worker import models
 from bench.worker.scoring import PrefixScorer, branched
 

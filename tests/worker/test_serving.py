@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
-from bench.spec.record import ServeResult
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.record import ServeResult
 from bench.worker import checks, device, methods, models
 from bench.worker.heldout import inference
 from bench.worker.progress import Progress

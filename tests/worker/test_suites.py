@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.spec.config import SuiteConfig
+from bench.config import SuiteConfig
 from bench.worker.suites import check, instructions, local, quick
 from bench.worker.suites.check import check_suite
 from bench.worker.suites.documents import by_hash, choice_task
@@ -65,7 +65,7 @@ def test_items_do_not_depend_on_the_process() -> None:
 
 def test_checking_needs_no_torch() -> None:
     command = (
-        "import sys; from bench.spec.config import SuiteConfig; from bench.worker.suites.check import check_suite; "
+        "import sys; from bench.config import SuiteConfig; from bench.worker.suites.check import check_suite; "
         "assert not check_suite(SuiteConfig(name='quick', source='quick')); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[2], check=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.planning.compose import compose
-from bench.running.launch import command, visible
+from bench.compose import compose
+from bench.sweep.child import command, visible
 from bench.worker import checks, sharding
 from bench.worker.together import first_cause
 

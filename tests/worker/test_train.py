@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
-from bench.spec.layout import artifact_folder, data_folder
-from bench.spec.record import TrainResult
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.identity import artifact_folder, data_folder
+from bench.record import TrainResult
 from bench.worker import data, methods, models, prepare
 from bench.worker.compiling import compile_layers
 from bench.worker.progress import Progress

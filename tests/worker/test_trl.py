@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig, TrainerCallback
 
-from bench.planning.compose import compose
-from bench.spec.config import RunConfig
-from bench.spec.layout import data_folder
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.identity import data_folder
 from bench.worker import data, methods, models, prepare
 from bench.worker.progress import Progress
 from bench.worker.stages import prepare as prepare_stage

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from bench.spec.config import RunConfig
-from bench.spec.record import from_json, to_json
+from bench.config import RunConfig
+from bench.record import from_json, to_json
 from bench.worker.progress import Progress
 from bench.worker.stages import train
 from bench.worker.stages.context import Context

@@ -1,6 +1,6 @@
 """What the loaded model needs, and the share of the device's matmul speed that it reached (MFU).
 
-The formula is `bench.planning.estimate.flops`; here its numbers are read off a model.
+The formula is `bench.planner.time`; here its numbers are read off a model.
 
     >>> costs = linear_costs(model)
     >>> needed_flops(costs, tokens=1000, supervised_tokens=90, attended_pairs=70_000)
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.planning.estimate.flops import LinearCosts, attention_flops, linear_flops, needed_flops
+from bench.planner.time import LinearCosts, attention_flops, linear_flops, needed_flops
 
 __all__ = ["LinearCosts", "linear_costs", "matmul_peak_flops_per_second", "needed_flops"]
 

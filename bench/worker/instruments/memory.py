@@ -19,7 +19,7 @@ from collections.abc import Iterable
 import torch
 from torch.distributed.tensor import DTensor
 
-from bench.spec.record import MemoryBreakdown, PhaseMemory
+from bench.record import MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.meters import CpuMeter, CudaMeter, MemoryMeter
 from bench.worker.instruments.nvml import open_nvml
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bench.spec.record import PhaseMemory
+from bench.record import PhaseMemory
 from bench.worker.instruments.nvml import Nvml
 
 

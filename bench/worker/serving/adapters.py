@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from bench.spec.config import ServeConfig
-from bench.spec.serving import AdapterGeneration, Adapters, Way
+from bench.config import ServeConfig
+from bench.record import AdapterGeneration, Adapters, Way
 from bench.worker import heldout
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.memory import Memory, total_bytes

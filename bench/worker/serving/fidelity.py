@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from bench.analysis import metrics
-from bench.spec.config import RunConfig
-from bench.spec.serving import Fidelity, LogitDifference, ServedAnswer
+from bench.config import RunConfig
+from bench.record import Fidelity, LogitDifference, ServedAnswer
 from bench.worker import data, heldout
 from bench.worker.device import Device
 from bench.worker.generate import generate

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.spec.config import QuantizationConfig
+from bench.config import QuantizationConfig
 
 Start = Literal["original", "quantized", "dequantized", "trained"]
 _STARTS: dict[Start, str] = {

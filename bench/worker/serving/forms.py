@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from bench.spec.config import QuantizationConfig, RunConfig
+from bench.config import QuantizationConfig, RunConfig
 from bench.worker import methods
 from bench.worker.device import Device
 from bench.worker.instruments.memory import quantization_constants, total_bytes

@@ -18,8 +18,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from bench.spec.config import ServeConfig
-from bench.spec.serving import Generation, ServedForm
+from bench.config import ServeConfig
+from bench.record import Generation, ServedForm
 from bench.worker import heldout
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.memory import Memory

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.spec.config import TaskConfig
+from bench.config import TaskConfig
 from bench.worker.sources import docstrings, files, hub
 from bench.worker.sources.example import SPLITS, Example, Loaded, content_hash
 

@@ -28,8 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.spec.config import TaskConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig
 from bench.worker.sources.copies import distinct, without_near_copies
 from bench.worker.sources.example import Example, Loaded, content_hash
 from bench.worker.sources.outline import outline

@@ -14,8 +14,7 @@ import hashlib
 from itertools import combinations
 from pathlib import Path
 
-from bench.spec.config import TaskConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig
 from bench.worker.sources.example import (
     SPLITS,
     Example,

@@ -15,8 +15,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from bench.spec.config import TaskConfig, suggest
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, TaskConfig, suggest
 from bench.worker.sources.example import SPLITS, Example, Loaded, in_content_order, without_duplicates
 from bench.worker.sources.files import with_missing_splits
 from bench.worker.sources.template import Row, fill, template_problems

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.spec.config import TaskConfig, suggest
+from bench.config import TaskConfig, suggest
 from bench.worker.sources.example import Example
 
 

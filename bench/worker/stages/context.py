@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.spec.config import RunConfig
-from bench.spec.layout import artifact_folder, write_atomic
+from bench.config import RunConfig
+from bench.identity import artifact_folder, write_atomic
 from bench.worker import device, methods, models
 from bench.worker.instruments.clock import Clock
 from bench.worker.instruments.load import Load, open_load

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.analysis import metrics
-from bench.spec.layout import data_folder
-from bench.spec.record import EvaluateResult, Sample
+from bench.identity import data_folder
+from bench.record import EvaluateResult, Sample
 from bench.worker import heldout, prepare
 from bench.worker.device import Device
 from bench.worker.generate import generate

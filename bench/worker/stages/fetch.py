@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from bench.spec.failure import ConfigurationError
-from bench.spec.layout import data_folder
-from bench.spec.record import DataSummary
+from bench.config import ConfigurationError
+from bench.identity import data_folder
+from bench.record import DataSummary
 from bench.worker import checks, models, prepare
 from bench.worker.stages.context import Context
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.spec.devices import CUTS_WEIGHTS
+from bench.config import CUTS_WEIGHTS
 from bench.worker import device, methods
 from bench.worker.divergence import reference_of
 from bench.worker.stages.context import Context

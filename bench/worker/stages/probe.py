@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from bench.spec.fitting import ProbeResult
-from bench.spec.layout import data_folder
+from bench.identity import data_folder
+from bench.record import ProbeResult
 from bench.worker import budget, data, device, heldout, methods, prepare, train
 from bench.worker.instruments import flops
 from bench.worker.instruments.energy import open_energy

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from bench.spec.record import RegressionResult
+from bench.record import RegressionResult
 from bench.worker import device, heldout, models
 from bench.worker.divergence import Reference, divergence, reference_of
 from bench.worker.regression import run_suite

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from bench.spec.config import ServeConfig
-from bench.spec.layout import data_folder
-from bench.spec.record import ServeResult
-from bench.spec.serving import Adapters, Fidelity, LogitDifference
+from bench.config import ServeConfig
+from bench.identity import data_folder
+from bench.record import Adapters, Fidelity, LogitDifference, ServeResult
 from bench.worker import device, heldout, methods, models, prepare
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.spec.config import RunConfig
-from bench.spec.fitting import Fit
-from bench.spec.layout import data_folder, flush_to_disk
-from bench.spec.record import TrainResult, from_json
+from bench.config import RunConfig
+from bench.identity import data_folder, flush_to_disk
+from bench.record import Fit, TrainResult, from_json
 from bench.worker import (
     budget,
     checkpoints,

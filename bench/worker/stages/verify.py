@@ -14,8 +14,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from bench.spec.manifest import MANIFEST, Manifest
-from bench.spec.record import EvaluateResult, from_json
+from bench.record import MANIFEST, EvaluateResult, Manifest, from_json
 from bench.worker import device, methods, models, prepare
 from bench.worker.exported import (
     answer_digest,

@@ -11,7 +11,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-from bench.spec.config import SuiteConfig, suggest
+from bench.config import SuiteConfig, suggest
 from bench.worker.suites import local
 from bench.worker.suites.quick import quick_tasks
 

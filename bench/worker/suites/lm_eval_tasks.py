@@ -20,8 +20,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 
-from bench.spec.config import SuiteConfig
-from bench.spec.failure import ConfigurationError
+from bench.config import ConfigurationError, SuiteConfig
 from bench.worker.suites import local
 from bench.worker.suites.check import check_suite
 from bench.worker.suites.documents import Document, QuickTask

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from bench.spec.identity import digest
+from bench.identity import digest
 from bench.worker.suites import arithmetic, geography, grammar, instructions, text
 from bench.worker.suites.documents import QuickTask
 

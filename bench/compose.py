@@ -1,0 +1,224 @@
+"""From command-line overrides to checked run descriptions, all of a sweep before any of it runs.
+
+Hydra stops at the first mistake; here every override is looked at, so that a person mends all of them at once.
+
+    >>> compose(["method=full,lora", "seed=0,1"], multirun=True)   # four RunConfigs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from bench.config import ConfigurationError, RunConfig, from_mapping, known_keys, suggest
+from bench.identity import run_id, tuning_key
+from bench.record import Rates
+
+RATES_FILE = "rates.yaml"  # in results/tune/<name>/, and copied into the sweeps that used it
+_DIGEST_SHOWN = 12
+
+
+def read_rates(path: Path) -> Rates:
+    """The content of a rates file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not one; the message names the first mistake.
+    """
+    try:
+        return TypeAdapter(Rates).validate_python(yaml.safe_load(path.read_bytes()))
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
+
+
+def with_tuned_rate(config: RunConfig) -> RunConfig:
+    """The run with the rate that its file holds for it; unchanged when it names no file or trains nothing.
+
+    Raises:
+        ConfigurationError: no such file, not a rates file, or no rate in it for this run.
+    """
+    if config.rates is None or config.method.trains == "nothing":
+        return config
+    path = Path(config.rates)
+    try:
+        tunings = read_rates(path).tunings
+    except FileNotFoundError:
+        raise ConfigurationError([f"rates: {path}: no such file; `make tune` writes one"]) from None
+    except (ValueError, OSError) as error:
+        raise ConfigurationError([f"rates: {path}: not readable ({error}); write it again with `make tune`"]) from None
+    tuning = next((t for t in tunings if t.key == tuning_key(config)), None)
+    what = f"{config.method.name} on {config.model.name}, {config.task.name}"
+    if tuning is None:
+        held = ", ".join(dict.fromkeys(f"{t.method} on {t.model}, {t.task}" for t in tunings)) or "nothing"
+        raise ConfigurationError(
+            [
+                f"rates: {path} has no rate for {what} with these settings and this budget; it holds {held}. "
+                "Tune with the same overrides (make tune ARGS=...), or leave `rates` out"
+            ]
+        )
+    if tuning.learning_rate is None:
+        raise ConfigurationError(
+            [f"rates: {path}: the search for {what} found no rate with a finite loss; set method.learning_rate"]
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:_DIGEST_SHOWN]
+    return replace(
+        config,
+        method=replace(config.method, learning_rate=tuning.learning_rate),
+        learning_rate_source=f"tuned: {path} sha256 {digest}",
+    )
+
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+LAUNCHER = ("hydra/launcher", "hydra.launcher")  # who runs the runs is none of their settings: `running.dispatch`
+TEMPLATES = ("task.prompt", "task.target", "task.system", "task.train_prompt", "task.train_target")
+
+
+def explicit(overrides: list[str]) -> list[str]:
+    """The overrides in the form that Hydra takes for every setting of the spec, named in the YAML or not.
+
+    Raises:
+        ConfigurationError: unknown settings, groups or choices, all of them.
+    """
+    problems: list[str] = []
+    result = []
+    for text in map(_quoted_template, overrides):
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            continue
+        problems += _problems(override)
+        key = override.key_or_group
+        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+        is_setting = plain and not _is_group(key) and not key.startswith("hydra")
+        result.append(f"++{text}" if is_setting else text)
+    if problems:
+        raise ConfigurationError(problems)
+    return result
+
+
+def _quoted_template(text: str) -> str:
+    """Let `task.prompt={question}` mean its text: without quotes, Hydra's grammar takes braces for a dictionary."""
+    key, equals, value = text.partition("=")
+    if key not in TEMPLATES or not equals or value[:1] in ("'", '"'):
+        return text
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def compose(overrides: list[str], multirun: bool, key: Callable[[RunConfig], str] = run_id) -> list[RunConfig]:
+    """Every run that the overrides ask for, checked; runs that are equal, by their `key`, appear once.
+
+    Raises:
+        ConfigurationError: with the mistakes of all runs.
+    """
+    overrides = [text for text in explicit(overrides) if not text.startswith(LAUNCHER)]
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if {"rates", "method.learning_rate"} <= given:
+        raise ConfigurationError(["method.learning_rate: given together with rates, which sets it; leave one out"])
+    configs: dict[str, RunConfig] = {}
+    problems: dict[str, None] = {}  # an ordered set: the same mistake in every run is told once
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        for job in _listed_jobs(overrides) if multirun else [overrides]:
+            try:
+                config = to_run_config(hydra_compose("config", overrides=job))
+                configs.setdefault(key(config), config)
+            except ConfigurationError as error:
+                problems |= dict.fromkeys(error.problems)
+            except (HydraException, OmegaConfBaseException) as error:
+                problems[" ".join(str(error).split())] = None
+    if problems:
+        raise ConfigurationError(list(problems))
+    return list(configs.values())
+
+
+def is_search(overrides: list[str]) -> bool:
+    """Whether a sweeper such as Optuna draws the runs one after the other, so that they cannot be listed before.
+
+    `compose` then gives the runs with the searched settings at their defaults: enough to check and prepare the rest.
+    """
+    return any(text.startswith("hydra/sweeper=") and text != "hydra/sweeper=basic" for text in overrides)
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """A composed Hydra config as a checked run description, with the learning rate of its `rates` file if it has one.
+
+    Raises:
+        ConfigurationError: with the mistakes of this run.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigurationError([f"{key}: must be given, for example {key}=..." for key in missing])
+    mapping: Any = OmegaConf.to_container(composed, resolve=True)
+    return with_tuned_rate(from_mapping(mapping))
+
+
+def _listed_jobs(overrides: list[str]) -> list[list[str]]:
+    try:
+        return list(_jobs(overrides))
+    except (HydraException, OmegaConfBaseException) as error:  # a sweeper or launcher that is not installed
+        raise ConfigurationError([" ".join(str(error).split())]) from None
+
+
+def _jobs(overrides: list[str]) -> Iterator[list[str]]:
+    """One list of overrides per run, as Hydra's own sweeper makes them."""
+    parser = OverridesParser.create()
+    fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+    hydra_config = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra
+    params = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
+    parsed = parser.parse_overrides(params + overrides)
+    discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
+    if len(discrete) < len(parsed) and not is_search(overrides):
+        drawn = [f"{o.key_or_group}: not a list, but a range to search" for o in parsed if o not in discrete]
+        raise ConfigurationError([f"{text}; that needs hydra/sweeper=optuna (docs/tuning.md)" for text in drawn])
+    return itertools.chain.from_iterable(BasicSweeper.split_arguments(discrete, None))
+
+
+def _problems(override: Override) -> Iterator[str]:
+    key = override.key_or_group
+    if key.startswith("hydra"):
+        return
+    if _is_group(key):
+        allowed = choices(key)
+        for choice in _chosen(override):
+            if choice not in allowed and choice != "null":
+                yield f"{key}={choice}: no such {key}{suggest(choice, allowed)}"
+        return
+    *path, name = key.split(".")
+    if name not in known_keys(path):
+        groups = sorted(p.name for p in CONFIG_FOLDER.iterdir() if p.is_dir()) if not path else []
+        yield f"{key}: no such setting{suggest(name, sorted({*known_keys(path), *groups}))}"
+
+
+def choices(group: str) -> list[str]:
+    """The files of a config group."""
+    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+
+
+def _is_group(key: str) -> bool:
+    return (CONFIG_FOLDER / key).is_dir()
+
+
+def _chosen(override: Override) -> list[str]:
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        return [str(choice).strip("'\"") for choice in override.sweep_string_iterator()]
+    value = override.value()
+    return [str(v) for v in value] if isinstance(value, list) else ["null" if value is None else str(value)]

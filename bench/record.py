@@ -1,0 +1,628 @@
+"""What one run produced. `record.json` is a `Record`; it is written last, and marks the run as finished.
+
+Names carry their units. Unknown is `None`, never zero. Files beside the record hold the details:
+
+    plan.json                   the RunConfig that ran
+    fit.json                    a `Fit`, where train.micro_batch=auto
+    train.json evaluate.json regression.json    one stage each, written by its child process
+    steps.jsonl                 one `Step` a line
+    samples.jsonl.gz            one `Sample` a line: test predictions with scores
+    regression_items.jsonl.gz   one `RegressionItem` a line
+    serve.json, served_answers.jsonl.gz         where serving was asked for; one `ServedAnswer` a line
+    train.log evaluate.log regression.log       what the child printed
+"""
+
+from __future__ import annotations
+
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from bench.config import ConfigurationError, Fraction, PositiveInt, Status, suggest
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Probe:
+    """Two steps of training in a process of its own, at the longest examples of the data."""
+
+    micro_batch: int
+    fits: bool
+    peak_bytes: int | None  # of the phase train, as `PhaseMemory`; of an "oom": the highest that was known
+    how: str  # "measured", or "oom": memory ran out
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Fit:
+    """The outcome of a search."""
+
+    micro_batch: int  # the largest that fitted
+    budget_bytes: int
+    probes: tuple[Probe, ...] = ()  # in the order of trying
+    is_largest: bool = True  # False: the search ended at its last probe, with a larger one untried
+    key: str = ""  # equal for runs that one search holds for: `identity.fit_key`
+    searched_by: str = ""  # the run id that the probes were made for
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ProbeResult:
+    """What a probing child says."""
+
+    peak_bytes: int | None
+    budget_bytes: int
+
+
+_STRICT_serving = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+Way = Literal["mixed", "swapped", "copies"]  # how requests for several adapters are answered on one device
+
+
+@dataclass(frozen=True, config=_STRICT_serving)
+class ServedForm:
+    """One form, and what it takes to have it ready."""
+
+    form: str
+    is_what: str  # in words, for a person
+    timed_as: str  # the form whose latency it has: its own name, or one with the same layers
+    base: str | None  # the form that it answers beside or was merged into, for ratios of latency; None: it is one
+    disk_bytes: int | None  # the .safetensors needed to load it, base and adapter together
+    weights_bytes: int | None = None  # of its tensors in memory, quantization constants included; None: not timed
+    load_seconds: list[float] | None = None  # one a repetition: from disk until it has read one token; None: not timed
+
+
+@dataclass(frozen=True, config=_STRICT_serving)
+class Generation:
+    """One timed answer to a batch of prompts of equal length; every answer has `ServeConfig.new_tokens` tokens."""
+
+    form: str
+    prompt_tokens: int
+    batch_size: int
+    repetition: int  # from 0, of its round
+    first_token_seconds: float  # from the call to the first token of the whole batch
+    total_seconds: float  # from the call to the last
+    round: int = 1  # which process measured it, from 1
+
+
+@dataclass(frozen=True, config=_STRICT_serving)
+class LogitDifference:
+    """How far two forms' logits are apart at the positions that predict a reference answer's tokens."""
+
+    positions: int
+    largest: float | None  # over positions and vocabulary; None: not finite
+    mean: float | None
+    same_token_share: float  # of positions: both hold the same token for the likeliest
+
+
+@dataclass(frozen=True, config=_STRICT_serving)
+class Fidelity:
+    """A form set against the one that was evaluated, on the same test examples."""
+
+    form: str
+    examples: int
+    scores: dict[str, float]  # metric -> mean over these examples
+    test_loss: float | None  # of the reference answers, nats a token
+    logits: LogitDifference | None = None  # None: it is the reference itself
+    exact: LogitDifference | None = None  # against the reference in fp32 throughout; None: not computed
+    token_agreement: float | None = None  # mean over examples: share of the longer answer before the first difference
+    equal_answers: int | None = None  # of `examples`, token by token
+
+
+@dataclass(frozen=True, config=_STRICT_serving)
+class ServedAnswer:
+    """One line of `served_answers.jsonl.gz`: what a form wrote for a test example."""
+
+    form: str
+    example_id: str
+    prediction: str
+    scores: dict[str, float]
+    loss: float | None  # of the reference answer, nats summed over `loss_tokens`
+    loss_tokens: int
+
+
+@dataclass(frozen=True, config=_STRICT_serving)
+class AdapterGeneration:
+    """One timed batch while several adapters share a base.
+
+    mixed: one batch holds requests for all of them. swapped: the share of one adapter, its activation included.
+    copies: the share of one of as many full models.
+    """
+
+    way: Way
+    adapters: int
+    batch_size: int  # requests in this batch
+    repetition: int
+    seconds: float
+
+
+@dataclass(frozen=True, config=_STRICT_serving)
+class Adapters:
+    """Many adapters on one base."""
+
+    prompt_tokens: int
+    adapter_bytes: int  # of one adapter's tensors in memory
+    copy_bytes: int  # of a full model's tensors in memory
+    load_seconds: list[float]  # one an adapter: from disk until it is the active one
+    activate_seconds: list[float]  # of one that is in memory already
+    held_bytes: dict[str, int | None]  # number of adapters -> memory held; CUDA: allocated, CPU: resident
+    generations: list[AdapterGeneration]
+
+
+SCHEMA_VERSION = 1
+KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
+_STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+T = TypeVar("T")
+Stage = Literal[
+    "bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export", "verify"
+]
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class Step:
+    """One optimizer step."""
+
+    step: int  # from 1
+    loss: (
+        float | None
+    )  # nats per supervised token: sum of token losses / tokens of the effective batch; None: not finite
+    gradient_norm: float | None  # before clipping
+    learning_rate: float
+    seconds: float  # wall time of the step, device synchronized at both edges
+    tokens: int  # non-padding tokens
+    supervised_tokens: int
+    positions: int  # with padding
+    elapsed_seconds: float  # training time at its end: the sum of `seconds` until here
+    timed: bool  # False for warm-up steps, which are left out of the speed
+    memory_bytes: int | None = None  # held at its end. CUDA: allocated. CPU: resident
+    peak_so_far_bytes: int | None = None  # the highest of the training phase until here, as `PhaseMemory.peak_bytes`
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class HeldoutPoint:
+    """Held-out loss on the validation split at one moment of training."""
+
+    step: int  # 0: before the first step
+    train_tokens: int  # non-padding tokens seen until here
+    train_seconds: float  # training time until here, held-out evaluation excluded
+    loss: float | None  # sum of token losses / supervised tokens, nats; None: not finite
+    energy_wh: float | None = None  # of training until here, held-out evaluation excluded; None: no counter, or older
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class PhaseMemory:
+    """Peak memory of one phase (load, train, evaluate, ...), reset at its start. CUDA: summed over visible devices."""
+
+    phase: str
+    peak_bytes: int | None  # CUDA: max allocated. CPU: VmHWM of the process; None where it cannot be reset
+    above_start_bytes: int | None  # CPU: the peak less what was resident before the model was loaded
+    peak_reserved_bytes: int | None = None  # CUDA allocator
+    device_used_bytes: int | None = None  # NVML, this process; None where NVML does not tell processes apart
+    anonymous_bytes: int | None = None  # CPU, at the end of the phase: RssAnon (without memory-mapped files)
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class MemoryBreakdown:
+    """Static training memory, summed over tensors at the first optimizer step's end."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class DeviceShare:
+    """What one of several devices that trained together did. Its process's rank is its place in the list."""
+
+    rank: int
+    peak_bytes: int | None  # of the phase "train", as `PhaseMemory.peak_bytes`
+    tokens_per_second: float | None  # its part of `train_tokens_per_second`: they add up to it
+    breakdown: MemoryBreakdown | None = None  # what it holds itself
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class Environment:
+    """Where a stage ran. Comparisons of speed need these to be equal."""
+
+    device: str  # "cpu: AMD EPYC" or "cuda: NVIDIA H100"
+    device_count: int
+    threads: int | None
+    compute_dtype: str
+    attention: str
+    compiled: str  # "regional", "off", or "off: REASON"
+    torch: str
+    load_average_1min_at_start: float | None = None  # counts the run itself: for a person, never judged by
+    cpus: int | None = None  # processors that the process may use
+    cpu_affinity: str | None = None  # which ones: "0-15,32"
+    cpu_governor: str | None = None  # None: not visible (most virtual machines)
+    other_cpu_cores: float | None = None  # of these, kept busy by other processes while it was measured, on average
+    stolen_cpu_cores: float | None = None  # processors' worth of time that the hypervisor gave to others meanwhile
+    other_gpu_processes: int | None = None  # that computed on the device too, at the start or at the end
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class TrainResult:
+    """The training stage."""
+
+    data_stream_sha256: str  # over the exact (input_ids, labels) consumed, in order
+    steps: int
+    examples: int
+    tokens: int
+    supervised_tokens: int
+    positions: int
+    timed_steps: int
+    train_tokens_per_second: float | None  # None when no step was timed
+    supervised_tokens_per_second: float | None
+    positions_per_second: float | None
+    step_seconds_median: float | None
+    step_seconds_p90: float | None
+    step_seconds_p99: float | None
+    train_seconds: float  # all optimizer steps
+    compile_seconds: float | None  # first steps beyond the median, when compiled
+    heldout: list[HeldoutPoint]
+    parameters_total: int
+    parameters_trainable: int
+    trainable_dtype: str
+    checkpoint_bytes: int | None  # None: a trial, which keeps no weights
+    checkpoint_dtype: str
+    memory: list[PhaseMemory]
+    breakdown: MemoryBreakdown | None
+    spans_seconds: dict[str, float]  # named, never subtracted
+    environment: Environment
+    needed_flops_per_second: float | None = None  # of the timed steps: what the method needs, not what was done
+    matmul_peak_flops_per_second: float | None = None  # measured on this device in the compute dtype
+    mfu: float | None = None  # the quotient of the two
+    energy_wh: float | None = None  # of the phase "train", held-out evaluation excluded; None: no counter
+    model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
+    parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: a record older than this field
+    step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
+    stopped_early: str | None = None  # why a trial of `bench.tune` ended before its last step
+    devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
+    strategy: str = "none"  # how they shared it
+    per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
+    micro_batch: int | None = None  # examples per forward pass; None: a record older than this field
+    resumed_at_steps: list[int] = field(default_factory=list)  # steps done when it went on after a stop; empty: never
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class EvaluateResult:
+    """The task evaluation stage on the test split."""
+
+    examples: int
+    scores: dict[str, float]  # metric -> mean over examples (0..1)
+    heldout_loss: float | None  # test split, sum of token losses / supervised tokens
+    heldout_tokens: int
+    generated_tokens: int
+    generate_tokens_per_second: float | None
+    cut_at_limit: int  # predictions that reached max_new_tokens
+    memory: list[PhaseMemory]
+    spans_seconds: dict[str, float]
+    environment: Environment
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class RegressionTask:
+    """One task of the regression suite."""
+
+    task: str
+    metric: str  # acc, exact_match, bits_per_byte, ...
+    value: float
+    items: int
+    higher_is_better: bool
+    chance: float | None = None  # score of guessing
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class RegressionResult:
+    """The regression stage."""
+
+    suite: str
+    tasks: list[RegressionTask]
+    memory: list[PhaseMemory]
+    spans_seconds: dict[str, float]
+    environment: Environment
+    divergence_unknown: str | None = None  # why the divergence from the base is not among the tasks
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class ServeResult:
+    """The serving stage: every form of the result, timed and set against the one that was evaluated."""
+
+    settings: dict[str, Any]  # the ServeConfig that was asked for
+    forms: list[ServedForm]
+    generations: list[Generation]  # every repetition of every round
+    fidelity: list[Fidelity]  # the first is the form that was evaluated; empty: an untrained model, or not asked for
+    rounding: LogitDifference | None  # of that form against itself in batches of another size
+    answers_as_evaluated: int | None  # of its answers, equal to the evaluation's; None: unknown
+    adapters: Adapters | None  # None: the method has none, or not asked for
+    skipped: dict[str, str]  # what was asked for and not measured -> why
+    memory: list[PhaseMemory]  # phases "load FORM", "serve FORM", "N adapters", ...
+    spans_seconds: dict[str, float]
+    environment: Environment  # while the latency was measured
+    later_environments: list[Environment] = field(default_factory=list)  # of the rounds after the first
+    provenance: dict[str, Any] = field(default_factory=dict)  # of the serving, which may be later than the run
+    price_usd_per_hour: float | None = None  # of the machine, as the serving's command stated it
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class Sample:
+    """One test example with its prediction."""
+
+    example_id: str
+    prompt: str
+    reference: str
+    prediction: str
+    scores: dict[str, float]
+    loss: float | None  # of the reference answer, nats summed over `loss_tokens`
+    loss_tokens: int
+    cut_at_limit: bool
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class RegressionItem:
+    """One regression item. `score` is averaged, weighted by `weight`, into the task's value."""
+
+    task: str
+    item_id: str
+    metric: str
+    score: float  # 0/1 for accuracy; bits per byte of the document for bits_per_byte
+    weight: float = 1.0  # bytes of the document for bits_per_byte
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class Failure:
+    """Why a run did not finish, for a person."""
+
+    stage: Stage
+    phase: str | None  # the last phase that the child announced
+    message: str
+    next_step: str
+    exit_code: int | None  # negative: minus the signal's number
+    log_tail: str
+    last_known_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class DataSummary:
+    """What the prepared data holds; every dropped example is counted here."""
+
+    fingerprint: str  # SHA-256 over all tokenized splits
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    dropped: dict[str, int]  # reason -> examples
+    tokens_per_example_mean: float
+    tokens_per_example_max: int
+    source: str  # where it came from, for a person
+
+
+@dataclass(frozen=True, config=_STRICT_record)
+class Record:
+    """One finished run, whatever its status."""
+
+    run_id: str
+    comparison_key: str
+    sweep: str
+    method: str
+    model: str
+    task: str
+    suite: str
+    seed: int
+    status: Status
+    config: dict[str, Any]  # config.to_mapping(RunConfig)
+    provenance: dict[str, Any]  # versions, git commit, command, machine
+    started_at: str  # ISO 8601, UTC
+    wall_seconds: float
+    data: DataSummary | None = None
+    fit: Fit | None = None  # None: train.micro_batch was given as a number
+    train: TrainResult | None = None
+    evaluate: EvaluateResult | None = None
+    regression: RegressionResult | None = None
+    failure: Failure | None = None
+    stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage
+    reused_stages: list[str] = field(default_factory=list)  # finished by an earlier, interrupted call
+    reused_from: str | None = None  # the sweep whose equal, untrained run was taken over
+    serve: ServeResult | None = None  # None: not asked for, or `serve_failure` says why not
+    serve_failure: Failure | None = None  # serving that failed takes nothing from the run: its status stays ok
+    schema_version: int = SCHEMA_VERSION
+
+
+def to_json(value: Any) -> str:
+    """A record or any of its parts as JSON, indented, keys in the order of definition."""
+    return TypeAdapter(type(value)).dump_json(value, indent=1).decode()
+
+
+def from_json(kind: type[T], text: str | bytes) -> T:
+    """Read back what `to_json` wrote.
+
+    Raises:
+        pydantic.ValidationError: when the text is not a complete `kind`.
+    """
+    return TypeAdapter(kind).validate_json(text)
+
+
+MANIFEST = "bench-manifest.json"
+CARD = "README.md"  # may be edited: it is not part of what is verified
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExportedFile:
+    """One file as it was exported."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Base:
+    """The model that was tuned."""
+
+    name: str
+    source: str  # as in the configuration: hub, gguf_package, folder, random
+    location: str
+    revision: str | None  # hub commit; None for local models
+    weights_sha256: str  # over its .safetensors, one after the other, by name
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PromptFormat:
+    """How text becomes the tokens that the model was trained and evaluated on."""
+
+    chat_template_sha256: str
+    tokenizer_sha256: str  # vocabulary, merges, normalization, added tokens
+    data_fingerprint: str  # over the tokenized splits: equal exactly when every prompt becomes the same tokens
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScoreInterval:
+    """A score with its 95% interval over the test examples."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluated:
+    """What was measured on the test split."""
+
+    examples: int
+    scores: dict[str, ScoreInterval]
+    test_loss: float | None  # nats a token
+    answers_sha256: list[str]  # the first 12 hex digits of each greedy answer's hash, in the split's order
+    environment: Environment
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Manifest:
+    """An exported adapter or model."""
+
+    run_id: str
+    kind: Literal["adapter", "model"]
+    config: dict[str, Any]  # of the run (`config.to_mapping`); the machine's paths are left out
+    base: Base
+    prompt: PromptFormat
+    evaluated: Evaluated
+    data_stream_sha256: str | None  # the tokens that training consumed
+    command: str  # that made the run
+    git_commit: str | None
+    packages: dict[str, str | None]
+    exported_at: str  # ISO 8601, UTC
+    license: str | None  # of the weights, as the exporter stated it
+    files: dict[str, ExportedFile]  # by path inside the folder, this manifest left out
+    form: str | None = None  # of serving (merged, merged_nf4, ...); None: as it was trained
+    schema_version: int = MANIFEST_VERSION
+
+
+BUNDLE_MANIFEST = "bundle-manifest.json"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Source:
+    """Something of the model hub, or of a Python package, by the revision that was gathered."""
+
+    kind: Literal["model", "dataset"]
+    name: str  # hub id, or the package of an embedded model
+    revision: str | None  # hub commit, or the package's version; None where there is none
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Bundle:
+    """What a bundle holds."""
+
+    overrides: list[str]  # of the runs it is for, with the user's own files as they are named inside it
+    sources: list[Source]
+    python: str  # the wheels are for this version and platform
+    platform: str
+    git_commit: str | None
+    wheels: bool
+    fetched_at: str  # ISO 8601, UTC
+    files: dict[str, ExportedFile]  # by path inside the folder, the manifest left out
+    schema_version: int = 1
+
+
+def bundle_environment(folder: Path, online: bool) -> dict[str, str]:
+    """The environment in which Hugging Face's libraries and NLTK use a bundle, and nothing else unless `online`."""
+    names = {"HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets", "NLTK_DATA": "nltk"}
+    there = {variable: str(folder / name) for variable, name in names.items()}
+    return there if online else there | {"HF_HUB_OFFLINE": "1"}
+
+
+RATES_VERSION: Literal[1] = 1
+Rate = Annotated[float, Field(gt=0, le=1)]
+Edge = Literal["low", "high"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TuneConfig:
+    """How rates are searched; the same for every method. The settings are explained in `conf/tune.yaml`."""
+
+    points: PositiveInt = 1
+    factor: Annotated[float, Field(gt=1)] = 2.5
+    max_points: PositiveInt = 5
+    rates: Annotated[list[Rate], Field(min_length=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
+    max_steps: PositiveInt | None = None
+    heldout_points: PositiveInt = 2
+    hopeless_below: Fraction = 0.5
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Trial:
+    """One training run of the search."""
+
+    learning_rate: Rate
+    loss: float | None  # held-out, nats per token, at its last point; None: not finite
+    steps: int  # optimizer steps done
+    stopped_early: str | None  # why; None: it ran to its end
+    seconds: float  # wall time, start of the process included
+    run_id: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Tuning:
+    """The search for one method, model, task and budget."""
+
+    key: str  # identity.tuning_key of the runs that it holds for
+    method: str
+    model: str
+    task: str
+    learning_rate: Rate | None  # the chosen one; None: no trial ended with a finite loss
+    at_edge: Edge | None  # the chosen rate is the lowest or the highest that was tried
+    trials: list[Trial]  # by learning rate
+    seed: int
+    max_steps: int | None  # of a trial; None: as many as a run of the sweep
+    data_fingerprint: str | None  # of the prepared data (`DataSummary.fingerprint`)
+    command: str
+    git_commit: str | None
+    git_dirty: bool | None
+    finished_at: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Rates:
+    """The content of a rates file."""
+
+    tunings: list[Tuning]
+    schema_version: Literal[1] = RATES_VERSION
+
+
+def tune_config(mapping: dict[str, Any]) -> TuneConfig:
+    """Check the settings of a search.
+
+    Raises:
+        ConfigurationError: with every mistake found.
+    """
+    try:
+        return TypeAdapter(TuneConfig).validate_python(mapping)
+    except ValidationError as error:
+        raise ConfigurationError([_explain(e) for e in error.errors(include_url=False)]) from None
+
+
+def _explain(error: Any) -> str:
+    name = str(error["loc"][0])
+    if error["type"] == "unexpected_keyword_argument":
+        return f"tune.{name}: no such setting{suggest(name, [f.name for f in fields(TuneConfig)])}"
+    return f"tune.{name}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"

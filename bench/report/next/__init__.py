@@ -1,0 +1,1 @@
+"""The report: sections as data, charts, and two small renderers."""

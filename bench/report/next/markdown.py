@@ -1,0 +1,94 @@
+"""A report as Markdown: what GitHub and an editor show. Every text is escaped; a code block can't be ended from inside.
+
+>>> render(report, {"memory": "plots/memory.svg"}).splitlines()[0]
+'# Fine-tuning report: reference'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+from bench.report.next.section import UNKNOWN, Examples, Report, Section, Table, number, percent, printable, shortened
+
+_SPECIAL = re.compile(r"([\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w))")
+_EXAMPLES, _PROMPT_CHARACTERS, _ANSWER_CHARACTERS = 4, 500, 600
+
+
+def render(report: Report, images: Mapping[int, str]) -> str:
+    """The whole file.
+
+    Args:
+        images: `id` of a chart -> path of its image, relative to the report.
+    """
+    blocks = [f"# {_line(report.title)}", _line(report.subtitle)]
+    for chapter in report.chapters:
+        level = 3 if chapter.title else 2
+        blocks += [f"## {_line(chapter.title)}"] if chapter.title else []
+        blocks += [block for section in chapter.sections for block in _section(section, level, images)]
+    blocks += [block for section in report.closing for block in _section(section, 2, images)]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _section(section: Section, level: int, images: Mapping[int, str]) -> Iterator[str]:
+    if section.fold:
+        yield f"<details><summary>{escape(' '.join(printable(section.title).split()))}</summary>"
+    else:
+        yield f"{'#' * level} {_line(section.title)}"
+    if section.headline:
+        sure = f" ({percent(section.headline.sureness)} sure)" if section.headline.sureness is not None else ""
+        yield f"**{_line(section.headline.sentence)}**{sure}"
+        yield _line(section.headline.reason)
+        yield _list(section.headline.asides)
+    yield _line(section.lead)
+    yield _list(section.items)
+    if section.chart and id(section.chart) in images:
+        yield f"![{_line(section.chart.alternative)}]({images[id(section.chart)]})"
+    yield _table(section.table) if section.table else ""
+    yield fenced(section.code) if section.code else ""
+    if section.examples:
+        yield from _examples(section.examples)
+    for part in section.parts:
+        yield from _section(part, level + 1, images)
+    yield _line(section.note)
+    yield "</details>" if section.fold else ""
+
+
+def _table(table: Table) -> str:
+    rule = [":---" if place < table.text_columns else "---:" for place in range(len(table.headers))]
+    lines = [[_line(header) for header in table.headers], rule]
+    for place, row in enumerate(table.rows):
+        cells = [_line(cell) or UNKNOWN for cell in row]
+        lines.append([f"**{cell}**" if place in table.bold and at == 0 else cell for at, cell in enumerate(cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _list(items: Sequence[str]) -> str:
+    return "\n".join(f"- {_line(item)}" for item in items)
+
+
+def _examples(examples: Examples) -> Iterator[str]:
+    """The first few; the page holds the others."""
+    for identity, prompt, reference, _, answers in examples.rows[:_EXAMPLES]:
+        yield f"**Example {_line(identity)}.** Prompt:"
+        yield fenced(shortened(prompt, _PROMPT_CHARACTERS))
+        yield "Reference:"
+        yield fenced(shortened(reference, _ANSWER_CHARACTERS))
+        for arm, answer in zip(examples.arms, answers, strict=True):
+            if answer is not None:
+                text, cut, score = answer[0], answer[1], answer[2]
+                ending = ", cut at the length limit" if cut else ""
+                yield f"{_line(arm)} ({_line(examples.metrics[0])} {number(score)}{ending}):"
+                yield fenced(shortened(text, _ANSWER_CHARACTERS))
+
+
+def _line(text: object) -> str:
+    """Text on one line that shows exactly this text, in a paragraph and in a table's cell."""
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{language}\n{printable(text).rstrip()}\n{fence}"

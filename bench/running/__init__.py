@@ -1,1 +1,0 @@
-"""The parent's side effects: folders, child processes, provenance, tracking. No torch."""
