@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.spec.record import KL_METRIC, Record
+from bench.record import KL_METRIC, Record
 from bench.stats.frames import Group, is_control, is_untrained
 from bench.stats.paired import Floats, Means, SeedPart, means, seed_part
 
@@ -125,7 +125,9 @@ def _tested(table: Table, runs: Sequence[Record]) -> Floats:
     return values[~np.isnan(values).all(axis=1)]
 
 
-def means_of(table: Table, arms: Sequence[Sequence[Record]], value_range: tuple[float, float] | None = None) -> Means | str:
+def means_of(
+    table: Table, arms: Sequence[Sequence[Record]], value_range: tuple[float, float] | None = None
+) -> Means | str:
     """The means of some arms, given by their runs, on the examples that all of them share.
 
     Returns:
