@@ -43,7 +43,8 @@ FEWEST_EXAMPLES = 10  # below, normal theory does not hold: nothing is shown
 # Priors of `draws`, in units of the spread of one example's value (0.2 for a ROUGE-L, 0.4 for right and wrong at 80%):
 SEED_SPREAD = 0.05  # median of how far a seed moves one run's mean; log-normal,
 SEED_SPREAD_LOG_SD = 0.8  # so that two thirds lie within a factor of 2.2
-ARM_SPREAD = 0.10  # scale of how far the true means of trained arms lie apart; half-Cauchy
+ARM_SPREAD = 0.10  # median of how far the true means of trained arms lie from their mean; log-normal,
+ARM_SPREAD_LOG_SD = 1.0  # two thirds within a factor of 2.7
 _POINTS = 128  # of the posterior of the seeds' part
 _SEED_POINTS, _ARM_POINTS = 24, 16  # of the priors of `draws`
 
@@ -327,6 +328,19 @@ def verdict(result: Estimate, margin: float, *, p: float | None = None, higher_i
     return "equivalent" if result.is_equivalent(margin) else "not settled"
 
 
+def _seed_prior(known: Means) -> tuple[Floats, Floats]:
+    """Values of the seeds' variance, equally likely a priori, and the log-likelihood of each."""
+    places = (np.arange(_SEED_POINTS) + 0.5) / _SEED_POINTS
+    spread = max(known.spread, 1e-12) * SEED_SPREAD * np.exp(SEED_SPREAD_LOG_SD * special.ndtri(places))
+    return spread**2, known.seed_part.log_likelihood(spread**2)
+
+
+def seed_variance(known: Means) -> float:
+    """Expected variance of one run's mean from seed to seed, by the prior and what several seeds show."""
+    variances, log_weight = _seed_prior(known)
+    return float(np.average(variances, weights=np.exp(log_weight - log_weight.max())))
+
+
 def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bool] | None = None) -> Floats:
     """Draws of the arms' true means given the data, shape (count, arms); what decisions are made from.
 
@@ -334,17 +348,14 @@ def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bo
     `alike` (trained; None: all) scatter about a common mean by an unknown spread with the prior `ARM_SPREAD`: where
     many arms lie within their errors, the highest is drawn towards the others.
     """
-    size = len(known.mean)
-    unit = max(known.spread, 1e-12)
-    middles = (np.arange(_SEED_POINTS) + 0.5) / _SEED_POINTS
-    seed_variance = (unit * SEED_SPREAD * np.exp(SEED_SPREAD_LOG_SD * special.ndtri(middles))) ** 2
+    size, unit = len(known.mean), max(known.spread, 1e-12)
+    seed_variances, seed_weight = _seed_prior(known)
     together = np.ones(size, dtype=bool) if alike is None else np.asarray(alike, dtype=bool)
     places = (np.arange(_ARM_POINTS) + 0.5) / _ARM_POINTS
-    arm_variance = (unit * ARM_SPREAD * np.tan(np.pi / 2 * places)) ** 2
-    errors = (
-        known.covariance + seed_variance[:, None, None] * np.diag(known.seed_share) + 1e-12 * unit**2 * np.eye(size)
-    )
-    log_weight = np.repeat(known.seed_part.log_likelihood(seed_variance)[:, None], _ARM_POINTS, axis=1)
+    arm_variance = (unit * ARM_SPREAD * np.exp(ARM_SPREAD_LOG_SD * special.ndtri(places))) ** 2
+    jitter = 1e-9 * unit**2 * np.eye(size)
+    errors = known.covariance + seed_variances[:, None, None] * np.diag(known.seed_share) + jitter
+    log_weight = np.repeat(seed_weight[:, None], _ARM_POINTS, axis=1)
     precision = np.repeat(np.linalg.inv(errors)[:, None], _ARM_POINTS, axis=1)
     data = precision @ known.mean
     if together.sum() > 1:
