@@ -282,9 +282,9 @@ def _candidates(
             yield f"{words}plan.devices={devices} plan.strategy=fsdp", lean, sharded
             break
         devices *= 2
-    for name in ("lora", "qlora"):  # presets of conf/method/ that hold less
-        if config.method.trains == "all_weights" or (name == "qlora" and config.method.quantization is None):
-            yield f"{words}method={name}", replace(lean, method=preset(name)), options
+    lighter = ["qlora"] if config.method.quantization is None else []  # presets of conf/method/ that hold less
+    for name in ["lora", *lighter] if config.method.trains == "all_weights" else lighter:
+        yield f"{words}method={name}", replace(lean, method=preset(name)), options
     length = lean.train.max_length // 2
     while length >= SHORTEST:
         yield f"{words}train.max_length={length}", _with(lean, "train", max_length=length), options
