@@ -104,6 +104,13 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
     )
 
 
+def limit_memory(hardware: HardwareConfig, kind: str) -> None:
+    """Let CUDA's allocator run out at a stated budget as on a device of that size. A CPU's memory is only measured."""
+    if hardware.memory_budget_gib is not None and kind == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, hardware.memory_budget_gib * 2**30 / total))
+
+
 def _compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
     if hardware.compute_dtype != "auto":
         dtype: torch.dtype = getattr(torch, hardware.compute_dtype)

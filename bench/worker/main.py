@@ -36,13 +36,11 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "prepare": ("prepare", "run"),
     "fetch": ("prepare", "fetch"),
     "bundle": ("prepare", "bundle"),
-    "probe": ("stages.probe", "run"),
     "train": ("train", "run"),
     "evaluate": ("evaluate", "run"),
     "regression": ("regression", "run"),
     "serve": ("serve", "run"),
     "export": ("weights", "run"),
-    "verify": ("stages.verify", "run"),
 }
 _INTERVAL_SECONDS = 0.5
 

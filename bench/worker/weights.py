@@ -1,4 +1,4 @@
-"""Hashes of what an exported model depends on: its base's weights, its tokenizer, its chat template.
+"""A model's weights on disk, and hashes of what an export depends on: base, tokenizer, chat template.
 
 >>> base_digest(Path("cache/models/smollm2-135m-0.1.2"))
 '5f0c...'
@@ -11,25 +11,34 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
-from bench.config import ModelConfig
 from bench.worker import models
 from bench.worker.main import Context
-from bench.worker.serve import weight_files
 
 _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
 
 
-def local_folder(model: ModelConfig, source: str) -> Path:
-    """The folder of a base that has been fetched.
+def run(context: Context) -> dict[str, Any]:
+    """The export stage: the base's tokenizer in `tokenizer/`, and hashes of its weights and of the prompt format."""
+    model = context.config.model
+    context.progress.phase("base")
+    source = models.fetch(model, context.cache)
+    tokenizer = models.load_tokenizer(model, source)
+    tokenizer.save_pretrained(context.folder / "tokenizer")
+    context.progress.phase("hashes")
+    return {
+        "weights_sha256": base_digest(models.local_folder(model, source)),
+        "chat_template_sha256": _sha256(str(tokenizer.chat_template)),
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+    }
 
-    Args:
-        source: from `models.locate`: a folder, or a name on the hub.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    return Path(snapshot_download(source, revision=model.revision, local_files_only=True))
+
+def weight_files(folder: Path) -> list[Path]:
+    """The .safetensors that make a model or an adapter; others beside them (another layout of it) are left out."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    named = [folder / name for name in ("model.safetensors", "adapter_model.safetensors")]
+    return [path for path in named if path.exists()] or sorted(folder.glob("*.safetensors"))
 
 
 def base_digest(folder: Path) -> str:
@@ -54,32 +63,5 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return _sha256(json.dumps([parts, special], sort_keys=True))
 
 
-def chat_template_digest(tokenizer: Any) -> str:
-    """SHA-256 of the chat template's text, in hex."""
-    return _sha256(str(tokenizer.chat_template))
-
-
-def answer_digest(text: str) -> str:
-    """The first 12 hex digits of an answer's SHA-256: enough to see whether it is the same, not to read it."""
-    return _sha256(text)[:12]
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def run(context: Context) -> dict[str, Any]:
-    """Hashes of the base, of the prompt format, and of the answers in `answers.json`, which the parent put there."""
-    config = context.config
-    context.progress.phase("base")
-    source = models.fetch(config.model, context.cache)
-    tokenizer = models.load_tokenizer(config.model, source)
-    tokenizer.save_pretrained(context.folder / "tokenizer")
-    context.progress.phase("hashes")
-    answers = [answer_digest(text) for text in json.loads((context.folder / "answers.json").read_bytes())]
-    return {
-        "weights_sha256": base_digest(local_folder(config.model, source)),
-        "chat_template_sha256": chat_template_digest(tokenizer),
-        "tokenizer_sha256": tokenizer_digest(tokenizer),
-        "answers_sha256": answers,
-    }
