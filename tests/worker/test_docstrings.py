@@ -12,9 +12,8 @@ from collections import Counter
 import pytest
 
 from bench.config import ConfigurationError, TaskConfig
-from bench.worker.sources import docstrings
+from bench.worker.sources import Loaded, docstrings
 from bench.worker.sources.docstrings import first_sentence, near_keys
-from bench.worker.sources.example import Loaded
 
 TASK = TaskConfig(name="docstrings", source="docstrings", prompt="Describe:\n{code}", target="{docstring}")
 

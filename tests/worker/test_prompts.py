@@ -7,7 +7,7 @@ from conversation import CHATML, byte_tokenizer
 
 from bench.config import ConfigurationError, TaskConfig
 from bench.worker.data import messages, render, special_token_in
-from bench.worker.sources.example import Example
+from bench.worker.sources import Example
 
 TASK = TaskConfig(name="t", source="files")
 EXAMPLE = Example("e1", "2 + 2?", "4", "")

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from bench.config import SuiteConfig
-from bench.worker.suites import local, quick
+from bench.worker.suites import by_hash, choice_task, local, quick
 from bench.worker.suites import local as check
 from bench.worker.suites import quick as instructions
-from bench.worker.suites.documents import by_hash, choice_task
 from bench.worker.suites.local import check_suite
 from bench.worker.suites.quick import quick_tasks
 
@@ -106,7 +105,7 @@ def test_instructions_are_judged(rule: str, argument: str, good: str, bad: str) 
 
 
 def test_every_rule_has_its_share_and_its_judge() -> None:
-    documents = instructions.instruction_tasks()[0].documents
+    documents = instructions.instructions().documents
     assert set(Counter(d["rule"] for d in documents).values()) == {instructions.ITEMS_PER_RULE}
     for document in documents:
         assert "{" not in document["argument"]
