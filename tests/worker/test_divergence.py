@@ -35,7 +35,7 @@ def moved(setting) -> torch.nn.Module:
     return model
 
 
-def measured(setting, model: torch.nn.Module, reference: divergence.Reference) -> divergence.Divergence:
+def measured(setting, model: torch.nn.Module, reference: divergence.Reference) -> divergence.Outcome:
     with heldout.inference(model, setting[3]):
         return divergence.divergence(model, reference, setting[3])
 
