@@ -3,6 +3,7 @@
 To add a section: write its file and name it here.
 """
 
-from bench.report.next.sections import answer, change, examples, fairness, learning, memory, speed
+from bench.report.next.sections import answer, change, examples, fairness, forgetting, learning, memory, quality, speed
 
-SECTIONS = tuple(module.section for module in (answer, change, learning, memory, speed, examples, fairness))
+_ORDER = (answer, change, quality, learning, memory, speed, forgetting, examples, fairness)
+SECTIONS = tuple(module.section for module in _ORDER)
