@@ -66,7 +66,7 @@ def specification(chart: Chart) -> dict[str, Any]:
     with alt.data_transformers.enable("default", max_rows=None):
         spec: dict[str, Any] = drawn.to_dict()
     for rows in spec.get("datasets", {}).values():
-        rows[:] = [{name: _short(value) for name, value in row.items() if value is not None} for row in rows]
+        rows[:] = [{name: _short(value) for name, value in row.items() if not pd.isna(value)} for row in rows]
     return spec
 
 

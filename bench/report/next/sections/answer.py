@@ -29,8 +29,9 @@ _NOTE = (
 def section(group: Group) -> Section:
     """The answer. Without any score its sentence says so."""
     decision = decide(group)
-    arms = decision.arms.merge(group.arms, on="arm", how="left", suffixes=("", "_measured"))
     metric = metric_name(group)
+    untrained = dict(zip(group.arms["arm"], group.arms["untrained"].astype(bool), strict=True))
+    arms = decision.arms.assign(trained=[not untrained[arm] for arm in decision.arms["arm"]])
     headline = Headline(decision.sentence, decision.sureness, decision.reason, _asides(decision, metric))
     return Section("Answer", table=_table(arms, metric), chart=_chart(arms, metric), note=_NOTE, headline=headline)
 
@@ -73,10 +74,8 @@ def _chart(arms: pd.DataFrame, metric: str) -> Chart | None:
     points = arms[["arm", "score", "low", "high"]].copy()
     for axis in costs:
         points[axis] = arms[_COSTS[axis][0]] * _COSTS[axis][1]
-    points["trained"], points["chosen"] = (
-        ~arms["untrained"].astype(bool),
-        arms["chosen"].map({True: "yes", False: "no"}),
-    )
+    points["trained"] = arms["trained"]
+    points["chosen"] = ["yes" if chosen else "no" for chosen in arms["chosen"]]
     points = points.dropna(subset=["score"])
     if points.empty or not costs:
         return None

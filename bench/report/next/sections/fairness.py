@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.identity import flat
 from bench.record import Record
 from bench.report.next.section import Section, Table
+from bench.stats.compare import Refusal, compare
 from bench.stats.frames import Group, is_untrained
 
 _SKIPPED = ("paths.", "tracking.", "sweep", "method.name", "seed", "trial", "model.architecture")
@@ -21,15 +22,28 @@ _SHOWN_DIGITS = 8
 
 
 def section(group: Group) -> Section:
-    """Folded, with the settings side by side."""
+    """Folded when nothing was refused."""
     same, different = _side_by_side(group)
     arms = list(group.by_arm)
     rows = [[setting, *(values.get(arm, "-") for arm in arms)] for setting, values in different.items()]
+    found = compare(group)
     parts = [
+        *_refusals(found.refusals, "Not compared"),
+        *_refusals(found.exceptions, "Compared in spite of a difference, as asked"),
         Section("What differed", table=Table(["setting", *arms], rows, text_columns=len(arms) + 1)),
         Section("What was identical", table=Table(["setting", "value"], list(same.items()), text_columns=2), fold=True),
     ]
-    return Section("Fairness", parts=parts, fold=True)
+    lead = "No comparison was refused." if not found.refusals else ""
+    return Section("Fairness", lead=lead, parts=parts, fold=not found.refusals)
+
+
+def _refusals(found: Sequence[Refusal], title: str) -> list[Section]:
+    """With the name by which a difference may be allowed; none when there is nothing to say."""
+    rows = [
+        [r.arm, r.baseline, r.seeds, r.reason.text, r.reason.name if r.reason.may_be_allowed else "-"] for r in found
+    ]
+    headers = ["method", "against", "seeds", "reason", "allow-different="]
+    return [Section(title, table=Table(headers, rows, text_columns=5))] if rows else []
 
 
 def _side_by_side(group: Group) -> tuple[dict[str, str], dict[str, dict[str, str]]]:

@@ -6,66 +6,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from bench.report.next.charts import Chart, regression_chart
 from bench.report.next.section import Section, Table, interval, known
 from bench.report.next.sections.quality import difference
-from bench.stats.compare import Comparison, compare
+from bench.stats.compare import compare
 from bench.stats.frames import Group
 from bench.stats.measures import SUITE_MEAN
 
 _NOTE = (
     "Change against the untouched base on the same items, in points (0 to 100), with its 95% interval. Orange: lost; "
-    "blue: gained; bold: shown to be a change (Holm). All tasks: the mean of the accuracy-like tasks, each counted alike."
+    "blue: gained; bold: shown to be a change (Holm). All tasks: the mean of the accuracy-like tasks, each counted "
+    "alike."
 )
 
 
 def section(group: Group) -> Section | None:
     """None without a suite, or without a base to compare with."""
-    found = [c for c in compare(group.without_controls()).comparisons if c.measure.kind == "regression"]
-    base = next((c.baseline for c in found), None)
-    rising = [c for c in found if c.measure.higher_is_better and c.baseline == base]
-    if not rising:
+    found = compare(group).comparisons
+    controls = group.arms.loc[group.arms["control"].astype(bool), "arm"]
+    found = found[(found["kind"] == "regression") & ~found["arm"].isin(controls)] if len(found) else found
+    if found.empty:
         return None
-    data = pd.DataFrame([_row(c) for c in rising])
-    chart = Chart("regression", regression_chart(data), f"Change of each regression task against {base}.", data)
-    means = [c for c in rising if c.measure.name == SUITE_MEAN] or rising
-    rows = [[c.arm, difference(c, 100, 1), c.verdict] for c in means]
-    table = Table(["method", f"{means[0].measure.name}: change, points [95%]", "verdict"], rows)
-    falling = [c for c in found if not c.measure.higher_is_better and c.baseline == base]
-    parts = [part for part in (_language(falling), _divergence(group)) if part]
+    rows = found[found["baseline"] == found["baseline"].iloc[0]].to_dict("records")
+    rising = [row for row in rows if row["higher_is_better"]]
+    parts = [part for part in (_language(rows), _divergence(group)) if part]
+    if not rising:
+        return Section("Forgetting", parts=parts)
+    data = pd.DataFrame([_points(row) for row in rising])
+    says = f"Change of each regression task against {rising[0]['baseline']}."
+    means = [row for row in rising if row["measure"] == SUITE_MEAN] or rising
+    texts = [[row["arm"], difference(row, 100, 1), row["verdict"]] for row in means]
+    table = Table(["method", f"{means[0]['measure']}: change, points [95%]", "verdict"], texts)
+    chart = Chart("regression", regression_chart(data), says, data)
     return Section("Forgetting", chart=chart, table=table, note=_NOTE, parts=parts)
 
 
-def _row(c: Comparison) -> dict[str, object]:
-    low, high = (100 * end if known(end) else None for end in (c.low, c.high))
-    return {"task": c.measure.name, "arm": c.arm, "change": 100 * c.difference, "low": low, "high": high,
-            "verdict": c.verdict, "items": c.examples}  # fmt: skip
+def _points(row: dict[Any, Any]) -> dict[str, Any]:
+    low, high = (100 * row[end] if known(row[end]) else None for end in ("low", "high"))
+    return {"task": row["measure"], "arm": row["arm"], "change": 100 * row["difference"], "low": low, "high": high,
+            "verdict": row["verdict"], "items": row["examples"]}  # fmt: skip
 
 
-def _language(falling: Sequence[Comparison]) -> Section | None:
+def _language(rows: list[dict[Any, Any]]) -> Section | None:
     """Tasks of which a lower value is better: bits per byte of general text."""
+    falling = [row for row in rows if not row["higher_is_better"]]
     if not falling:
         return None
-    arms = list(dict.fromkeys(c.arm for c in falling))
-    cells = {(c.measure, c.arm): f"{difference(c)}" for c in falling}
-    rows = [[f"{m.name}, {m.unit}", *(cells.get((m, arm), "-") for arm in arms)]
-            for m in dict.fromkeys(c.measure for c in falling)]  # fmt: skip
+    arms = list(dict.fromkeys(row["arm"] for row in falling))
+    cells = {(row["measure"], row["arm"]): f"{difference(row)} {row['verdict']}" for row in falling}
+    texts = [
+        [f"{task}, {unit}", *(cells.get((task, arm), "-") for arm in arms)]
+        for task, unit in dict.fromkeys((row["measure"], row["unit"]) for row in falling)
+    ]
     note = "Change against the base with its 95% interval; above 0 is worse."
-    return Section("General text", table=Table(["text", *arms], rows), note=note, fold=True)
+    return Section("General text", table=Table(["text", *arms], texts), note=note, fold=True)
 
 
 def _divergence(group: Group) -> Section | None:
     """How far the predictions have moved from the base's."""
-    found = [e for e in compare(group).estimates if e.measure.kind == "divergence"]
-    if not found:
+    found = compare(group).estimates
+    found = found[found["kind"] == "divergence"] if len(found) else found
+    if found.empty:
         return None
-    names = list(dict.fromkeys(e.measure.name for e in found))
-    cells = {(e.arm, e.measure.name): interval(e.mean, e.low, e.high) for e in found}
-    rows = [[arm, *(cells.get((arm, name), "-") for name in names)] for arm in dict.fromkeys(e.arm for e in found)]
+    names = list(dict.fromkeys(found["measure"]))
+    cells = {(row["arm"], row["measure"]): interval(row["mean"], row["low"], row["high"])
+             for row in found.to_dict("records")}  # fmt: skip
+    rows = [[arm, *(cells.get((arm, name), "-") for name in names)] for arm in dict.fromkeys(found["arm"])]
     note = (
         "KL(base || model) a token: how far the predictions have moved from the untouched base's, for better or worse. "
         "A lower bound: the base's 512 likeliest tokens one by one, the others as one. 0: nothing has changed."
