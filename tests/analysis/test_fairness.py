@@ -18,7 +18,7 @@ from bench.analysis.load import busy, disturbances, speed_doubts
 from bench.analysis.pairing import fair_pairs, fair_partner, match
 from bench.fairness import REQUIREMENTS
 from bench.record import Record
-from bench.report.load import load
+from bench.stats.frames import load
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
