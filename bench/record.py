@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bench.config import ConfigurationError, Fraction, PositiveInt, Status, suggest
+from bench.config import ConfigurationError, Fraction, PositiveInt, RunConfig, Status, suggest
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -410,7 +410,7 @@ class Record:
     suite: str
     seed: int
     status: Status
-    config: dict[str, Any]  # config.to_mapping(RunConfig)
+    config: RunConfig
     provenance: dict[str, Any]  # versions, git commit, command, machine
     started_at: str  # ISO 8601, UTC
     wall_seconds: float
@@ -501,7 +501,7 @@ class Manifest:
 
     run_id: str
     kind: Literal["adapter", "model"]
-    config: dict[str, Any]  # of the run (`config.to_mapping`); the machine's paths are left out
+    config: RunConfig  # the machine's paths are left out
     base: Base
     prompt: PromptFormat
     evaluated: Evaluated

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config import ConfigurationError, PathsConfig, RunConfig, Status, from_mapping, to_mapping
+from bench.config import ConfigurationError, PathsConfig, RunConfig, Status
 from bench.identity import artifact_folder, write_atomic
 from bench.record import (
     CARD,
@@ -126,7 +126,7 @@ def _manifest(
         run_id=record.run_id,
         kind="model" if run.form or run.config.method.adapter is None else "adapter",
         form=run.form,
-        config=to_mapping(config),
+        config=config,
         base=Base(model.name, model.source, model.location, record.train.model_revision, found["weights_sha256"]),
         prompt=PromptFormat(found["chat_template_sha256"], found["tokenizer_sha256"], record.data.fingerprint),
         evaluated=Evaluated(
@@ -195,7 +195,7 @@ def exportable(run: Path, form: str | None = None) -> Exportable:
     try:
         config = from_json(RunConfig, (run / "plan.json").read_bytes())  # with the paths as they were
     except (OSError, ValueError):
-        config = from_mapping(record.config)
+        config = record.config
     weights = artifact_folder(config)
     if not store.weights_are_whole(weights, record.train.checkpoint_bytes):
         raise ConfigurationError(
@@ -285,7 +285,7 @@ def verify(
 
 
 def _config(manifest: Manifest, base: str | None, cache: str) -> RunConfig:
-    config = from_mapping(manifest.config)
+    config = manifest.config
     model = replace(config.model, revision=manifest.base.revision or config.model.revision)  # the newest may be newer
     if base is not None:
         model = replace(model, source="folder", location=str(Path(base).resolve()))

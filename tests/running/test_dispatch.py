@@ -68,7 +68,7 @@ def _record(config: RunConfig) -> Record:
         suite="none",
         seed=config.seed,
         status=Status.OK,
-        config={},
+        config=config,
         provenance={},
         started_at="2026-01-01T00:00:00+00:00",
         wall_seconds=1.0,

@@ -15,17 +15,11 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bench.record import MANIFEST, EvaluateResult, Manifest, from_json
-from bench.worker import device, methods, models, prepare
-from bench.worker.exported import (
-    answer_digest,
-    base_digest,
-    chat_template_digest,
-    local_folder,
-    tokenizer_digest,
-)
-from bench.worker.serving.forms import load_folder
-from bench.worker.stages import evaluate
-from bench.worker.stages.context import Context
+from bench.worker import data as prepare
+from bench.worker import device, evaluate, methods, models
+from bench.worker.main import Context
+from bench.worker.serve import load_folder
+from bench.worker.weights import answer_digest, base_digest, chat_template_digest, local_folder, tokenizer_digest
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from bench.config import ModelConfig
-from bench.worker.serving.forms import weight_files
+from bench.worker import models
+from bench.worker.main import Context
+from bench.worker.serve import weight_files
 
 _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
 
@@ -64,3 +66,20 @@ def answer_digest(text: str) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Hashes of the base, of the prompt format, and of the answers in `answers.json`, which the parent put there."""
+    config = context.config
+    context.progress.phase("base")
+    source = models.fetch(config.model, context.cache)
+    tokenizer = models.load_tokenizer(config.model, source)
+    tokenizer.save_pretrained(context.folder / "tokenizer")
+    context.progress.phase("hashes")
+    answers = [answer_digest(text) for text in json.loads((context.folder / "answers.json").read_bytes())]
+    return {
+        "weights_sha256": base_digest(local_folder(config.model, source)),
+        "chat_template_sha256": chat_template_digest(tokenizer),
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+        "answers_sha256": answers,
+    }
