@@ -45,8 +45,10 @@ def _export(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     run = exportable(given.run, given.form)
     target = given.to or EXPORTS / run.name
-    from bench.report.card import card  # pandas and jinja2: only when there is work
-    from bench.report.own_scores import own_scores
+    from bench.report.card import (
+        card,  # pandas and jinja2: only when there is work
+        own_scores,
+    )
 
     with console.stage(f"export {run.record.run_id}") as watch:
         license_id = given.license or _license_of_package(run)
