@@ -215,7 +215,7 @@ def differences_chart(differences: pd.DataFrame, unit: str) -> Drawing:
     band = alt.Chart(differences.head(1)).transform_calculate(start="-datum.tolerance")
     return alt.layer(
         band.mark_rect(opacity=0.12, color=INK).encode(x=alt.X("start:Q"), x2="tolerance:Q"),
-        alt.Chart(differences.head(1)).mark_rule(color=INK, opacity=0.5).encode(x=alt.datum(0)),
+        alt.Chart(differences.head(1)).mark_rule(color=INK, opacity=0.5, aria=False).encode(x=alt.datum(0)),
         every.mark_rule(strokeWidth=2, color=INK).encode(x=ends, x2="high:Q", y=y, tooltip=described),
         every.mark_point(size=80, filled=True, opacity=1, color=INK).encode(x=x, y=y, tooltip=described),
     ).properties(height=ROW * len(pairs))
