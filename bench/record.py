@@ -491,7 +491,6 @@ class Evaluated:
     examples: int
     scores: dict[str, ScoreInterval]
     test_loss: float | None  # nats a token
-    answers_sha256: list[str]  # the first 12 hex digits of each greedy answer's hash, in the split's order
     environment: Environment
 
 
@@ -520,24 +519,11 @@ BUNDLE_MANIFEST = "bundle-manifest.json"
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Source:
-    """Something of the model hub, or of a Python package, by the revision that was gathered."""
-
-    kind: Literal["model", "dataset"]
-    name: str  # hub id, or the package of an embedded model
-    revision: str | None  # hub commit, or the package's version; None where there is none
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Bundle:
     """What a bundle holds."""
 
-    overrides: list[str]  # of the runs it is for, with the user's own files as they are named inside it
-    sources: list[Source]
     python: str  # the wheels are for this version and platform
     platform: str
-    git_commit: str | None
-    wheels: bool
     fetched_at: str  # ISO 8601, UTC
     files: dict[str, ExportedFile]  # by path inside the folder, the manifest left out
     schema_version: int = 1
