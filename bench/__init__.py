@@ -1,10 +1,13 @@
 """Full fine-tuning, LoRA or QLoRA? Identical runs, measured, compared, and decided between.
 
-`load` reads a sweep's folder into DataFrames. It is imported only when asked for, so that `import bench` costs nothing.
+`load` reads a sweep's folder into DataFrames, `decide` says which method to use. Both are imported only when asked
+for, so that `import bench` costs nothing.
 
-    >>> from bench import load
+    >>> from bench import decide, load
     >>> sweep = load("results/default")
     >>> sweep.runs[["arm", "seed", "peak_memory_bytes"]]
+    >>> decide(sweep).sentence
+    'Use lora.'
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.stats.decide import decide
     from bench.stats.frames import load
 
-__all__ = ["load"]
-_MODULES = {"load": "bench.stats.frames"}
+__all__ = ["decide", "load"]
+_MODULES = {"load": "bench.stats.frames", "decide": "bench.stats.decide"}
 
 
 def __getattr__(name: str) -> Any:

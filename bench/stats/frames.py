@@ -417,7 +417,8 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
 
     Columns:
         run_id, sweep, group, model, task, suite, arm, method, family, trains, seed, status, comparison_key,
-        started_at, wall_seconds, learning_rate; untrained, quantized, control (true or false);
+        started_at, wall_seconds, train_wall_seconds, evaluate_wall_seconds, ..., learning_rate; untrained, quantized,
+        control (true or false);
         failure_stage, failure_message, last_known_peak_bytes;
         the fields of `TrainResult` (tokens_per_second; counts as train_examples, train_tokens, ...), trainable_share
         (0..1), cost_usd (train_seconds at hardware.price_usd_per_hour);
@@ -454,6 +455,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         "control": is_control(record),
         "status": str(record.status),
         "wall_seconds": record.wall_seconds,
+        **{f"{stage}_wall_seconds": seconds for stage, seconds in record.stage_wall_seconds.items()},
         "learning_rate": method.get("learning_rate"),
     }
     if record.train:

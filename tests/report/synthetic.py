@@ -41,7 +41,8 @@ from bench.record import (
 )
 
 MIB = 2**20
-SCRIPT = "<script>alert(1)</script>"
+ATTACK = "</script><img src=x onerror='window.harmed=1'><script>window.harmed=1</script>"
+SCRIPT = ATTACK
 STEPS, EXAMPLES, ITEMS = 32, 48, 60
 TASKS = {"capitals": 0.86, "continents": 0.60, "addition": 0.44, "grammar_agreement": 0.90}
 # quality, held-out loss after, peak MiB, tokens/s, weights/gradients/optimizer MiB, trainable, checkpoint, harm

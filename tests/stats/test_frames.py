@@ -50,7 +50,7 @@ def test_bench_load_is_the_same_function() -> None:
     import bench
 
     assert bench.load is load
-    with pytest.raises(AttributeError, match="it has: load"):
+    with pytest.raises(AttributeError, match="it has: load, decide"):
         bench.nothing  # noqa: B018
 
 

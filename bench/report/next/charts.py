@@ -158,14 +158,16 @@ def quality_chart(points: pd.DataFrame, score: str, costs: Sequence[str]) -> Dra
     y, low = (alt.Y(f"{name}:Q", title=title, scale=scale) for name in ("score", "low"))
     trained = points[points["trained"].astype(bool)]
     dots = alt.Chart(trained).transform_calculate(x="datum[against]")
-    rings = alt.Chart(trained[trained["chosen"] == "yes"]).transform_calculate(x="datum[against]")
+    chosen = trained[trained["chosen"] == "yes"]
     layers = [
         dots.mark_rule(strokeWidth=2).encode(x=x, y=low, y2="high:Q", color=colour),
         dots.mark_point(size=110, filled=True, opacity=1).encode(
             x=x, y=y, color=colour, shape=_shape(arms, points), tooltip=described
         ),
-        rings.mark_point(shape="circle", size=420, color=INK, strokeWidth=1.5).encode(x=x, y=y),
     ]
+    if len(chosen):
+        rings = alt.Chart(chosen).transform_calculate(x="datum[against]")
+        layers.append(rings.mark_point(shape="circle", size=420, color=INK, strokeWidth=1.5).encode(x=x, y=y))
     across = alt.Chart(points[~points["trained"].astype(bool)]).encode(color=colour, tooltip=described[:4])
     if len(trained) < len(points):
         layers.append(across.mark_rect(opacity=0.12).encode(y=low, y2="high:Q"))

@@ -1,0 +1,368 @@
+"""Arms against a baseline: what may be compared, paired differences with intervals, and a verdict in a word each.
+
+Every arm is compared with the base, every trained one with full fine-tuning, and an adapter over a quantized base with
+the same over a whole one. Runs are matched by seed; a single untrained run is the partner of every seed. Runs of
+different budgets, data, machines or software are never compared silently: the reason is kept in `Findings.refusals`,
+and `--allow-different=NAME` is needed to compare them nonetheless.
+
+p-values are adjusted by Holm's method within the families of `FAMILIES`, as the page shows them. The two numbers that
+answer the question, the primary score and the suite's mean, are families of their own: more metrics and tasks shown
+beside them cost them no power.
+
+    >>> findings = compare(group)
+    >>> findings.comparisons[["arm", "baseline", "measure", "difference", "low", "high", "verdict"]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from bench.fairness import Reason, differing_settings
+from bench.record import Environment, Record, TrainResult
+from bench.stats.frames import Group, disturbances, family, is_untrained
+from bench.stats.measures import SUITE_MEAN, Measure, Table, means_of, measure_tables, primary_measure
+from bench.stats.paired import Estimate, holm, verdict
+
+COMPUTING_PACKAGES = ("transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "lm-eval")
+DIGEST_SHOWN = 8  # characters
+FAMILIES = ("primary score", "other scores", "loss", "suite's mean", "suite's tasks", "divergence")
+_MEASURED = {  # requirement -> the facts of a stage's environment that it is about, with what each is called
+    "device": {"device": "device", "device_count": "number of devices"},
+    "threads": {"threads": "threads", "cpus": "number of usable processors"},
+    "software": {"torch": "torch"},
+    "numerics": {"compute_dtype": "compute_dtype", "attention": "attention"},
+}
+
+
+@dataclass(frozen=True)
+class Margins:
+    """The largest differences that do not matter; what "equivalent" means.
+
+    The defaults are conventions, to be set to what matters to the user: 3% of the baseline's score (0.009 at a
+    ROUGE-L of 0.30), 1% of its loss or bits per byte, and 2 points of accuracy in the regression suite.
+    """
+
+    score_relative: float = 0.03
+    loss_relative: float = 0.01
+    accuracy: float = 0.02
+
+    def of(self, measure: Measure, baseline_mean: float) -> float:
+        """In the unit of the measure; positive."""
+        if measure.kind == "score":
+            return max(self.score_relative * abs(baseline_mean), 1e-9)
+        if measure.kind == "loss" or not measure.higher_is_better:
+            return max(self.loss_relative * abs(baseline_mean), 1e-9)
+        return self.accuracy
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A reason against comparing two arms. As an exception: one in spite of which they were compared."""
+
+    arm: str
+    baseline: str
+    seeds: str
+    reason: Reason
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the runs of one model, task and suite show.
+
+    Attributes:
+        estimates: one row a measure and arm: kind, measure, unit, arm, mean, low, high (95%), seeds, examples.
+        comparisons: one row a measure and pair of arms: kind, measure, unit, higher_is_better, family (of
+            `FAMILIES`), arm, baseline, baseline_mean, difference (arm - baseline), low, high (95%), p, p_holm, test
+            ("McNemar" or "t"), margin, verdict (better, worse, equivalent, equal, not settled), within_margin (the
+            difference, though perhaps real, is shown to be smaller than the margin), seeds, examples, detectable
+            (smallest difference that such data show with 80% power), examples_to_decide (of an unsettled one; None:
+            more examples cannot), differing (requirements not met, in spite of which it was made).
+        exceptions: differences in spite of which a comparison was made.
+    """
+
+    tables: dict[Measure, Table]
+    estimates: pd.DataFrame
+    comparisons: pd.DataFrame
+    refusals: list[Refusal]
+    exceptions: list[Refusal]
+
+    @property
+    def primary(self) -> Measure | None:
+        """The task's first metric; None where nothing was scored."""
+        return primary_measure(self.tables)
+
+
+@lru_cache(maxsize=32)
+def compare(group: Group, margins: Margins | None = None) -> Findings:
+    """All comparisons within a group. Failed runs take part with the stages that they finished."""
+    tables, primary, margins = measure_tables(group), primary_measure(measure_tables(group)), margins or Margins()
+    estimates = [
+        _identity(measure) | {"arm": arm} | _mean_row(known.of(0))
+        for measure, table in tables.items()
+        for arm, runs in group.by_arm.items()
+        if not isinstance(known := means_of(table, [runs]), str)
+    ]
+    rows: list[dict[str, Any]] = []
+    refusals: list[Refusal] = []
+    exceptions: list[Refusal] = []
+    for arm, candidates in wanted_pairs(group):
+        baseline, matching = _fair_partner(group, arm, candidates)
+        refusals += [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.refused]
+        if not matching.pairs:
+            continue
+        exceptions += [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.excepted]
+        differing = ", ".join(dict.fromkeys(reason.name for _, reason in matching.excepted))
+        sides = [
+            list({record.run_id: record for record in side}.values()) for side in zip(*matching.pairs, strict=True)
+        ]
+        unmeasured: dict[str, list[str]] = {}
+        for measure, table in tables.items():
+            if measure.kind == "divergence" and is_untrained(group.by_arm[baseline][0]):
+                continue  # a divergence from the base is itself a comparison with the base
+            known = means_of(table, sides)
+            if isinstance(known, str):
+                if table.of(sides[0]).size and table.values[[r.run_id for r in sides[0]]].notna().any(axis=None):
+                    unmeasured.setdefault(known, []).append(measure.name)
+                continue
+            row = _identity(measure) | {"family": _family(measure, primary), "arm": arm, "baseline": baseline}
+            rows.append(
+                row
+                | {"baseline_mean": float(known.mean[1]), "result": known.difference(0, 1)}
+                | {"differing": differing}
+            )
+        refusals += [
+            Refusal(arm, baseline, "all", Reason("values", f"{reason} ({', '.join(names)})"))
+            for reason, names in unmeasured.items()
+        ]
+    return Findings(tables, pd.DataFrame(estimates), _judged(rows, tables, margins), refusals, exceptions)
+
+
+def _identity(measure: Measure) -> dict[str, Any]:
+    return {"kind": measure.kind, "measure": measure.name, "unit": measure.unit,
+            "higher_is_better": measure.higher_is_better}  # fmt: skip
+
+
+def _mean_row(estimate: Estimate) -> dict[str, Any]:
+    low, high = estimate.interval()
+    return {"mean": estimate.mean, "low": low, "high": high, "seeds": estimate.seeds, "examples": estimate.examples}
+
+
+def _family(measure: Measure, primary: Measure | None) -> str:
+    if measure.kind == "score":
+        return "primary score" if measure == primary else "other scores"
+    if measure.kind == "regression":
+        return "suite's mean" if measure.name == SUITE_MEAN else "suite's tasks"
+    return measure.kind
+
+
+def _judged(rows: Sequence[dict[str, Any]], tables: Mapping[Measure, Table], margins: Margins) -> pd.DataFrame:
+    """Adjust p within each family, then find the words."""
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    frame["p"] = [result.p_value() for result in frame["result"]]
+    frame["p_holm"] = frame.groupby("family")["p"].transform(lambda values: holm(list(values)))
+    measures = {(measure.kind, measure.name): measure for measure in tables}
+    judged = []
+    for row in frame.to_dict("records"):
+        result: Estimate = row.pop("result")
+        measure = measures[row["kind"], row["measure"]]
+        margin = margins.of(measure, row["baseline_mean"])
+        word = verdict(result, margin, p=row["p_holm"], higher_is_better=measure.higher_is_better)
+        found = _mean_row(result)
+        judged.append(row | found | {
+            "difference": found.pop("mean"),
+            "test": "t" if result.discordant is None else "McNemar",
+            "margin": margin,
+            "verdict": word,
+            "within_margin": result.is_equivalent(margin),
+            "detectable": result.detectable(),
+            "examples_to_decide": result.examples_to_decide(margin) if word == "not settled" else None,
+        })  # fmt: skip
+    return pd.DataFrame(judged).drop(columns="mean", errors="ignore")
+
+
+# --- Which runs are set against which ---
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Runs of two arms, matched by seed."""
+
+    pairs: list[tuple[Record, Record]]
+    refused: list[tuple[str, Reason]]  # (seeds, why these were not paired)
+    excepted: list[tuple[str, Reason]]  # (seeds, what was allowed to differ in these pairs)
+
+
+def wanted_pairs(group: Group) -> list[tuple[str, list[str]]]:
+    """(arm, candidate baselines), in display order."""
+    kinds = {arm: family(runs[0]) for arm, runs in group.by_arm.items()}
+    control = dict(zip(group.arms["arm"], group.arms["control"], strict=True))
+
+    def plain(kind: str) -> list[str]:
+        """The arms of the first method of a family: `full` rather than `full_bf16`."""
+        arms = [arm for arm, own in kinds.items() if own == kind and not control[arm]]
+        return [arm for arm in arms if group.by_arm[arm][0].method == group.by_arm[arms[0]][0].method]
+
+    untrained = [arm for arm, runs in group.by_arm.items() if is_untrained(runs[0])]
+    bases, fulls, loras = plain("base") or untrained[:1], plain("full"), plain("lora")
+    pairs = [(arm, bases) for arm in kinds if bases and arm not in bases]
+    pairs += [(arm, fulls) for arm in kinds if fulls and arm not in fulls and arm not in untrained]
+    return pairs + [(arm, loras) for arm, kind in kinds.items() if loras and kind in ("qlora",)]
+
+
+def _fair_partner(group: Group, arm: str, candidates: Sequence[str]) -> tuple[str, Matching]:
+    """The first candidate with a fair pair of runs; where none has one, the first with a pair that is allowed."""
+    for allowed in dict.fromkeys((frozenset[str](), group.allowed)):
+        refused: list[tuple[str, Reason]] = []
+        for baseline in candidates:
+            matching = match(group, arm, baseline, allowed)
+            if matching.pairs:
+                return baseline, match(group, arm, baseline, group.allowed)  # for its other seeds
+            refused += matching.refused
+    return candidates[0], Matching([], refused, [])
+
+
+def match(group: Group, arm: str, baseline: str, allowed: frozenset[str] | None = None) -> Matching:
+    """Runs of two arms of a group by seed.
+
+    Args:
+        allowed: names of requirements that the runs need not meet; None takes the group's.
+    """
+    allowed = group.allowed if allowed is None else allowed
+    partners = {record.seed: record for record in group.by_arm[baseline]}
+    others = group.by_arm[baseline]
+    single = others[0] if len(others) == 1 and is_untrained(others[0]) else None
+    pairs: list[tuple[Record, Record]] = []
+    refused: dict[Reason, list[str]] = {}
+    excepted: dict[Reason, list[str]] = {}
+    for record in group.by_arm[arm]:
+        partner = partners.get(record.seed) or single
+        if partner is None:
+            refused.setdefault(Reason("seed", "the baseline has no run of this seed"), []).append(str(record.seed))
+            continue
+        reasons = reasons_against(record, partner)
+        if count := _other_references(group, record.run_id, partner.run_id):
+            reasons.append(Reason("references", f"{count} test examples have other reference answers"))
+        standing = [reason for reason in reasons if reason.name not in allowed]
+        if not standing:
+            pairs.append((record, partner))
+        for reason in standing or reasons:
+            (refused if standing else excepted).setdefault(reason, []).append(str(record.seed))
+    named = [[(", ".join(seeds), reason) for reason, seeds in found.items()] for found in (refused, excepted)]
+    return Matching(pairs, named[0], named[1])
+
+
+@lru_cache(maxsize=32)
+def _references(group: Group) -> dict[str, pd.Series]:
+    """run_id -> the reference answers of its samples, by example."""
+    rows = group.samples.drop_duplicates(["run_id", "example_id"]).set_index("example_id")
+    return {str(run): of_run["reference"] for run, of_run in rows.groupby("run_id")}
+
+
+def _other_references(group: Group, left: str, right: str) -> int:
+    """How many test examples of two runs carry another reference answer under the same id."""
+    known = _references(group)
+    if left not in known or right not in known or known[left].equals(known[right]):
+        return 0
+    shared = known[left].index.intersection(known[right].index)
+    return int((known[left].loc[shared] != known[right].loc[shared]).sum())
+
+
+# --- May two runs be compared? ---
+
+
+def reasons_against(left: Record, right: Record) -> list[Reason]:
+    """Why the results of two runs may not be compared; empty when they may.
+
+    Trained runs must agree in all settings but the method's, in the consumed data, and in the environment of training
+    and evaluation. An untrained run consumed no data and has no budget: it must agree in what concerns evaluation. What
+    either run does not know is no reason.
+    """
+    trained = not (is_untrained(left) or is_untrained(right))
+    reasons = differing_settings(left.config, right.config, trained=trained)
+    if trained:
+        if left.comparison_key != right.comparison_key and not reasons:
+            reasons.append(Reason("settings", f"their keys differ ({left.comparison_key} and {right.comparison_key})"))
+        if left.train is None or right.train is None:
+            return [*reasons, Reason("training", "one of them has no training result")]
+        reasons += [*_consumed(left.train, right.train)]
+        if left.data and right.data and left.data.fingerprint != right.data.fingerprint:
+            prints = " and ".join(data.fingerprint[:DIGEST_SHOWN] for data in (left.data, right.data))
+            reasons.append(Reason("stream", f"their prepared data differ (fingerprint {prints})"))
+    verbs: dict[Reason, list[str]] = {}  # what differs in both stages is named once
+    if trained and left.train and right.train:
+        for reason in [*_measured(left.train.environment, right.train.environment), *_rounding(left, right)]:
+            verbs.setdefault(reason, []).append("trained")
+    stages = [record.evaluate or record.regression for record in (left, right)]
+    if stages[0] and stages[1]:
+        for reason in _measured(stages[0].environment, stages[1].environment):
+            verbs.setdefault(reason, []).append("evaluated")
+    for reason, words in verbs.items():
+        reasons.append(Reason(reason.name, f"they were {' and '.join(words)} with different {reason.text}"))
+    sides = [record.provenance.get("packages", {}) for record in (left, right)]
+    known = [name for name in COMPUTING_PACKAGES if name in sides[0] and name in sides[1]]
+    if other := [f"{n} {sides[0][n]} and {sides[1][n]}" for n in known if sides[0][n] != sides[1][n]]:
+        reasons.append(Reason("software", f"they ran with different packages ({', '.join(other)})"))
+    return reasons
+
+
+def _consumed(left: TrainResult, right: TrainResult) -> Iterator[Reason]:
+    streams = left.data_stream_sha256, right.data_stream_sha256
+    if streams[0] != streams[1]:
+        digests = " and ".join(stream[:DIGEST_SHOWN] for stream in streams)
+        yield Reason("stream", f"they consumed different data (data_stream_sha256 {digests})")
+    if left.steps != right.steps:
+        yield Reason("budget", f"they took different numbers of steps ({left.steps} and {right.steps})")
+    if left.model_revision != right.model_revision and left.model_revision and right.model_revision:
+        yield Reason("model", f"they loaded different revisions ({left.model_revision} and {right.model_revision})")
+
+
+def _measured(left: Environment, right: Environment) -> Iterator[Reason]:
+    for name, facts in _MEASURED.items():
+        for fact, text in facts.items():
+            values = getattr(left, fact), getattr(right, fact)
+            if values[0] != values[1] and None not in values:
+                yield Reason(name, f"{text} ({values[0]} and {values[1]})")
+
+
+def _rounding(left: Record, right: Record) -> Iterator[Reason]:
+    """What decides where training rounds to bf16."""
+    compiled = [record.train.environment.compiled for record in (left, right) if record.train]
+    if compilation(compiled[0]) != compilation(compiled[1]):
+        yield Reason("numerics", f"numerics (compiled: {compiled[0]} and {compiled[1]})")
+    added = adds_in_fp32(left), adds_in_fp32(right)
+    if added[0] != added[1] and None not in added:
+        yield Reason("numerics", f"numerics (method.adapter.add_in_fp32: {added[0]} and {added[1]})")
+
+
+def adds_in_fp32(record: Record) -> bool | None:
+    """Whether the adapter's branch was added before rounding to bf16; None where there is nothing to choose."""
+    adapter = record.config["method"].get("adapter")
+    environment = record.train.environment if record.train else None
+    if not adapter or environment is None or environment.compute_dtype == "float32":
+        return None
+    # Compiled layers round once, after the addition, whatever the setting.
+    return adapter.get("add_in_fp32") if compilation(environment.compiled) == "off" else None
+
+
+def compilation(compiled: str) -> str:
+    """`regional`, `off`, ...: without the reason, which changes no number."""
+    return compiled.partition(":")[0].strip()
+
+
+def speed_doubts(left: Record, right: Record) -> list[str]:
+    """Why the speeds of two runs should not be compared, a sentence's worth each; quality may be all the same."""
+    doubts = []
+    for record in (left, right):
+        if text := disturbances(record).get("train"):
+            doubts.append(f"{record.run_id} was measured on a busy machine: {text}")
+    governors = [record.train.environment.cpu_governor if record.train else None for record in (left, right)]
+    if None not in governors and governors[0] != governors[1]:
+        doubts.append(f"their processors were governed differently ({governors[0]} and {governors[1]})")
+    return doubts

@@ -1,0 +1,157 @@
+"""What arms are compared by: every score, the held-out loss, the regression suite's mean and its tasks.
+
+A `Table` holds one measure of a group: one value an example and run. `means_of` hands the values of some arms to the
+engine of `stats.paired`.
+
+    >>> tables = measure_tables(group)
+    >>> known = means_of(tables[Measure("score", "rougeL")], [full_runs, lora_runs])
+    >>> known.difference(1, 0).interval()
+    (-0.026, 0.004)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.record import KL_METRIC, Record
+from bench.stats.frames import Group, is_control, is_untrained
+from bench.stats.paired import Floats, Means, SeedPart, means, seed_part
+
+SUITE_MEAN = "all tasks"
+NO_VALUE = np.inf  # in a table: tested, but without a finite value. NaN: not tested
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared. `name` is a metric (score), the split (loss), a task of the suite or a kind of text."""
+
+    kind: Literal["score", "loss", "regression", "divergence"]
+    name: str
+    higher_is_better: bool = True
+    unit: str = "score"  # score (0..1), nats/token, acc, bits_per_byte, ...
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """One measure of a group.
+
+    Attributes:
+        values: one row an example, one column a run (run_id); NaN: not tested on it; `NO_VALUE`: no finite value.
+        weights: of the examples in the mean, shape (examples,); None: all count alike.
+        strata: the task of each example, where the mean is one over tasks; None otherwise.
+        seeds: how much a run's mean moves with its seed, pooled over the trained arms of the group but controls.
+    """
+
+    values: pd.DataFrame
+    weights: Floats | None
+    strata: NDArray[np.int64] | None
+    seeds: SeedPart
+
+    def of(self, records: Sequence[Record]) -> Floats:
+        """The values of some runs, shape (runs, examples)."""
+        return self.values[[record.run_id for record in records]].to_numpy(dtype=float).T
+
+
+def primary_measure(tables: dict[Measure, Table]) -> Measure | None:
+    """The task's first metric; None where nothing was scored."""
+    return next((measure for measure in tables if measure.kind == "score"), None)
+
+
+def suite_measure(tables: dict[Measure, Table]) -> Measure | None:
+    """What forgetting is told by: the suite's mean; of a suite with one task for which higher is better, that one."""
+    rising = [m for m in tables if m.kind == "regression" and m.higher_is_better]
+    return next((m for m in rising if m.name == SUITE_MEAN), rising[0] if len(rising) == 1 else None)
+
+
+@lru_cache(maxsize=32)
+def measure_tables(group: Group) -> dict[Measure, Table]:
+    """Every measure that the group's runs hold: scores as configured, test loss, the suite's mean, its tasks."""
+    tables: dict[Measure, Table] = {}
+    samples, items = group.samples, group.regression
+    configured = [name for record in group.records for name in record.config["task"].get("metrics", [])]
+    found = [str(name).removeprefix("score_") for name in samples if str(name).startswith("score_")]
+    for metric in dict.fromkeys([*configured, *found]):
+        if metric in found and samples[f"score_{metric}"].notna().any():
+            rows = samples.assign(value=samples[f"score_{metric}"], weight=1.0)
+            tables[Measure("score", metric)] = _table(group, rows, "example_id")
+    if len(samples):
+        tokens = pd.to_numeric(samples["loss_tokens"]).where(lambda count: count > 0)
+        rows = samples.assign(value=pd.to_numeric(samples["loss"]) / tokens, weight=tokens)
+        tables[Measure("loss", "test", False, "nats/token")] = _table(group, rows, "example_id")
+    tasks = {task.task: task for record in group.records if record.regression for task in record.regression.tasks}
+    items = items[items["task"].isin(list(tasks))].rename(columns={"score": "value"})
+    items = items.assign(key=items["task"] + "\0" + items["item_id"].astype(str))
+    rising = items[items["task"].map({name: task.higher_is_better for name, task in tasks.items()}).astype(bool)]
+    if rising["task"].nunique() > 1:  # each task counts alike in the mean, whatever its number of items
+        share = rising["weight"] / rising.groupby(["run_id", "task"])["weight"].transform("sum")
+        tables[Measure("regression", SUITE_MEAN, True, "mean")] = _table(
+            group, rising.assign(weight=share), "key", by_task=True
+        )
+    for name, task in tasks.items():
+        kind: Literal["divergence", "regression"] = "divergence" if task.metric == KL_METRIC else "regression"
+        rows = items[items["task"] == name]
+        if len(rows):
+            tables[Measure(kind, name, task.higher_is_better, task.metric)] = _table(group, rows, "key")
+    return tables
+
+
+def _table(group: Group, rows: pd.DataFrame, example: str, by_task: bool = False) -> Table:
+    """`rows` holds run_id, value, weight and the example's name; of an example that occurs twice the first counts."""
+    rows = rows.assign(value=rows["value"].fillna(NO_VALUE)).drop_duplicates(["run_id", example])
+    values = rows.pivot(index=example, columns="run_id", values="value")
+    values = values.reindex(columns=[record.run_id for record in group.records])
+    weights = rows.groupby(example)["weight"].mean().reindex(values.index).to_numpy(dtype=float)
+    values, weights = values[weights > 0], weights[weights > 0]
+    alike = len(weights) == 0 or np.ptp(weights) == 0
+    strata = np.unique([str(key).partition("\0")[0] for key in values.index], return_inverse=True)[1]
+    table = Table(values, None if alike else weights, strata if by_task else None, SeedPart())
+    seeded = [runs for runs in group.by_arm.values() if not is_untrained(runs[0]) and not is_control(runs[0])]
+    known = [of_arm[:, ~np.isnan(of_arm).any(axis=0)] for of_arm in (_tested(table, runs) for runs in seeded)]
+    # Weights are those of the examples that the arm was tested on: of a group's arms, nearly always all.
+    pooled = seed_part([arm for arm in known if arm.shape[1] == len(values)], table.weights)
+    return Table(values, table.weights, table.strata, pooled)
+
+
+def _tested(table: Table, runs: Sequence[Record]) -> Floats:
+    """The values of the runs that were tested at all, shape (runs, examples)."""
+    values = table.of(runs)
+    return values[~np.isnan(values).all(axis=1)]
+
+
+def means_of(
+    table: Table, arms: Sequence[Sequence[Record]], value_range: tuple[float, float] | None = None
+) -> Means | str:
+    """The means of some arms, given by their runs, on the examples that all of them share.
+
+    Returns:
+        The means, or the reason why the values cannot be paired.
+    """
+    values = [table.of(runs) for runs in arms]
+    missing = [record.run_id for runs, of_arm in zip(arms, values, strict=True)
+               for record, row in zip(runs, of_arm, strict=True) if np.isnan(row).all()]  # fmt: skip
+    if missing or not arms:
+        return f"no values of {', '.join(missing) or 'any run'}"
+    tested = ~np.isnan(np.concatenate(values))
+    shared, largest = int(tested.all(axis=0).sum()), int(tested.sum(axis=1).max())
+    if shared < largest:
+        return f"they were tested on different examples ({shared} of {largest} in common)"
+    usable = np.isfinite(np.concatenate(values)).all(axis=0)
+    if not usable.any():
+        return "no finite values"
+    bounds = (-np.inf, np.inf) if value_range is None else value_range
+    kept = [of_arm[:, usable] for of_arm in values]
+    return means(
+        kept,
+        weights=None if table.weights is None else table.weights[usable],
+        strata=None if table.strata is None else table.strata[usable],
+        trained=[not is_untrained(runs[0]) for runs in arms],
+        seeds=table.seeds,
+        value_range=bounds,
+    )
