@@ -277,7 +277,7 @@ class TrainResult:
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
     parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: a record older than this field
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
-    stopped_early: str | None = None  # why a trial of `bench.tune` ended before its last step
+    stopped_early: str | None = None  # why a trial of `bench tune` ended before its last step
     devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
     strategy: str = "none"  # how they shared it
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device

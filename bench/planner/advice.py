@@ -1,4 +1,4 @@
-"""From the overrides of `python -m bench.plan` to what each run that they describe will take.
+"""From the overrides of `python -m bench plan` to what each run that they describe will take.
 
 >>> for plan in plans(["model=llama-3.1-8b", "method=full,lora", "hardware=h100"]):
 ...     print(plan.method, plan.verdict, plan.total_bytes)

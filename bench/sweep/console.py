@@ -10,6 +10,7 @@ OK       lora-smollm2-135m-docstrings-s0-1f2e3d4c: 181 s, 612 tokens/s, rougeL 0
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -55,7 +56,8 @@ class Console:
     """Prints for people."""
 
     def __init__(self) -> None:
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else PLAIN_WIDTH
+        self._out = RichConsole(highlight=False, soft_wrap=True, width=width)
         self._error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._agenda = Agenda()
 
@@ -66,10 +68,6 @@ class Console:
     def problem(self, text: str) -> None:
         """A line on standard error."""
         self._error.print(escape(text), style="red" if self._error.is_terminal else None)
-
-    def table(self, table: Table) -> None:
-        """A table, on a terminal as wide as that is."""
-        self._out.print(table, width=None if self._out.is_terminal else PLAIN_WIDTH)
 
     def plan(self, configs: list[RunConfig], pending: list[RunConfig], allowed: frozenset[str] = frozenset()) -> None:
         """Say what will run and what the methods have in common, before anything does."""
@@ -82,13 +80,13 @@ class Console:
         for group in groups_of(configs):
             if group.pairs:
                 self.say(heading(group))
-                self.table(fairness_table(group))
+                self._out.print(fairness_table(group))
                 for line in verdicts(group, allowed):
                     self.say(line)
 
     def memory(self, plans: Sequence[Plan]) -> None:
         """The planner's table, and below it what would make a run fit that does not."""
-        self.table(plan_table(plans, markdown=not self._out.is_terminal))
+        self._out.print(plan_table(plans, markdown=not self._out.is_terminal))
         for line in plan_notes(plans):
             self.say(line)
 

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,10 @@ def check(overrides: Sequence[str], multirun: bool, searching: bool) -> None:
     if searching:
         raise ConfigurationError([f"{CHOICE}{name}: a search draws its runs one after the other; leave one out"])
     try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=r"\s+'hydra/launcher/.* is validated against"
+            )  # welcome: its names
             own = [text for text in overrides if text.startswith("hydra")]
             launcher = compose("launch", own, return_hydra_config=True).hydra.launcher
     except (HydraException, OmegaConfBaseException) as error:
