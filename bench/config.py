@@ -452,6 +452,11 @@ class RunConfig:
     trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench tune`
     serve: ServeConfig = field(default_factory=ServeConfig)
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the run trains nothing: the base model as it is."""
+        return self.method.trains == "nothing"
+
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     """Build and check a run description.
@@ -473,6 +478,21 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     """The JSON form of a run description; `from_mapping` reads it back unchanged."""
     mapping: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
     return mapping
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The run description with other values at dotted keys, each checked by itself.
+
+    >>> with_settings(config, {"method.learning_rate": 1e-4, "seed": 2})
+    """
+    mapping = to_mapping(config)
+    for key, value in settings.items():
+        *path, name = key.split(".")
+        owner = mapping
+        for part in path:
+            owner = owner[part]
+        owner[name] = value
+    return TypeAdapter(RunConfig).validate_python(mapping)
 
 
 _UNION_MEMBERS = ("str", "list[str]", "constrained-int", "literal['auto']")  # as pydantic names what it tried

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bench.config import ConfigurationError, Fraction, PositiveInt, Status, suggest
+from bench.config import ConfigurationError, Fraction, PositiveInt, RunConfig, Status, suggest
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -154,9 +154,7 @@ SCHEMA_VERSION = 1
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
-Stage = Literal[
-    "bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export", "verify"
-]
+Stage = Literal["bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export"]
 
 
 @dataclass(frozen=True, config=_STRICT_record)
@@ -410,7 +408,7 @@ class Record:
     suite: str
     seed: int
     status: Status
-    config: dict[str, Any]  # config.to_mapping(RunConfig)
+    config: RunConfig
     provenance: dict[str, Any]  # versions, git commit, command, machine
     started_at: str  # ISO 8601, UTC
     wall_seconds: float
@@ -500,7 +498,7 @@ class Manifest:
 
     run_id: str
     kind: Literal["adapter", "model"]
-    config: dict[str, Any]  # of the run (`config.to_mapping`); the machine's paths are left out
+    config: RunConfig  # the machine's paths are left out
     base: Base
     prompt: PromptFormat
     evaluated: Evaluated

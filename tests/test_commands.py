@@ -38,7 +38,8 @@ from bench.report import build
 from bench.sweep import execute, fetching
 from bench.sweep.execute import read_record
 from bench.worker import models
-from bench.worker.instruments import flops, meters
+from bench.worker.instruments import memory as meters
+from bench.worker.instruments import tokens as flops
 from bench.worker.sources import docstrings
 
 _bundle = functools.cache(vl_convert.javascript_bundle)  # of Vega: a second, and always the same

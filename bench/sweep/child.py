@@ -2,7 +2,7 @@
 
 Nothing passes between parent and child but files and an exit code: the child reads `plan.json`, appends what it
 prints to `<stage>.log`, keeps `progress.json` current, and writes `<stage>.json` last. The parent sleeps. Where
-`hardware.devices` train together, the child starts one process a device (`bench.worker.together`) and ends as they do.
+`hardware.devices` train together, the child starts one process a device (`bench.worker.multi`) and ends as they do.
 
     >>> outcome = run_stage(folder, "train", timeout_seconds=3600)
     >>> outcome.status
@@ -94,7 +94,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
 def command(folder: Path, stage: Stage, devices: int) -> list[str]:
     """What runs a stage; only training is shared by several devices."""
     if devices > 1 and stage == "train":
-        return [sys.executable, "-m", "bench.worker.together", str(devices), str(folder), stage]
+        return [sys.executable, "-m", "bench.worker.multi", str(devices), str(folder), stage]
     return [sys.executable, "-m", "bench.worker", str(folder), stage]
 
 

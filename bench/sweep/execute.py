@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
-from bench.config import RunConfig, Status, next_step, to_mapping
+from bench.config import RunConfig, Status, next_step
 from bench.identity import (
     artifact_folder,
     comparison_key,
@@ -156,7 +156,7 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
         suite=config.suite.name,
         seed=config.seed,
         status=status,
-        config=to_mapping(config),
+        config=config,
         provenance=provenance(),
         started_at=started_at.isoformat(timespec="seconds"),
         wall_seconds=time.monotonic() - started,

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config import ConfigurationError, PathsConfig, RunConfig, Status, from_mapping, to_mapping
+from bench.config import ConfigurationError, PathsConfig, RunConfig, Status
 from bench.identity import artifact_folder, weights_sha256, write_atomic
 from bench.record import (
     CARD,
@@ -86,7 +86,7 @@ def exportable(run: Path, form: str | None = None) -> Exportable:
     try:
         config = from_json(RunConfig, (run / "plan.json").read_bytes())  # with the paths as they were
     except (OSError, ValueError):
-        config = from_mapping(record.config)
+        config = record.config
     weights = artifact_folder(config)
     if not weights_are_whole(weights, record.train.checkpoint_bytes):
         raise ConfigurationError(
@@ -146,7 +146,6 @@ def _hashes(run: Exportable, work: Path, watch: Watch) -> dict[str, Any]:
     revision = (run.record.train.model_revision if run.record.train else None) or run.config.model.revision
     config = replace(run.config, model=replace(run.config.model, revision=revision))  # the newest may be newer
     write_atomic(work / "plan.json", to_json(config))
-    write_atomic(work / "answers.json", "[]")
     outcome = run_stage(work, "export", run.config.hardware.stage_timeout_seconds, watch)
     if outcome.failure is not None:
         raise ConfigurationError([f"{run.folder}: its base could not be read: {outcome.failure.message}"])
@@ -180,7 +179,7 @@ def _manifest(
         run_id=record.run_id,
         kind="model" if run.form or run.config.method.adapter is None else "adapter",
         form=run.form,
-        config=to_mapping(replace(run.config, paths=PathsConfig())),
+        config=replace(run.config, paths=PathsConfig()),
         base=Base(model.name, model.source, model.location, record.train.model_revision, hashes["weights_sha256"]),
         prompt=PromptFormat(hashes["chat_template_sha256"], hashes["tokenizer_sha256"], record.data.fingerprint),
         evaluated=Evaluated(record.evaluate.examples, scores, loss, record.evaluate.environment),

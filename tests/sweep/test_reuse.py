@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.compose import compose
-from bench.config import RunConfig, Status, to_mapping
+from bench.config import RunConfig, Status
 from bench.identity import run_folder
 from bench.record import Record
 from bench.sweep import execute as reuse
@@ -30,7 +30,7 @@ def config(smoke, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def finished_elsewhere(config: RunConfig, **changes: Any) -> Record:
     record = Record(
         run_id=run_folder(config).name, comparison_key="k", sweep="earlier", method="base", model="m", task="t",
-        suite="s", seed=0, status=Status.OK, config=to_mapping(config), provenance=HERE,
+        suite="s", seed=0, status=Status.OK, config=config, provenance=HERE,
         started_at="2026-01-01T00:00:00+00:00", wall_seconds=9.0,
     )  # fmt: skip
     folder = run_folder(replace(config, sweep="earlier"))

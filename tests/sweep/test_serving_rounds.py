@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig, Status, to_mapping
+from bench.config import ConfigurationError, RunConfig, Status
 from bench.identity import comparison_key, data_key, run_folder, run_id, tuning_key
 from bench.record import Environment, Generation, PhaseMemory, Record, ServedForm, ServeResult, from_json, to_json
 from bench.sweep import execute as serving
@@ -28,7 +28,7 @@ def config(smoke) -> RunConfig:
 def a_record(config: RunConfig, **changes) -> Record:
     record = Record(
         run_id=run_id(config), comparison_key="k", sweep="s", method="base", model="m", task="t", suite="s", seed=0,
-        status=Status.OK, config=to_mapping(config), provenance={}, started_at="2026-01-01T00:00:00+00:00",
+        status=Status.OK, config=config, provenance={}, started_at="2026-01-01T00:00:00+00:00",
         wall_seconds=1.0,
     )  # fmt: skip
     return replace(record, **changes)

@@ -54,8 +54,8 @@ def test_rates_are_found_on_the_validation_split_and_a_sweep_reads_them(smoke, t
     sweep = run("bench -m", "method=lora", *overrides, f"rates={path}")
     assert sweep.returncode == 0, sweep.stdout + sweep.stderr
     (made,) = [from_json(Record, p.read_bytes()) for p in (tmp_path / "results" / "smoke").glob("*/record.json")]
-    assert made.config["method"]["learning_rate"] == lora.learning_rate
-    assert made.config["learning_rate_source"].startswith(f"tuned: {path} sha256 ")
+    assert made.config.method.learning_rate == lora.learning_rate
+    assert made.config.learning_rate_source.startswith(f"tuned: {path} sha256 ")
     assert made.evaluate is not None
     report = (tmp_path / "results" / "smoke" / "report.md").read_text()
     assert "## Learning rate" in report

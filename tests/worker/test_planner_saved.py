@@ -16,7 +16,7 @@ from bench.compose import compose
 from bench.config import ArchitectureConfig, RunConfig
 from bench.planner.memory import Batch, adapter_tensors, linears, numerics_of, saved_by_compiled_layer, saved_by_layer
 from bench.worker import methods
-from bench.worker.compiling import compile_layers
+from bench.worker.device import compile_layers
 from bench.worker.loss import SupervisedHead
 
 ROWS, LENGTH, SUPERVISED = 3, 24, 7

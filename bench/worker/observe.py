@@ -34,10 +34,8 @@ from bench.worker.instruments.energy import Energy
 from bench.worker.instruments.memory import Memory, breakdown
 from bench.worker.instruments.tokens import TokenCounts, TokenStream
 from bench.worker.loss import Batch
-from bench.worker.progress import Progress
-from bench.worker.shares import is_idle
-from bench.worker.step_share import StepShare, together
-from bench.worker.team import ALONE, Team
+from bench.worker.main import Progress
+from bench.worker.multi import ALONE, StepShare, Team, is_idle, together
 
 
 class Observer(TrainerCallback):
