@@ -18,7 +18,7 @@ from bench.config import Status
 from bench.identity import run_folder
 from bench.record import Record, from_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
