@@ -40,7 +40,7 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "evaluate": ("evaluate", "run"),
     "regression": ("regression", "run"),
     "serve": ("serve", "run"),
-    "export": ("weights", "run"),
+    "export": ("prepare", "export"),
 }
 _INTERVAL_SECONDS = 0.5
 

@@ -28,7 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from bench.analysis import metrics
 from bench.config import QuantizationConfig, RunConfig
-from bench.identity import data_folder
+from bench.identity import data_folder, weight_files
 from bench.record import (
     AdapterGeneration,
     Adapters,
@@ -47,7 +47,6 @@ from bench.worker.instruments.tokens import IGNORED
 from bench.worker.loss import SupervisedHead, example_losses, inference
 from bench.worker.main import Context, write_lines
 from bench.worker.methods import Form
-from bench.worker.weights import weight_files
 
 WARM_UP_TOKENS = 2  # of one untimed answer to each kind of batch: buffers are allocated, kernels chosen
 POSITIONS = 256  # whose logits are compared: 50 MB of fp32 with a vocabulary of 50,000

@@ -11,11 +11,12 @@ from transformers import BitsAndBytesConfig
 
 from bench.compose import compose
 from bench.config import RunConfig
+from bench.identity import weight_files
 from bench.record import ServeResult
 from bench.worker import device, evaluate, methods, models, prepare, serve, train
 from bench.worker.loss import inference
 from bench.worker.main import Context, Progress
-from bench.worker.serve import FirstToken, Origin, Prompts, answer, build, load, weight_files
+from bench.worker.serve import FirstToken, Origin, Prompts, answer, build, load
 
 SERVED = (
     "serve=quick", "serve.prompt_tokens=[8]", "serve.batch_sizes=[1,2]", "serve.new_tokens=3", "serve.repetitions=2",
