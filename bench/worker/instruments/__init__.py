@@ -15,7 +15,7 @@ Unknown is None, never 0. Opening an instrument takes its zero, so it is opened 
     tokens   TokenCounts of the batches that it was given, and their hash          TokenStream()
     energy   watt-hours                                                            open_energy(device)
 
-`load`, which says what else used the machine, has a single interval from `start` to `read`. `flops` is no
+`clock.Load`, what else used the machine, has a single interval from `start` to `read`. FLOPs (`tokens`) are no
 instrument but arithmetic on what these read, with one measurement of its own, the matmul peak.
 What each instrument costs and how far it errs: `python -m benchmarks.observer`, `python -m benchmarks.instruments`.
 """
