@@ -1,7 +1,7 @@
 """What measures a run. The only modules, besides `models` and `methods`, that make device calls.
 
 One contract. An instrument measures by phase, from the first `enter` to `stop`; `Instrument` states it as a type,
-and `tests/worker/test_contract.py` holds every instrument to it:
+and `tests/worker/test_instruments.py` holds every instrument to it:
 
     enter(phase)   start, or mark a phase: the one before it ends. A phase entered again goes on: what adds up is
                    added, of peaks the larger is kept
