@@ -41,12 +41,12 @@ Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.80
 FEWEST_EXAMPLES = 10  # below, normal theory does not hold: nothing is shown
 # Priors of `draws`, in units of the spread of one example's value (0.2 for a ROUGE-L, 0.4 for right and wrong at 80%):
-SEED_SPREAD = 0.05  # median of how far a seed moves one run's mean; log-normal,
-SEED_SPREAD_LOG_SD = 0.8  # so that two thirds lie within a factor of 2.2
-ARM_SPREAD = 0.10  # median of how far the true means of trained arms lie from their mean; log-normal,
-ARM_SPREAD_LOG_SD = 1.0  # two thirds within a factor of 2.7
-_POINTS = 128  # of the posterior of the seeds' part
-_SEED_POINTS, _ARM_POINTS = 24, 16  # of the priors of `draws`
+SEED_SPREAD = 0.035  # median of how far a seed moves one run's mean; log-normal,
+SEED_SPREAD_LOG_SD = 0.6  # so that two thirds lie within a factor of 1.8
+ARM_SPREAD = 0.20  # median of how far the true means of trained arms lie from their mean; log-normal,
+ARM_SPREAD_LOG_SD = 0.5  # two thirds within a factor of 1.6
+_POINTS = 64  # of the posterior of the seeds' part
+_SEED_POINTS, _ARM_POINTS = 16, 12  # of the priors of `draws`
 
 
 @dataclass(frozen=True)
