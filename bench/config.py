@@ -408,7 +408,7 @@ class PathsConfig:
     results: str = "results"
     artifacts: str = "artifacts"
     cache: str = "cache"
-    bundle: str | None = None  # what `bench.fetch` gathered: the hub is read from there and never asked
+    bundle: str | None = None  # what `bench fetch` gathered: the hub is read from there and never asked
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -427,7 +427,7 @@ class ServeConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrialConfig:
-    """A trial of `bench.tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
+    """A trial of `bench tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
 
     best_losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss) of the best trial so far
     hopeless_below: Fraction = 0.5  # ends early when its loss fell by less than this share of that trial's fall
@@ -449,8 +449,13 @@ class RunConfig:
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "default"
     rates: str | None = None  # file of `make tune` that the learning rate is taken from
     learning_rate_source: str = "config"  # or "tuned: FILE sha256 ..."; filled in by planning
-    trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench.tune`
+    trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench tune`
     serve: ServeConfig = field(default_factory=ServeConfig)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the run trains nothing: the base model as it is."""
+        return self.method.trains == "nothing"
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
@@ -473,6 +478,21 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     """The JSON form of a run description; `from_mapping` reads it back unchanged."""
     mapping: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
     return mapping
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The run description with other values at dotted keys, each checked by itself.
+
+    >>> with_settings(config, {"method.learning_rate": 1e-4, "seed": 2})
+    """
+    mapping = to_mapping(config)
+    for key, value in settings.items():
+        *path, name = key.split(".")
+        owner = mapping
+        for part in path:
+            owner = owner[part]
+        owner[name] = value
+    return TypeAdapter(RunConfig).validate_python(mapping)
 
 
 _UNION_MEMBERS = ("str", "list[str]", "constrained-int", "literal['auto']")  # as pydantic names what it tried

@@ -1,6 +1,6 @@
 """What two runs must agree in to be compared, by name; and what may differ.
 
-The names are those of `--allow-different=NAME[,NAME...]`, which lets runs be compared in spite of a difference.
+The names are those of `allow_different=NAME,...`, which lets runs be compared in spite of a difference.
 
     >>> requirement_of("train.epochs"), requirement_of("method.learning_rate")
     ('budget', None)
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import config as devices
 from bench.config import ConfigurationError, RunConfig, suggest, to_mapping
-from bench.identity import flat, is_untrained, names_of_arms, run_id
+from bench.identity import flat, names_of_arms, run_id
 
 REQUIREMENTS = {
     "model": "settings of the model, and the revision that was loaded",
@@ -49,7 +48,6 @@ _BY_SETTING = {
     "train.kernels": "numerics",
     "train.packing": "numerics",
 }
-_NOT_SAID = {f"hardware.{name}": value for name, value in devices.ONE.items()}  # by descriptions older than these
 _BY_PART = {"train": "budget"}
 _ONLY_TRAINING = ("task.train_", "task.validation_", "task.overflow")
 _OF_EVALUATION = ("model.", "task.", "suite.", "hardware.generate_batch", "train.max_length")
@@ -68,24 +66,24 @@ class Reason:
 
     @property
     def may_be_allowed(self) -> bool:
-        """Whether `--allow-different` can name it."""
+        """Whether `allow_different` can name it."""
         return self.name in REQUIREMENTS
 
 
 def allowed_names(given: str) -> frozenset[str]:
-    """The names in the value of `--allow-different`, separated by commas.
+    """The names in the value of `allow_different`, separated by commas.
 
     Raises:
         ConfigurationError: unknown names, or none.
     """
     names = [name.strip() for name in given.split(",") if name.strip()]
     problems = [
-        f"--allow-different={name}: nothing of that name must agree{suggest(name, list(REQUIREMENTS))}"
+        f"allow_different={name}: nothing of that name must agree{suggest(name, list(REQUIREMENTS))}"
         for name in names
         if name not in REQUIREMENTS
     ]
     if not names:
-        problems = [f"--allow-different=NAME[,NAME...]: name what may differ{suggest('', list(REQUIREMENTS))}"]
+        problems = [f"allow_different=NAME,...: name what may differ{suggest('', list(REQUIREMENTS))}"]
     if problems:
         raise ConfigurationError(problems)
     return frozenset(names)
@@ -105,12 +103,12 @@ def requirement_of(setting: str, *, trained: bool = True) -> str | None:
     return _BY_SETTING.get(setting) or _BY_PART.get(part, part)
 
 
-def differing_settings(left: Mapping[str, Any], right: Mapping[str, Any], *, trained: bool = True) -> list[Reason]:
-    """The requirements that two run descriptions (`config.to_mapping`) do not meet, each with its settings."""
-    sides = flat(left), flat(right)
+def differing_settings(left: RunConfig, right: RunConfig, *, trained: bool = True) -> list[Reason]:
+    """The requirements that two runs' configurations do not meet, each with its settings."""
+    sides = flat(to_mapping(left)), flat(to_mapping(right))
     found: dict[str, list[str]] = {}
     for setting in {**sides[0], **sides[1]}:
-        values = [side.get(setting, _NOT_SAID.get(setting)) for side in sides]
+        values = [side.get(setting) for side in sides]
         name = requirement_of(setting, trained=trained)
         if name is not None and values[0] != values[1]:
             found.setdefault(name, []).append(f"{setting} {_shown(values[0])} and {_shown(values[1])}")
@@ -164,11 +162,11 @@ def groups_of(configs: Sequence[RunConfig]) -> list[Group]:
 
 
 def _group(name: str, configs: Sequence[RunConfig]) -> Group:
-    described = {run_id(config): to_mapping(config) for config in configs}
-    names = names_of_arms((run, mapping["method"]["name"], mapping) for run, mapping in described.items())
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for run, mapping in described.items():
-        arms.setdefault(names[run], []).append(mapping)
+    described = {run_id(config): config for config in configs}
+    names = names_of_arms((run, config.method.name, config) for run, config in described.items())
+    arms: dict[str, list[RunConfig]] = {}
+    for run, config in described.items():
+        arms.setdefault(names[run], []).append(config)
     settings = {arm: _settings(runs[0]) for arm, runs in arms.items()}
     by_setting: dict[str, dict[str, Any]] = {}
     for arm, values in settings.items():
@@ -177,7 +175,7 @@ def _group(name: str, configs: Sequence[RunConfig]) -> Group:
     alike = {setting for setting, values in by_setting.items() if _alike(setting, values, len(arms))}
     return Group(
         name=name,
-        seeds={arm: [run["seed"] for run in runs] for arm, runs in arms.items()},
+        seeds={arm: [run.seed for run in runs] for arm, runs in arms.items()},
         identical={setting: next(iter(by_setting[setting].values())) for setting in by_setting if setting in alike},
         different={setting: values for setting, values in by_setting.items() if setting not in alike},
         pairs=[_pair(left, right, arms) for left, right in itertools.combinations(arms, 2)],
@@ -190,14 +188,14 @@ def _alike(setting: str, values: dict[str, Any], arms: int) -> bool:
     return complete and len({repr(value) for value in values.values()}) == 1
 
 
-def _pair(left: str, right: str, arms: dict[str, list[dict[str, Any]]]) -> Pair:
+def _pair(left: str, right: str, arms: dict[str, list[RunConfig]]) -> Pair:
     first, second = arms[left][0], arms[right][0]
-    trained = not (is_untrained(first) or is_untrained(second))
-    sides = [_settings(mapping, trained=trained) for mapping in (first, second)]
+    trained = not (first.untrained or second.untrained)
+    sides = [_settings(config, trained=trained) for config in (first, second)]
     keys = dict.fromkeys([*sides[0], *sides[1]])
     values = {key: (sides[0].get(key), sides[1].get(key)) for key in keys}
     reasons = differing_settings(first, second, trained=trained)
-    seeds = [{run["seed"] for run in arms[arm]} for arm in (left, right)]
+    seeds = [{run.seed for run in arms[arm]} for arm in (left, right)]
     if trained and seeds[0] != seeds[1]:
         alone = ", ".join(map(str, sorted(seeds[0] ^ seeds[1])))
         reasons.append(Reason("seed", f"only one of them has seed {alone}"))
@@ -210,12 +208,12 @@ def _pair(left: str, right: str, arms: dict[str, list[dict[str, Any]]]) -> Pair:
     )
 
 
-def _settings(mapping: dict[str, Any], *, trained: bool | None = None) -> Settings:
+def _settings(config: RunConfig, *, trained: bool | None = None) -> Settings:
     """What is worth telling of a run: what must agree, what its method sets, and what was fitted to the memory."""
-    trained = not is_untrained(mapping) if trained is None else trained
+    trained = not config.untrained if trained is None else trained
     return {
         setting: value
-        for setting, value in flat(mapping).items()
+        for setting, value in flat(to_mapping(config)).items()
         if value is not None
         and (
             (setting.startswith("method.") and setting != "method.name")

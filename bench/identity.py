@@ -105,13 +105,9 @@ def fit_key(config: RunConfig) -> str:
 
 def tuning_key(config: RunConfig) -> str:
     """Equal for runs that one search of the learning rate holds for: same model, method, task and budget."""
-    return tuning_key_of(to_mapping(config))
-
-
-def tuning_key_of(mapping: Mapping[str, Any]) -> str:
-    """`tuning_key` from a record's `config`."""
+    mapping = to_mapping(config)
     parts = {
-        part: {k: v for k, v in mapping.get(part, {}).items() if k not in _NOT_TUNED_FOR.get(part, ())}
+        part: {k: v for k, v in mapping[part].items() if k not in _NOT_TUNED_FOR.get(part, ())}
         for part in ("model", "method", "task", "train")
     }
     return digest(parts)[:12]
@@ -173,6 +169,25 @@ def flush_to_disk(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The .safetensors that make a model or an adapter; others beside them (another layout of it) are left out."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    named = [folder / name for name in ("model.safetensors", "adapter_model.safetensors")]
+    return [path for path in named if path.exists()] or sorted(folder.glob("*.safetensors"))
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """SHA-256 over a model's weights, file after file by name, in hex; None where there are none."""
+    hashed, files = hashlib.sha256(), sorted(weight_files(folder))
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                hashed.update(block)
+    return hashed.hexdigest() if files else None
+
+
 _NOT_OF_AN_ARM = ("hardware.name", "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour",
                   "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts",
                   "train.checkpoint_every_steps")  # fmt: skip
@@ -187,13 +202,8 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def is_untrained(config: Mapping[str, Any]) -> bool:
-    """Whether a run of this description (`to_mapping`) trains nothing."""
-    return bool(config.get("method", {}).get("trains", "") == "nothing")
-
-
-def names_of_arms(runs: Iterable[tuple[str, str, Mapping[str, Any]]]) -> dict[str, str]:
-    """run -> the name of its arm, for (run, method, its description) of one model, task and suite.
+def names_of_arms(runs: Iterable[tuple[str, str, RunConfig]]) -> dict[str, str]:
+    """run -> the name of its arm, for (run, method, its configuration) of one model, task and suite.
 
     An arm is called after its method; where settings of one method vary (a search of learning rates, two budgets),
     the name tells them: "lora (learning_rate=0.0002)". Where two or more vary, and each sweep has its own, the sweep's
@@ -203,7 +213,7 @@ def names_of_arms(runs: Iterable[tuple[str, str, Mapping[str, Any]]]) -> dict[st
     sweep_of: dict[str, str] = {}
     for run, method, config in runs:
         by_method[method][run] = _of_an_arm(config)
-        sweep_of[run] = str(config.get("sweep", ""))
+        sweep_of[run] = config.sweep
     names: dict[str, str] = {}
     for method, settings in by_method.items():
         keys = dict.fromkeys(key for values in settings.values() for key in values)
@@ -224,11 +234,10 @@ def _one_to_one(pairs: Iterable[tuple[str, str]]) -> bool:
     return len(found) == len({left for left, _ in found}) == len({right for _, right in found})
 
 
-def _of_an_arm(config: Mapping[str, Any]) -> dict[str, Any]:
+def _of_an_arm(config: RunConfig) -> dict[str, Any]:
     """What sets one arm apart from another of the same method, model and task."""
-    parts = {name: config.get(name) for name in ("method", "train", "task", "hardware")}
-    flattened = flat({name: part for name, part in parts.items() if part})
-    if is_untrained(config):  # the training budget is nothing to a model that is not trained
+    mapping = to_mapping(config)
+    flattened = flat({name: mapping[name] for name in ("method", "train", "task", "hardware")})
+    if config.untrained:  # the training budget is nothing to a model that is not trained
         flattened = {key: value for key, value in flattened.items() if not key.startswith("train.")}
-    alone = {f"hardware.{name}": value for name, value in devices.ONE.items()}  # which older descriptions do not say
-    return {k: v for k, v in (alone | flattened).items() if k not in _NOT_OF_AN_ARM}
+    return {k: v for k, v in flattened.items() if k not in _NOT_OF_AN_ARM}

@@ -13,15 +13,15 @@ from transformers.trainer_callback import PrinterCallback
 
 from bench.config import RunConfig
 from bench.identity import data_folder
-from bench.worker import data, device, methods, models, prepare, train
-from bench.worker.instruments import flops
-from bench.worker.instruments.clock import Clock
+from bench.worker import data, device, methods, models, train
+from bench.worker import data as prepare
+from bench.worker.instruments import tokens as flops
+from bench.worker.instruments.clock import Clock, open_load
 from bench.worker.instruments.energy import open_energy
-from bench.worker.instruments.load import open_load
 from bench.worker.instruments.memory import open_memory
 from bench.worker.loss import SupervisedHead
-from bench.worker.observer import Observer
-from bench.worker.stages.context import Context
+from bench.worker.main import Context
+from bench.worker.observe import Observer
 
 Seconds = dict[str, list[float]]  # by function of the observer, one a call
 
@@ -172,7 +172,7 @@ def _load(context: Context, config: RunConfig, resolved: device.Device) -> tuple
     )
     model = methods.make_trainable(base, config.method, config.seed)
     if resolved.compiled == "regional":
-        from bench.worker.compiling import compile_layers
+        from bench.worker.device import compile_layers
 
         compile_layers(model)
     else:

@@ -22,8 +22,8 @@ from tabulate import tabulate
 
 from bench.analysis.load import busy
 from bench.record import Environment
-from bench.worker import processor
-from bench.worker.instruments.load import OtherLoad, open_load
+from bench.worker import device as processor
+from bench.worker.instruments.clock import OtherLoad, open_load
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # of one processor
 ROUNDS, SECONDS, SLICE_SECONDS = 5, 3.0, 0.02

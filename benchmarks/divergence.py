@@ -19,7 +19,8 @@ from tabulate import tabulate
 from bench.config import RunConfig
 from bench.identity import artifact_folder
 from bench.record import from_json
-from bench.worker import device, divergence, heldout, methods, models
+from bench.worker import device, divergence, methods, models
+from bench.worker import loss as heldout
 
 KEPT = (32, 128, 512, 2048, 8192)
 _ALL = 10**9

@@ -25,12 +25,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.compose import compose
 from bench.worker import methods, models
-from bench.worker.instruments.clock import Clock, step_times
+from bench.worker.instruments.clock import Clock, open_load, step_times
 from bench.worker.instruments.energy import Energy, Rapl
-from bench.worker.instruments.flops import linear_costs, matmul_peak_flops_per_second, needed_flops
-from bench.worker.instruments.load import open_load
 from bench.worker.instruments.memory import Memory, breakdown, open_memory
-from bench.worker.instruments.tokens import IGNORED, TokenStream
+from bench.worker.instruments.tokens import (
+    IGNORED,
+    TokenStream,
+    linear_costs,
+    matmul_peak_flops_per_second,
+    needed_flops,
+)
 
 MIB = 2**20
 

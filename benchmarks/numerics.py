@@ -108,12 +108,13 @@ def _run(overrides: list[str]) -> dict[str, Any]:
 
     from bench.compose import compose
     from bench.identity import data_folder
-    from bench.worker import device, heldout, methods, models, prepare
+    from bench.worker import data as prepare
+    from bench.worker import device, methods, models
+    from bench.worker import loss as heldout
+    from bench.worker import prepare as prepare_stage
+    from bench.worker import train as train_stage
     from bench.worker.loss import SupervisedHead
-    from bench.worker.progress import Progress
-    from bench.worker.stages import prepare as prepare_stage
-    from bench.worker.stages import train as train_stage
-    from bench.worker.stages.context import Context
+    from bench.worker.main import Context, Progress
 
     with tempfile.TemporaryDirectory() as folder:
         kept = [f"paths.{name}={folder}/{name}" for name in ("results", "artifacts")]

@@ -30,9 +30,8 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 
 from bench.compose import compose
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages.context import Context
+from bench.worker import prepare as prepare_stage
+from bench.worker.main import Context, Progress
 from benchmarks import parent
 from benchmarks.arms import INSIDE, Arms, Seconds
 

@@ -3,7 +3,7 @@
     python -m benchmarks.report_scale               prints the table, one process a shape
     python -m benchmarks.report_scale seeds         that shape alone
 
-Each shape's folder is made first (tests/report/synthetic.py) and is not counted; then `python -m bench.report` runs
+Each shape's folder is made first (tests/report/synthetic.py) and is not counted; then `python -m bench report` runs
 on it in a process of its own. Time: of that process, imports included, and that of processors, which other work on the
 machine does not stretch. Memory: its peak resident set (wait4's ru_maxrss). Linux.
 """
@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "report"))  # tests are no package; pytest does the same
 
 import synthetic  # noqa: E402
+
+from bench.config import with_settings  # noqa: E402
 
 _TRAINED = ("full", "lora", "qlora")
 
@@ -66,9 +68,9 @@ SHAPES: dict[str, Callable[[Path], None]] = {shape.__name__: shape for shape in 
 def _write(folder: Path, method: str, seed: int, task: str = "docstrings", rate: float | None = None) -> None:
     """One run folder; its samples and items are those of seeds 0 and 1 in turn."""
     record = synthetic.make_record(method, seed % 2)
-    config = record.config | {"seed": seed, "task": record.config["task"] | {"name": task}}
+    config = with_settings(record.config, {"seed": seed, "task.name": task})
     if rate is not None:
-        config["method"] = record.config["method"] | {"learning_rate": rate}
+        config = with_settings(config, {"method.learning_rate": rate})
     train = replace(record.train, data_stream_sha256=f"{seed:064x}") if record.train else None
     name = f"{method}-{task}-s{seed}-{rate or 0:.3e}"
     whole = replace(record, run_id=name, seed=seed, task=task, config=config, train=train)

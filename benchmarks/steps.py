@@ -85,10 +85,9 @@ def _child(removed: list[str], overrides: list[str]) -> dict[str, Any]:
 
 def _run(removed: list[str], overrides: list[str]) -> dict[str, Any]:
     from bench.compose import compose
-    from bench.worker.progress import Progress
-    from bench.worker.stages import prepare as prepare_stage
-    from bench.worker.stages import train as train_stage
-    from bench.worker.stages.context import Context
+    from bench.worker import prepare as prepare_stage
+    from bench.worker import train as train_stage
+    from bench.worker.main import Context, Progress
 
     for name in removed:
         _take_out(name)

@@ -20,10 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.compose import compose
 from bench.worker import device
-from bench.worker.instruments import flops
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages.context import Context
+from bench.worker import prepare as prepare_stage
+from bench.worker.instruments import tokens as flops
+from bench.worker.main import Context, Progress
 from benchmarks.arms import Arms
 
 STEPS = 4

@@ -13,14 +13,14 @@ from typing import Any
 from bench.config import RunConfig, Status
 from bench.record import from_json, to_json
 from bench.sweep.child import Outcome
-from bench.worker.progress import Progress
-from bench.worker.stages.context import Context
+from bench.worker.main import STAGES, Context, Progress
 
 
 def in_process(folder: Path, stage: str, timeout_seconds: float, watch: Any = None) -> Outcome:
     """Takes the place of `launch.run_stage`; what goes wrong is raised."""
-    module = importlib.import_module(f"bench.worker.stages.{stage}")
+    module, function = STAGES[stage]
+    run = getattr(importlib.import_module(f"bench.worker.{module}"), function)
     config = from_json(RunConfig, (folder / "plan.json").read_bytes())
-    result = module.run(Context(folder, config, Progress(folder, stage)))
+    result = run(Context(folder, config, Progress(folder, stage)))
     (folder / f"{stage}.json").write_text(json.dumps(result) if isinstance(result, dict) else to_json(result))
     return Outcome(Status.OK, 1.0)

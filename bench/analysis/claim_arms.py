@@ -10,14 +10,13 @@ method has its own of. Where a sweep holds several such pairs (ranks, data sizes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.analysis.order import is_base
 from bench.analysis.pairing import fair_pairs
 from bench.analysis.rate_sweeps import best_of_rates
 from bench.analysis.values import References
-from bench.identity import flat
 from bench.record import Record
 from bench.stats.claim import Arm, Family
 
@@ -46,11 +45,11 @@ class Chosen:
 
 def family(record: Record) -> Family | None:
     """The method by what is trained and how the rest is stored, whatever its name; None for few-shot prompting."""
-    method = record.config.get("method", {})
-    stored_small = method.get("quantization") is not None
+    method = record.config.method
+    stored_small = method.quantization is not None
     if is_base(record):
-        return None if method.get("shots") else "base_4bit" if stored_small else "base"
-    if method.get("trains") == "all_weights":
+        return None if method.shots else "base_4bit" if stored_small else "base"
+    if method.trains == "all_weights":
         return "full"
     return "qlora" if stored_small else "lora"
 
@@ -116,8 +115,9 @@ def choose(
 
 
 def _fits(arm: Arm, record: Record) -> bool:
-    method = record.config.get("method", {})
-    settings = {**method, **(method.get("quantization") or {}), **(method.get("adapter") or {})}
+    method = record.config.method
+    parts = [part for part in (method, method.quantization, method.adapter) if part is not None]
+    settings = {name: value for part in parts for name, value in asdict(part).items()}
     variants = all(settings.get(name, usual) == usual for name, usual in _VARIANTS.items())
     return variants and all(_equal(wanted, settings.get(name)) for name, wanted in arm.named.items())
 
@@ -147,9 +147,9 @@ def _words(value: Any) -> str:
 def _settings(left: Record, right: Record, free: set[str]) -> bool:
     """Whether the parts that both methods have (adapter, quantization) agree but for `free`."""
     for part in ("adapter", "quantization"):
-        sides = [record.config.get("method", {}).get(part) for record in (left, right)]
+        sides = [getattr(record.config.method, part) for record in (left, right)]
         if all(sides):
-            first, second = ({k: v for k, v in flat(side).items() if k not in free} for side in sides)
+            first, second = ({k: v for k, v in asdict(side).items() if k not in free} for side in sides)
             if first != second:
                 return False
     return True

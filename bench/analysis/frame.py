@@ -65,7 +65,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         for name in ("run_id", "sweep", "method", "model", "task", "suite", "seed", "comparison_key", "started_at")
     }
     row |= {"status": str(record.status), "wall_seconds": record.wall_seconds}
-    row["learning_rate"] = record.config.get("method", {}).get("learning_rate")
+    row["learning_rate"] = record.config.method.learning_rate
     row |= _train_columns(record) | _evaluate_columns(record) | _regression_columns(record) | _environment(record)
     if record.failure:
         row |= {"failure_stage": record.failure.stage, "failure_message": record.failure.message}
@@ -77,7 +77,7 @@ def _train_columns(record: Record) -> dict[str, Any]:
     if train is None:
         return {}
     row = {_TRAIN_COLUMN.get(name, name): getattr(train, name) for name in _TRAIN}
-    price = record.config.get("hardware", {}).get("price_usd_per_hour")
+    price = record.config.hardware.price_usd_per_hour
     row["cost_usd"] = None if price is None else train.train_seconds / 3600 * price
     row["trainable_share"] = train.parameters_trainable / train.parameters_total
     peak = phase_memory(train.memory, "train")

@@ -59,7 +59,7 @@ def measure_tables(records: Iterable[Record], samples: pd.DataFrame, regression:
 
 def _metrics(records: Sequence[Record]) -> list[str]:
     """The task's metrics as configured; the first is the primary one."""
-    named = [metric for record in records for metric in record.config.get("task", {}).get("metrics", [])]
+    named = [metric for record in records for metric in record.config.task.metrics]
     found = [metric for record in records if record.evaluate for metric in record.evaluate.scores]
     return list(dict.fromkeys([*named, *found]))
 

@@ -121,7 +121,7 @@ def _time(record: Record) -> Need | None:
 
 
 def _cost(record: Record, price: float | None) -> Need | None:
-    price = record.config.get("hardware", {}).get("price_usd_per_hour") if price is None else price
+    price = record.config.hardware.price_usd_per_hour if price is None else price
     time = _time(record)
     if price is None or time is None:
         return None
@@ -133,7 +133,7 @@ def _forgetting(arm: str, run: Record, findings: Findings) -> Need | None:
     """Loss of the suite's mean against the base, with its 95% interval; negative where something was gained."""
     change = suite_change(arm, findings)
     if change is None:
-        as_it_was = is_base(run) and not run.config.get("method", {}).get("quantization")
+        as_it_was = is_base(run) and not run.config.method.quantization
         return Need(0.0, 0.0, 0.0, "the base itself") if as_it_was else None
     if change.examples < FEWEST_EXAMPLES:
         return Need(-math.inf, math.inf, -change.difference, f"only {change.examples} items")
@@ -156,20 +156,20 @@ def suite_change(arm: str, findings: Findings) -> Comparison | None:
 
 
 def _adapter(record: Record) -> Fact:
-    method = record.config.get("method", {})
-    if method.get("trains") == "adapter":
+    method = record.config.method
+    if method.trains == "adapter":
         return Fact(True, "an adapter a task")
     return Fact(True, "no task has weights of its own") if is_base(record) else Fact(False, "a whole model a task")
 
 
 def _mergeable(runs: Sequence[Record], primary: Measure | None) -> Fact:
     """A merged adapter is a sum in the base's precision, and 4-bit weights cannot hold it."""
-    method = runs[0].config.get("method", {})
-    if method.get("trains") != "adapter":
+    method = runs[0].config.method
+    if method.trains != "adapter":
         return Fact(True, "there is no adapter")
-    bits = "32-bit" if method.get("weights_dtype") == "float32" else "16-bit"
+    bits = "32-bit" if method.weights_dtype == "float32" else "16-bit"
     measured = _merged(runs, primary) if primary else ""
-    if not method.get("quantization"):
+    if not method.quantization:
         return Fact(True, f"merges into its {bits} base; {measured or 'what merging changes was not measured'}")
     text = f"merges only into a {bits} copy of its base, which is another model than was trained"
     return Fact(True if measured else None, f"{text}; {measured or 'how it scores was not measured'}")

@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from bench.identity import is_untrained, names_of_arms
+from bench.config import RunConfig
+from bench.identity import names_of_arms
 from bench.record import Record
 
 _FIRST = ("base", "full", "lora", "qlora")
-_CONTROLS = ("base_again", "wrecked")  # of records that are older than the setting
 
 
 def method_order(name: str) -> tuple[int, str]:
@@ -29,18 +28,17 @@ def method_order(name: str) -> tuple[int, str]:
 
 def is_base(record: Record) -> bool:
     """Whether nothing was trained."""
-    return is_untrained(record.config)
+    return record.config.untrained
 
 
 def is_control(record: Record) -> bool:
     """Whether the run tests the harness itself and is no candidate (`method.control`)."""
-    method = record.config.get("method", {})
-    return bool(method.get("control", record.method in _CONTROLS))
+    return record.config.method.control
 
 
 def arm_names(records: Iterable[Record]) -> dict[str, str]:
     """run_id -> the name of its arm, told apart within its model, task and suite (`settings.names_of_arms`)."""
-    groups: dict[tuple[str, str, str], list[tuple[str, str, Mapping[str, Any]]]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[tuple[str, str, RunConfig]]] = defaultdict(list)
     for record in records:
         groups[record.model, record.task, record.suite].append((record.run_id, record.method, record.config))
     return {run: name for members in groups.values() for run, name in names_of_arms(members).items()}

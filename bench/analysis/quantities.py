@@ -118,7 +118,7 @@ def _same_micro_batch(chosen: Chosen) -> None:
 def _micro_batch(run: Record) -> int | str | None:
     """As it was trained; `auto` comes to another number by method."""
     trained = run.train.micro_batch if run.train else None
-    return trained or run.config.get("train", {}).get("micro_batch")
+    return trained or run.config.train.micro_batch
 
 
 def _of_timed_steps(check: Check, chosen: Chosen, evidence: Evidence) -> Measured:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from bench.analysis.rates import tuning_of
 from bench.identity import canonical_json
@@ -72,8 +73,8 @@ def _alike(arms: Mapping[str, list[Record]]) -> dict[str, list[str]]:
     """Arms by all that they are but for the rate."""
     alike: dict[str, list[str]] = {}
     for name, runs in arms.items():
-        method = {k: v for k, v in runs[0].config.get("method", {}).items() if k != "learning_rate"}
-        micro_batch = runs[0].config.get("train", {}).get("micro_batch")
+        method = {k: v for k, v in asdict(runs[0].config.method).items() if k != "learning_rate"}
+        micro_batch = runs[0].config.train.micro_batch
         key = canonical_json([method, micro_batch, runs[0].comparison_key])
         alike.setdefault(key, []).append(name)
     return alike
@@ -85,4 +86,4 @@ def _order(runs: Runs) -> float:
 
 
 def _rate(runs: Runs) -> float:
-    return float(runs[0].config["method"]["learning_rate"])
+    return runs[0].config.method.learning_rate or math.nan

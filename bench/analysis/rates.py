@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.analysis.order import is_base, is_control
 from bench.config import TrialConfig
-from bench.identity import tuning_key_of
+from bench.identity import tuning_key
 from bench.record import Edge, HeldoutPoint, Record, Trial, TuneConfig, Tuning
 
 TUNED = "tuned: "  # how `RunConfig.learning_rate_source` begins for a rate from a file
@@ -100,16 +100,16 @@ def tuning_of(record: Record, tunings: Iterable[Tuning]) -> Tuning | None:
     """The search that holds for a run: that of its method, model, task and budget."""
     if is_base(record):
         return None
-    key = tuning_key_of(record.config)
+    key = tuning_key(record.config)
     return next((tuning for tuning in tunings if tuning.key == key), None)
 
 
 def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
     """Whether a trained run used the rate that a search chose, by its own word or by the searches given."""
-    if str(record.config.get("learning_rate_source", "")).startswith(TUNED):
+    if record.config.learning_rate_source.startswith(TUNED):
         return True
     tuning = tuning_of(record, tunings)
-    rate = record.config.get("method", {}).get("learning_rate")
+    rate = record.config.method.learning_rate
     return tuning is not None and rate is not None and rate == tuning.learning_rate
 
 

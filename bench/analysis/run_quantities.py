@@ -87,7 +87,7 @@ def checkpoint_mb(record: Record) -> float:
 
 def cost_usd(record: Record) -> float:
     """Training seconds at the machine's price."""
-    price = record.config.get("hardware", {}).get("price_usd_per_hour")
+    price = record.config.hardware.price_usd_per_hour
     if price is None:
         raise NotMeasuredError("the machine has no price; set hardware.price_usd_per_hour")
     return trained(record).train_seconds / 3600 * float(price)
@@ -101,10 +101,10 @@ def base_parameters(record: Record) -> int:
     """
     if record.train is not None:
         return record.train.parameters_total - _adapter_parameters(record)
-    told = record.config.get("model", {}).get("parameters")
+    told = record.config.model.parameters
     if told is None:
         raise NotMeasuredError(f"the record of {record.method} does not tell how many parameters the model has")
-    return int(told)
+    return told
 
 
 RUN_QUANTITIES = {
@@ -133,9 +133,9 @@ def _base_weights_bytes(record: Record) -> int:
 
 def _adapter_parameters(record: Record) -> int:
     """All trained parameters are the adapter's, where there is one."""
-    has_adapter = record.config.get("method", {}).get("adapter") is not None
+    has_adapter = record.config.method.adapter is not None
     return trained(record).parameters_trainable if has_adapter else 0
 
 
 def _weights_dtype(record: Record) -> str:
-    return str(record.config.get("method", {}).get("weights_dtype", "bfloat16"))
+    return record.config.method.weights_dtype

@@ -160,7 +160,7 @@ def cost(latency: Latency, new_tokens: int, price_usd_per_hour: float | None) ->
 def price_usd_per_hour(records: Sequence[Record]) -> float | None:
     """Of the machine, as it was stated when the runs were served, or when they were made."""
     prices = [record.serve.price_usd_per_hour for record in records if record.serve]
-    prices += [record.config.get("hardware", {}).get("price_usd_per_hour") for record in records]
+    prices += [record.config.hardware.price_usd_per_hour for record in records]
     return next((float(price) for price in prices if price is not None), None)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.analysis.fairness import COMPUTING_PACKAGES, DIGEST_SHOWN, adds_in_fp32, compilation
 from bench.analysis.order import is_base
+from bench.config import to_mapping
 from bench.identity import flat
 from bench.record import Record
 
@@ -43,7 +44,7 @@ def settings_of_arms(arms: Mapping[str, Sequence[Record]]) -> tuple[dict[str, st
 
 
 def _described(record: Record) -> dict[str, str]:
-    settings = flat(record.config)
+    settings = flat(to_mapping(record.config))
     values = {k: _text(v) for k, v in settings.items() if v is not None and not k.startswith(_SKIPPED)}
     if is_base(record):
         values = {k: v for k, v in values.items() if not k.startswith(("train.", "rates", "learning_rate_source"))}

@@ -22,7 +22,7 @@ def card(manifest: Manifest) -> str:
     """The whole text of the card."""
     loader = jinja2.PackageLoader("bench.report")
     environment = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined)
-    method = manifest.config["method"]
+    method = manifest.config.method
     text = environment.get_template("card.md.j2").render(
         manifest=manifest,
         cell=cell,
@@ -39,13 +39,13 @@ def card(manifest: Manifest) -> str:
 
 
 def _metadata(manifest: Manifest) -> ModelCardData:
-    task, on_hub = manifest.config["task"], manifest.base.source == "hub"
-    dataset = task.get("hub_dataset")
+    task, on_hub = manifest.config.task, manifest.base.source == "hub"
+    dataset = task.hub_dataset
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=dataset or task["name"],
-            dataset_name=task["name"],
+            dataset_type=dataset or task.name,
+            dataset_name=task.name,
             dataset_split="test",
             metric_type=name,
             metric_name=f"{name}, 95% interval {score.low:.3f} to {score.high:.3f}",
@@ -59,14 +59,14 @@ def _metadata(manifest: Manifest) -> ModelCardData:
         license=manifest.license,
         datasets=dataset,
         pipeline_tag="text-generation",
-        tags=[manifest.config["method"]["name"], "sft", *(["lora"] if manifest.kind == "adapter" else [])],
+        tags=[manifest.config.method.name, "sft", *(["lora"] if manifest.kind == "adapter" else [])],
         model_name=manifest.run_id,
         eval_results=results,
     )
 
 
 def _what(manifest: Manifest) -> str:
-    if manifest.form is not None and manifest.config["method"]["adapter"] is not None:
+    if manifest.form is not None and manifest.config.method.adapter is not None:
         return f"A LoRA adapter merged into its base (form `{manifest.form}`):"
     return "A LoRA adapter of" if manifest.kind == "adapter" else "All weights of"
 

@@ -95,7 +95,7 @@ def history(*folders: Path) -> list[Entry]:
 def _entry(group: str, sweep: str, arm: str, records: Sequence[Record]) -> Entry:
     stages = [record.train or record.evaluate or record.regression for record in records]
     devices = dict.fromkeys(stage.environment.device for stage in stages if stage)
-    metrics = [metric for record in records for metric in record.config.get("task", {}).get("metrics", [])]
+    metrics = [metric for record in records for metric in record.config.task.metrics]
     commits = dict.fromkeys(_commit(record) for record in records)
     started = min(record.started_at for record in records)
     listed = (", ".join(commits), ", ".join(devices) or UNKNOWN, metrics[0] if metrics else "")

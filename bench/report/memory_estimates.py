@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pandas as pd
-from pydantic import TypeAdapter
 
-from bench.config import ConfigurationError, RunConfig
+from bench.config import ConfigurationError
 from bench.planner.advice import Machine, predict
-from bench.planner.memory import PlanConfig, Terms
+from bench.planner.memory import Terms
+from bench.planner.time import PlanConfig
 from bench.record import Record
 from bench.report.answer import Group
 from bench.report.memory_plots import PARTS, peak_parts
@@ -48,7 +48,7 @@ def estimated(record: Record) -> dict[str, int] | None:
     if record.train is None or record.train.devices > 1:
         return None
     try:
-        config = TypeAdapter(RunConfig).validate_python(record.config)
+        config = record.config
         known = record.data.tokens_per_example_max if record.data else config.train.max_length
         rows = record.train.micro_batch or config.train.fitted_micro_batch
         train = replace(config.train, max_length=min(config.train.max_length, known), micro_batch=rows)

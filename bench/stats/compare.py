@@ -343,12 +343,12 @@ def _rounding(left: Record, right: Record) -> Iterator[Reason]:
 
 def adds_in_fp32(record: Record) -> bool | None:
     """Whether the adapter's branch was added before rounding to bf16; None where there is nothing to choose."""
-    adapter = record.config["method"].get("adapter")
+    adapter = record.config.method.adapter
     environment = record.train.environment if record.train else None
     if not adapter or environment is None or environment.compute_dtype == "float32":
         return None
     # Compiled layers round once, after the addition, whatever the setting.
-    return adapter.get("add_in_fp32") if compilation(environment.compiled) == "off" else None
+    return adapter.add_in_fp32 if compilation(environment.compiled) == "off" else None
 
 
 def compilation(compiled: str) -> str:

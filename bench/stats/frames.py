@@ -26,6 +26,7 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from bench.compose import RATES_FILE, read_rates
+from bench.config import RunConfig
 from bench.identity import names_of_arms
 from bench.planner.memory import CUDA_PROCESS_BYTES
 from bench.record import (
@@ -327,26 +328,26 @@ def family(record: Record) -> str:
     One of base, prompted (untrained, with solved examples in the prompt), base_4bit (untrained and quantized), full,
     lora, qlora (an adapter over a quantized base).
     """
-    method = record.config["method"]
-    quantized = method.get("quantization") is not None
-    if method["trains"] == "nothing":
-        return "prompted" if method.get("shots") else "base_4bit" if quantized else "base"
-    return "full" if method["trains"] == "all_weights" else "qlora" if quantized else "lora"
+    method = record.config.method
+    quantized = method.quantization is not None
+    if method.trains == "nothing":
+        return "prompted" if method.shots else "base_4bit" if quantized else "base"
+    return "full" if method.trains == "all_weights" else "qlora" if quantized else "lora"
 
 
 def is_untrained(record: Record) -> bool:
     """Whether the run trains nothing."""
-    return bool(record.config["method"]["trains"] == "nothing")
+    return record.config.untrained
 
 
 def is_control(record: Record) -> bool:
     """Whether the run tests the harness itself and is no candidate for an answer (`method.control`)."""
-    return bool(record.config["method"].get("control", False))
+    return record.config.method.control
 
 
 def arm_names(records: Iterable[Record]) -> dict[str, str]:
     """run_id -> the name of its arm: its method, with the settings that vary within one model, task and suite."""
-    by_group: dict[tuple[str, str, str], list[tuple[str, str, Mapping[str, Any]]]] = {}
+    by_group: dict[tuple[str, str, str], list[tuple[str, str, RunConfig]]] = {}
     for record in records:
         key = (record.model, record.task, record.suite)
         by_group.setdefault(key, []).append((record.run_id, record.method, record.config))
@@ -445,23 +446,23 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 def _run_row(record: Record) -> dict[str, Any]:
     names = ("run_id", "sweep", "model", "task", "suite", "method", "seed", "comparison_key", "started_at")
-    method = record.config["method"]
+    method = record.config.method
     row = {name: getattr(record, name) for name in names} | {
         "group": " / ".join((record.model, record.task, record.suite)),
         "family": family(record),
-        "trains": method["trains"],
+        "trains": method.trains,
         "untrained": is_untrained(record),
-        "quantized": method.get("quantization") is not None,
+        "quantized": method.quantization is not None,
         "control": is_control(record),
         "status": str(record.status),
         "wall_seconds": record.wall_seconds,
         **{f"{stage}_wall_seconds": seconds for stage, seconds in record.stage_wall_seconds.items()},
-        "learning_rate": method.get("learning_rate"),
+        "learning_rate": method.learning_rate,
     }
     if record.train:
-        row |= _train_columns(record.train, record.config.get("hardware", {}).get("price_usd_per_hour"))
+        row |= _train_columns(record.train, record.config.hardware.price_usd_per_hour)
     if result := record.evaluate:
-        row["score"] = result.scores.get(next(iter(record.config["task"].get("metrics", [])), ""))
+        row["score"] = result.scores.get(next(iter(record.config.task.metrics), ""))
         row |= {f"score_{metric}": value for metric, value in result.scores.items()}
         row |= {"test_loss": result.heldout_loss, "test_examples": result.examples, "cut_at_limit": result.cut_at_limit}
         row["generate_tokens_per_second"] = result.generate_tokens_per_second

@@ -75,7 +75,7 @@ def measure_tables(group: Group) -> dict[Measure, Table]:
     """Every measure that the group's runs hold: scores as configured, test loss, the suite's mean, its tasks."""
     tables: dict[Measure, Table] = {}
     samples, items = group.samples, group.regression
-    configured = [name for record in group.records for name in record.config["task"].get("metrics", [])]
+    configured = [name for record in group.records for name in record.config.task.metrics]
     found = [str(name).removeprefix("score_") for name in samples if str(name).startswith("score_")]
     for metric in dict.fromkeys([*configured, *found]):
         if metric in found and samples[f"score_{metric}"].notna().any():

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.config import RunConfig
+from bench.config import RunConfig, to_mapping
 from bench.identity import run_folder
 from bench.record import Record, to_json
 
@@ -114,7 +114,8 @@ _FILES, _FOLDERS = ("report.html", "report.md", "fairness.json"), ("plots", "tab
 def send_wandb(config: RunConfig, record: Record) -> None:
     """One run of the tracker for one of ours, grouped by sweep."""
     folder = run_folder(config)
-    wandb, run = _open(config, folder, record.run_id, record.config | {"comparison_key": record.comparison_key})
+    told = to_mapping(record.config) | {"comparison_key": record.comparison_key}
+    wandb, run = _open(config, folder, record.run_id, told)
     for step, values in curves(record, folder).items():
         run.log(values, step=step)
     headers, rows = predictions(folder)

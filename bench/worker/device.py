@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,7 @@ import torch
 
 from bench.config import CUTS_WEIGHTS, ConfigurationError, HardwareConfig, RunConfig
 from bench.record import Environment
-from bench.worker import processor
-from bench.worker.instruments.load import OtherLoad
+from bench.worker.instruments.clock import OtherLoad
 
 COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
@@ -52,7 +53,7 @@ class Device:
 
     def environment(self, load: OtherLoad) -> Environment:
         """What a comparison of speed needs to be equal, and what else ran on the machine meanwhile."""
-        cpus = processor.affinity()
+        cpus = affinity()
         name = torch.cuda.get_device_name() if self.type == "cuda" else _processor_name()
         return Environment(
             device=f"{self.type}: {name}",
@@ -64,8 +65,8 @@ class Device:
             torch=torch.__version__,
             load_average_1min_at_start=load.load_average_1min,
             cpus=None if cpus is None else len(cpus),
-            cpu_affinity=None if cpus is None else processor.ranges(cpus),
-            cpu_governor=processor.governor(cpus or ()),
+            cpu_affinity=None if cpus is None else ranges(cpus),
+            cpu_governor=governor(cpus or ()),
             other_cpu_cores=load.cpu_cores,
             stolen_cpu_cores=load.stolen_cores,
             other_gpu_processes=load.gpu_processes,
@@ -156,3 +157,59 @@ def _cpuinfo() -> dict[str, str]:
     except OSError:
         pass
     return entry
+
+
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+def affinity() -> list[int] | None:
+    """Numbers of the processors that this process may run on; None where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """The kernel's way of writing a set of processors.
+
+    >>> ranges([0, 1, 2, 5])
+    '0-2,5'
+    """
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def governor(processors: Iterable[int], root: Path = _CPUS) -> str | None:
+    """`performance`, `powersave`, ...; several joined by "/"; None where the clock is not ours to see (most VMs)."""
+    found = set()
+    for number in processors:
+        with suppress(OSError):
+            found.add((root / f"cpu{number}" / "cpufreq" / "scaling_governor").read_text().strip())
+    return "/".join(sorted(found)) or None
+
+
+def compile_layers(model: torch.nn.Module) -> Callable[[], None]:
+    """Compile the repeated decoder layers.
+
+    Returns:
+        a function that puts the layers back as they were.
+    """
+    layers = decoder_layers(model)
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+
+    def restore() -> None:
+        for layer in layers:
+            del layer.forward  # uncovers the class's own
+
+    return restore
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The longest list of equal modules: the transformer's layers under any wrapper."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    alike = [list(m) for m in lists if len({type(child) for child in m}) == 1]
+    return max(alike, key=len, default=[])

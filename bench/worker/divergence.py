@@ -27,11 +27,11 @@ from safetensors.torch import load_file, save
 from bench.config import RunConfig
 from bench.identity import digest, write_atomic
 from bench.record import KL_METRIC, RegressionItem, RegressionTask
-from bench.worker import data, heldout
+from bench.worker import data
+from bench.worker import loss as heldout
 from bench.worker.device import Device
-from bench.worker.models import load_weights
-from bench.worker.quantized import origin
-from bench.worker.suites import text
+from bench.worker.models import load_weights, origin
+from bench.worker.suites.quick import text_tasks
 
 TOP = 512
 _BATCH = 4  # texts; their logits over the whole vocabulary are held at once
@@ -78,7 +78,7 @@ def general_texts(tokenizer: Any) -> list[Text]:
     """The quick suite's prose and code; ids are hashes of the content, so that only equal texts are ever paired."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     texts = []
-    for task in text.tasks():
+    for task in text_tasks():
         for document in task.documents:
             content = document["text"]
             ids = [first, *tokenizer(content, add_special_tokens=False)["input_ids"]]

@@ -13,19 +13,22 @@ PEFT and bitsandbytes take seconds to import, and are imported by the methods th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments, set_seed
+from huggingface_hub import snapshot_download
+from peft import replace_lora_weights_loftq
+from peft.optimizers import create_loraplus_optimizer
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from bench.config import CUTS_WEIGHTS, AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
-from bench.worker.models import load_weights
-from bench.worker.quantized import stored
-from bench.worker.serving.form import Form
+from bench.config import CUTS_WEIGHTS, AdapterConfig, MethodConfig, ModelConfig, QuantizationConfig, RunConfig
+from bench.worker.models import load_weights, stored
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
 
 OPTIMIZERS = {  # ours -> transformers.TrainingArguments.optim
     "adamw": "adamw_torch_fused",  # one pass over the state, on CPUs too; the same arithmetic
@@ -119,7 +122,7 @@ def leave_bf16_grid(model: Any, config: RunConfig, compute_dtype: torch.dtype) -
 def start_adapter(model: Any, config: RunConfig, source: str) -> None:
     """Where an adapter starts from more than its own layer: LoftQ reads the unquantized base at `source`."""
     if config.method.adapter is not None and config.method.adapter.init == "loftq":
-        from bench.worker.lora_extras import start_from_quantization_error
+        pass
 
         start_from_quantization_error(model, config.model, source)
 
@@ -128,7 +131,7 @@ def make_optimizer(model: Any, method: MethodConfig, arguments: TrainingArgument
     """A method's own optimizer; None where the trainer makes the usual one."""
     if method.adapter is None or method.adapter.loraplus_lr_ratio is None:
         return None
-    from bench.worker.lora_extras import loraplus
+    pass
 
     return loraplus(model, arguments, method.adapter.loraplus_lr_ratio)
 
@@ -281,3 +284,72 @@ def _lora(adapter: AdapterConfig) -> LoraConfig:
 
 def _to_fp32(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
     return output.float()
+
+
+def loraplus(model: Any, arguments: TrainingArguments, ratio: float) -> torch.optim.Optimizer:
+    """The configured optimizer with B's learning rate at `ratio` times A's, which is the method's own."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    rate = options.pop("lr")
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+        model, kind, lr=rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=arguments.weight_decay, **options
+    )
+    # No empty groups: schedules and records look at the first one.
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+    return optimizer
+
+
+def start_from_quantization_error(model: Any, config: ModelConfig, source: str) -> None:
+    """LoftQ's start for a 4-bit base. CUDA only, as PEFT's function is.
+
+    Args:
+        source: what `models.locate` gave: a folder with the unquantized safetensors, or a name on the hub.
+    """
+    folder = source if Path(source).exists() else snapshot_download(source, revision=config.revision)
+    replace_lora_weights_loftq(model, model_path=str(folder))
+
+
+Start = Literal["original", "quantized", "dequantized", "trained"]
+_STARTS: dict[Start, str] = {
+    "original": "the original base",
+    "quantized": "the quantized base",
+    "dequantized": "the quantized base, dequantized,",
+    "trained": "all weights as trained",
+}
+_ADAPTER = {"none": "", "beside": " with the adapter beside it", "merged": " with the adapter merged"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Weights to start from, what is done with the adapter, and whether the result is quantized.
+
+    Attributes:
+        start: the base in 16 bit, the base in few bits, that dequantized, or weights that were all trained.
+        adapter: left out, computed beside its layers, or merged into their weights.
+        scheme: how the result is stored in few bits, made from the 16-bit form `before`; None: as it is.
+        base: the form without the adapter, for ratios of latency; None: this is one.
+        timed_as: the form with the same layers, whose latency it has; None: timed itself.
+    """
+
+    name: str
+    start: Start
+    adapter: Literal["none", "beside", "merged"] = "none"
+    scheme: QuantizationConfig | None = None
+    before: Form | None = None
+    base: str | None = None
+    timed_as: str | None = None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether it must be written to disk before it can be loaded."""
+        return self.adapter == "merged" or self.scheme is not None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights are stored in few bits."""
+        return self.scheme is not None or self.start == "quantized"
+
+    @property
+    def is_what(self) -> str:
+        """In words."""
+        bits = f", quantized to {self.scheme.scheme}" if self.scheme else "" if self.is_quantized else ", 16-bit"
+        return f"{_STARTS[self.start]}{_ADAPTER[self.adapter]}".rstrip(",") + bits

@@ -1,161 +1,134 @@
-"""Configuration and tokenizer -> a folder of tokenized data, made once and read by every run that needs it.
-
-The methods of a comparison read the same folder, so they cannot differ in their data. The folder appears by one
-rename when it is complete: two processes that prepare the same data do not disturb each other.
-
-    >>> summary = prepare(config, tokenizer, Path("cache/data") / identity.data_key(config))
-    >>> load_prepared(folder).train[0]["answer_ids"]
-    [13450, 260, 3215, 30, 2]
-
-    folder/train/ validation/ test/   datasets.Dataset: example_id, prompt, reference, prompt_ids, answer_ids
-    folder/summary.json               DataSummary, with what was dropped
-    folder/stamp.json                 checksums or versions of the source, to notice that it changed
-"""
+"""Model and data into the cache; every mistake in either is found here, before any training."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections import Counter
-from dataclasses import dataclass
+import importlib.util
+import shutil
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.config import ConfigurationError, RunConfig
-from bench.record import DataSummary, from_json, to_json
-from bench.worker import sources
-from bench.worker.sources.example import SPLITS, Example, Loaded, content_hash
-from bench.worker.tokenizing import Record, fingerprint, tokenize_split
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 
-if TYPE_CHECKING:
-    import datasets
+from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
+from bench.identity import data_folder
+from bench.record import DataSummary
+from bench.worker import data, device, methods, models
+from bench.worker.divergence import reference_of
+from bench.worker.main import Context
+from bench.worker.methods import served_forms
+from bench.worker.sources import hub
+from bench.worker.suites.local import check_suite
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """Prepared data, memory-mapped. Columns: example_id, prompt, reference (texts), prompt_ids, answer_ids."""
-
-    summary: DataSummary
-    train: datasets.Dataset
-    validation: datasets.Dataset
-    test: datasets.Dataset
+BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
+QUANTIZED_BYTES_PER_PARAMETER = 0.7  # 4 bit with constants, embeddings in 16 bit
 
 
-def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
-    """Make the prepared data of a run, or return at once when they are there and their source is unchanged.
-
-    Args:
-        tokenizer: of the run's model, with its chat template set.
-        folder: made here; name it by `identity.data_key(config)`.
-
-    Raises:
-        ConfigurationError: everything wrong with the source, the counts asked for and the lengths, before
-            anything is written.
-    """
-    stamp = sources.stamp(config.task)
-    present = _summary_if_current(folder, stamp)
-    if present is not None:
-        return present
-    loaded = sources.load(config.task)
-    problems = _count_problems(config, loaded)
-    if problems:
-        raise ConfigurationError(problems)
-    dropped = Counter(loaded.dropped)
-    splits: dict[str, list[Record]] = {}
-    shots: list[Example] = []
-    for split in SPLITS:
-        splits[split], found = tokenize_split(config, tokenizer, split, loaded.splits[split], shots, dropped)
-        problems += found
-        if split == "train":
-            shots = _shots(config, splits["train"])
-    if problems:
-        raise ConfigurationError(problems)
-    summary = _summarize(splits, dropped, loaded.source)
-    return _write(folder, splits, summary, stamp)
+def before_download(config: RunConfig) -> list[str]:
+    """All problems with the suite's task names, the data's columns and splits, and the disk."""
+    problems = check_suite(config.suite)
+    adapter = config.method.adapter
+    if adapter is not None and adapter.init == "loftq" and not torch.cuda.is_available():
+        problems.append("method.adapter.init: PEFT computes loftq on CUDA only, and none is visible; use default")
+    problems += device_problems(config)
+    if config.task.source == "hub":
+        problems += hub.check_columns_without_download(config.task)
+    return problems + disk_problems(config)
 
 
-def load_prepared(folder: Path) -> Prepared:
-    """Open what `prepare` wrote.
-
-    Raises:
-        FileNotFoundError: when the folder is not there.
-    """
-    import datasets
-
-    summary = from_json(DataSummary, (folder / "summary.json").read_bytes())
-    return Prepared(summary, *(datasets.load_from_disk(str(folder / split)) for split in SPLITS))
-
-
-def _count_problems(config: RunConfig, loaded: Loaded) -> list[str]:
-    problems = []
-    for split in SPLITS:
-        there, wanted = len(loaded.splits[split]), _wanted(config, split)
-        if not there:
-            problems.append(f"{split}: no examples in {loaded.source}")
-        elif wanted is not None and wanted > there:
-            problems.append(
-                f"task.{split}_examples: {wanted} asked for, but {loaded.source} has {there} for {split} "
-                f"({', '.join(f'{name} {len(loaded.splits[name])}' for name in SPLITS)}); lower it, or null for all"
-            )
+def device_problems(config: RunConfig) -> list[str]:
+    """What several devices need and is not here."""
+    hardware, problems = config.hardware, list[str]()
+    if hardware.strategy in DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
+        problems.append(
+            f"hardware.strategy: {hardware.strategy} needs DeepSpeed, which is not installed; "
+            "pip install 'finetune-bench[deepspeed]', or use fsdp"
+        )
+    if hardware.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < hardware.devices:
+        count = torch.cuda.device_count()
+        problems.append(f"hardware.devices: {hardware.devices} were asked for, but {count} are visible; lower it")
     return problems
 
 
-def _wanted(config: RunConfig, split: str) -> int | None:
-    count: int | None = getattr(config.task, f"{split}_examples")
-    return count
+def disk_problems(config: RunConfig) -> list[str]:
+    """Whether the model, one checkpoint of it and the forms to be served fit, from its number of parameters."""
+    if config.model.parameters is None:
+        return []
+    needed = BYTES_PER_PARAMETER * config.model.parameters
+    model_folder = Path(HF_HUB_CACHE) if config.model.source == "hub" else Path(config.paths.cache)
+    artifacts = Path(config.paths.artifacts)
+    places = [("the model", model_folder, needed), ("a checkpoint", artifacts, needed)]
+    if config.serve.prompt_tokens:
+        places.append(("a checkpoint with its served forms", artifacts, needed + _forms_bytes(config)))
+    return [
+        f"disk: {what} takes {size_bytes / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
+        "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
+        for what, folder, size_bytes in places
+        if (free := free_bytes(folder)) < size_bytes
+    ]
 
 
-def _shots(config: RunConfig, train: list[Record]) -> list[Example]:
-    """The solved examples shown before each question: drawn from the training examples by the seed."""
-    order = sorted(train, key=lambda r: content_hash(str(config.seed), r["example_id"]))
-    return [Example(r["example_id"], r["prompt"], r["reference"], "") for r in order[: config.method.shots]]
+def _forms_bytes(config: RunConfig) -> int:
+    """Of the merged and requantized forms that serving writes."""
+    built = [form for form in served_forms(config.method) if form.is_built]
+    each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
+    return int((config.model.parameters or 0) * sum(each))
 
 
-def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: str) -> DataSummary:
-    lengths = [len(r["prompt_ids"]) + len(r["answer_ids"]) for split in SPLITS for r in splits[split]]
-    return DataSummary(
-        fingerprint=fingerprint(splits),
-        train_examples=len(splits["train"]),
-        validation_examples=len(splits["validation"]),
-        test_examples=len(splits["test"]),
-        dropped=dict(sorted(dropped.items())),
-        tokens_per_example_mean=sum(lengths) / len(lengths),
-        tokens_per_example_max=max(lengths),
-        source=source,
-    )
+def free_bytes(folder: Path) -> int:
+    """Free disk space where a folder is or will be."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free
 
 
-def _summary_if_current(folder: Path, stamp: dict[str, str]) -> DataSummary | None:
-    """The summary of what is there; None when it is missing, torn or made from an older source."""
-    try:
-        if json.loads((folder / "stamp.json").read_text()) != stamp:
-            return None
-        there = load_prepared(folder)
-    except (OSError, ValueError):  # no file; cut short: JSON's, pydantic's and Arrow's errors are ValueErrors
-        return None
-    rows, summary = [len(there.train), len(there.validation), len(there.test)], there.summary
-    whole = rows == [summary.train_examples, summary.validation_examples, summary.test_examples]
-    return summary if whole else None
+def run(context: Context) -> dict[str, Any]:
+    """`fetch`, and what the runs share on their device: a quantized base, the base's predictions on general text."""
+    config = context.config
+    source, tokenizer, summary = _fetched(context)
+    resolved = device.resolve(config)
+    if config.method.quantization is not None:
+        context.progress.phase("quantize")
+        methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
+        if config.hardware.strategy in CUTS_WEIGHTS:
+            methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
+    if config.suite.source != "none" and config.trial is None:
+        context.progress.phase("reference")
+        with suppress(torch.OutOfMemoryError):  # then the regression stage says so
+            reference_of(config, source, tokenizer, resolved)
+    return {"data": asdict(summary)}
 
 
-def _write(folder: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> DataSummary:
-    import datasets
+def fetch(context: Context) -> dict[str, Any]:
+    """Model and data into the cache, without the run's device: on a login node. Returns a summary of the data.
 
-    datasets.disable_progress_bars()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        built = Path(temporary, "built")
-        for split in SPLITS:
-            datasets.Dataset.from_list(list(splits[split])).save_to_disk(str(built / split))
-        (built / "stamp.json").write_text(json.dumps(stamp))
-        (built / "summary.json").write_text(to_json(summary))
-        try:
-            os.rename(built, folder)
-        except OSError:
-            present = _summary_if_current(folder, stamp)
-            if present is not None:
-                return present  # another process was first: its data are the same
-            os.rename(folder, Path(temporary, "outdated"))  # or torn
-            os.rename(built, folder)
-    return summary
+    Raises:
+        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
+    """
+    return {"data": asdict(_fetched(context)[2])}
+
+
+def bundle(context: Context) -> dict[str, Any]:
+    """`fetch` for a machine without a network: the suite's data too, which a run loads late."""
+    result = fetch(context)
+    if context.config.suite.source in ("lm_eval", "local"):  # the other suites bring their items
+        from bench.worker.suites.lm_eval_tasks import load_tasks  # seconds to import
+
+        context.progress.phase("suite")
+        load_tasks(context.config.suite, context.tables)
+    return result
+
+
+def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
+    """(what `from_pretrained` takes, the tokenizer, a summary of the data)."""
+    config = context.config
+    context.progress.phase("check")
+    problems = before_download(config)
+    if problems:
+        raise ConfigurationError(problems)
+    context.progress.phase("model")
+    source = models.fetch(config.model, context.cache)
+    tokenizer = models.load_tokenizer(config.model, source)
+    context.progress.phase("data")
+    return source, tokenizer, data.prepare(config, tokenizer, data_folder(config))

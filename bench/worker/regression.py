@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ from lm_eval.models.huggingface import HFLM
 
 from bench.config import ConfigurationError, SuiteConfig
 from bench.identity import digest
-from bench.record import RegressionItem, RegressionTask
+from bench.record import RegressionItem, RegressionResult, RegressionTask
+from bench.worker import device, models
+from bench.worker import loss as heldout
+from bench.worker.divergence import Reference, divergence, reference_of
+from bench.worker.evaluate import load_tuned
+from bench.worker.main import Context, write_lines
 from bench.worker.scoring import PrefixScorer
 from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
 
@@ -182,3 +187,51 @@ def _chance(task: Task, metric: str, samples: list[dict[str, Any]]) -> float | N
     if getattr(task, "multiple_target", 0):
         return None
     return math.fsum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
+
+
+def run(context: Context) -> RegressionResult:
+    """Run the regression suite on the tuned (or untouched) model."""
+    config = context.config
+    reference, unknown = _reference(context)
+    model, tokenizer, resolved, memory = load_tuned(context)
+    memory.enter("regression")
+    context.progress.phase("regression")
+    with context.clock.span("regression"), heldout.inference(model, resolved):
+        outcome = run_suite(
+            config.suite,
+            model,
+            tokenizer,
+            context.tables,
+            max_length=min(config.train.max_length, config.model.max_context),
+            autocast_dtype=resolved.autocast_dtype,
+        )
+    tasks, items = outcome.tasks, outcome.items
+    if reference is not None:
+        memory.enter("divergence")
+        context.progress.phase("divergence")
+        with context.clock.span("divergence"), heldout.inference(model, resolved):
+            moved = divergence(model, reference, resolved)
+        tasks, items = tasks + moved.tasks, items + moved.items
+    write_lines(context.folder / "regression_items.jsonl.gz", (asdict(item) for item in items))
+    return RegressionResult(
+        suite=config.suite.name,
+        tasks=tasks,
+        memory=list(memory.read().values()),
+        spans_seconds=context.clock.read(),
+        environment=resolved.environment(context.load.read()),
+        divergence_unknown=unknown,
+    )
+
+
+def _reference(context: Context) -> tuple[Reference | None, str | None]:
+    """(the base's predictions, why there are none); `prepare` has stored them, unless the base is a plain folder."""
+    context.progress.phase("reference")
+    config = context.config
+    resolved = device.resolve(config)
+    source = models.locate(config.model, context.cache)
+    tokenizer = models.load_tokenizer(config.model, source)
+    try:
+        with context.clock.span("reference"):
+            return reference_of(config, source, tokenizer, resolved), None
+    except torch.OutOfMemoryError:
+        return None, "the base does not fit this device in 16 bit"

@@ -6,8 +6,10 @@ Everything here is the same for every method; what differs is in `methods`.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,25 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from bench.config import RunConfig
-from bench.worker import data, sharding
+from bench.identity import data_folder, flush_to_disk
+from bench.record import Fit, TrainResult, from_json
+from bench.worker import budget, data, device, methods, models
+from bench.worker import data as prepare
+from bench.worker import loss as heldout
+from bench.worker import multi as overall
+from bench.worker import multi as sharding
+from bench.worker import resume as checkpoints
 from bench.worker.device import Device
+from bench.worker.instruments import tokens as flops
+from bench.worker.instruments.clock import step_times
+from bench.worker.instruments.energy import open_energy
+from bench.worker.instruments.memory import Memory
 from bench.worker.loss import Batch, SupervisedHead
+from bench.worker.main import Context
 from bench.worker.methods import OPTIMIZERS
-from bench.worker.observer import Observer
+from bench.worker.multi import ALONE, Team, deal, idle_row, share_of_rows
+from bench.worker.observe import Observer
 from bench.worker.resume import Keeper
-from bench.worker.shares import deal, idle_row
-from bench.worker.team import ALONE, Team
 
 # The head and the loss stay ours: they see supervised positions only.
 _LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -140,3 +153,200 @@ def training_arguments(
         remove_unused_columns=False,
         **sharding.arguments(config, device.compute_dtype),
     )
+
+
+def consumed(observer: Observer) -> dict[str, Any]:
+    """What was trained on, of the whole run."""
+    return {
+        "data_stream_sha256": observer.tokens.hexdigest(),
+        "steps": len(observer.steps),
+        "examples": observer.counts.examples,
+        "tokens": observer.counts.tokens,
+        "supervised_tokens": observer.counts.supervised_tokens,
+        "positions": observer.counts.positions,
+        "train_seconds": observer.steps[-1].elapsed_seconds,
+    }
+
+
+def speed(
+    config: RunConfig,
+    resolved: Device,
+    observer: Observer,
+    costs: flops.LinearCosts,
+    peak_flops_per_second: float,
+) -> dict[str, Any]:
+    """Speeds over the timed steps of this process; None when every step was warm-up."""
+    timed = [s.seconds for s in observer.own_steps if s.timed]
+    counts = observer.timed_counts
+    needed = flops.needed_flops(
+        costs,
+        tokens=counts.tokens,
+        supervised_tokens=counts.supervised_tokens,
+        attended_pairs=counts.attended_pairs,
+    )
+    times = step_times(
+        [s.seconds for s in observer.own_steps], config.train.untimed_steps, compiled=resolved.compiled == "regional"
+    )
+
+    def per_second(count: int) -> float | None:
+        return count / sum(timed) if timed else None
+
+    return {
+        "timed_steps": len(timed),
+        "train_tokens_per_second": per_second(counts.tokens),
+        "supervised_tokens_per_second": per_second(counts.supervised_tokens),
+        "positions_per_second": per_second(counts.positions),
+        "step_seconds_median": times.median,
+        "step_seconds_p90": times.p90,
+        "step_seconds_p99": times.p99,
+        "compile_seconds": times.compile,
+        "needed_flops_per_second": per_second(needed),
+        "matmul_peak_flops_per_second": peak_flops_per_second,
+        "mfu": needed / sum(timed) / peak_flops_per_second if timed else None,
+    }
+
+
+def parameter_counts(config: RunConfig, model: Any) -> dict[str, Any]:
+    """How many there are, and how they are kept."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "parameters_total": methods.parameters_total(model),
+        "parameters_trainable": sum(p.numel() for p in trainable),
+        "parameters_quantized": methods.parameters_quantized(model),
+        "trainable_dtype": str(trainable[0].dtype).removeprefix("torch."),
+        "checkpoint_dtype": methods.checkpoint_dtype(model, config.method),
+    }
+
+
+def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
+    """(trainable model, its output head, tokenizer) on the device."""
+    config = context.config
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
+        with context.team.first_alone():
+            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
+        model = methods.make_trainable(base, config.method, config.seed)
+        methods.start_adapter(model, config, source)
+        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
+        head = SupervisedHead(model)
+    if resolved.compiled == "regional":
+        device.compile_layers(model)
+    else:
+        methods.add_adapters_in_fp32(model, config.method)
+    return model, head, tokenizer
+
+
+def run(context: Context) -> TrainResult:
+    """One SFT run, from the base to saved weights."""
+    config, clock, team = fitted(context), context.clock, context.team
+    rows = prepare.load_prepared(data_folder(config))
+    order = order_of(config, rows)
+    steps = data.steps_of(order, config.train.batch_size)
+    resolved = device.resolve(config, steps, team.size)
+    team.join(resolved.type, config.hardware.stage_timeout_seconds)
+    budget.enforce(config.hardware, resolved.type)
+    with clock.span("calibrate"):
+        peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
+    memory = context.measure_on(resolved)
+    model, head, tokenizer = load_trainable(context, resolved, memory)
+    parameters, costs = parameter_counts(config, model), flops.linear_costs(model)  # before anything is cut
+    validation = share_of_rows(list(rows.validation), team)
+
+    def measure_heldout() -> float:
+        with heldout.inference(model, resolved):
+            size, pad_id = config.train.fitted_micro_batch, tokenizer.pad_token_id
+            losses = heldout.example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
+        return heldout.mean_loss([loss for part in team.all(losses) for loss in part])
+
+    energy = open_energy(resolved.type)
+    observer = Observer(
+        folder=context.folder,
+        config=config,
+        total_steps=steps,
+        clock=clock,
+        memory=memory,
+        energy=energy,
+        progress=context.progress,
+        measure_heldout=measure_heldout,
+        team=team,
+    )
+    kept = context.weights / checkpoints.FOLDER
+    keeper = Keeper(kept, config, resolved, observer, memory, energy) if config.train.checkpoint_every_steps else None
+    arguments = training_arguments(config, resolved, steps, kept, team)
+    trainer = SftTrainer(
+        model=model,
+        args=arguments,
+        optimizers=(methods.make_optimizer(model, config.method, arguments), None),
+        train_dataset=rows.train,
+        callbacks=[observer, keeper] if keeper else [observer],
+        head=head,
+        rows=[rows.train[i] for i in order],
+        pad_id=tokenizer.pad_token_id,
+        packing=config.train.packing,
+        observer=observer,
+        autocast=resolved.autocast if config.hardware.strategy == "fsdp" else nullcontext,
+        team=team,
+        keeper=keeper,
+    )
+    context.load.start()
+    keeper.train(trainer) if keeper else trainer.train()
+    other_load = context.load.read()
+    energy.stop()
+    context.progress.phase("save")
+    memory.enter("save")
+    with clock.span("save"):
+        state = sharding.whole_state(trainer, config)
+        checkpoint_bytes = _save(model, config, context.weights, state) if team.is_first else None
+        team.wait()
+    return TrainResult(
+        **consumed(observer),
+        **speed(config, resolved, observer, costs, sum(team.all(peak))),
+        **parameters,
+        heldout=observer.heldout,
+        checkpoint_bytes=checkpoint_bytes,
+        **overall.memory(team, config, memory, observer),
+        stopped_early=observer.stopped_early,
+        micro_batch=config.train.fitted_micro_batch,
+        resumed_at_steps=observer.resumed_at_steps,
+        spans_seconds=clock.read() | {"train_steps": sum(step.seconds for step in observer.own_steps)},
+        environment=resolved.environment(other_load),
+        energy_wh=energy.read().get("train"),
+        model_revision=getattr(model.config, "_commit_hash", None),
+    )
+
+
+def fitted(context: Context) -> RunConfig:
+    """The run's description, with the micro-batch that the stage `fit` found in the place of `auto`."""
+    config = context.config
+    if config.train.micro_batch != "auto":
+        return config
+    found = from_json(Fit, (context.folder / "fit.json").read_bytes())
+    return replace(config, train=replace(config.train, micro_batch=found.micro_batch))
+
+
+def order_of(config: RunConfig, rows: prepare.Prepared) -> list[int]:
+    """The training examples in the order of training."""
+    return data.training_order(
+        [data.row_length(row) for row in rows.train],
+        seed=config.seed,
+        epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
+        max_steps=config.train.max_steps,
+    )
+
+
+def _save(model: Any, config: RunConfig, folder: Path, state: Any = None) -> int | None:
+    """Write the weights, then the marker that they are whole. Returns their bytes; None: a trial keeps none."""
+    if config.trial is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    checkpoints.delete_older_weights(folder)
+    methods.save_trained(model, config.method, folder, state)
+    flush_to_disk(folder)
+    (folder / "complete").touch()
+    shutil.rmtree(folder / checkpoints.FOLDER, ignore_errors=True)
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))

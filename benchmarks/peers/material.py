@@ -10,7 +10,8 @@ from typing import Any
 from bench.compose import compose
 from bench.config import AdapterConfig, QuantizationConfig, RunConfig
 from bench.identity import data_folder
-from bench.worker import data, models, prepare
+from bench.worker import data, models
+from bench.worker import data as prepare
 from benchmarks.peers.run import Run
 
 Rows = list[dict[str, list[int]]]  # input_ids and labels, as long as the example; -100 on the prompt

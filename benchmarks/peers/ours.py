@@ -10,7 +10,7 @@ from transformers import TrainerCallback, trainer
 from bench.config import RunConfig
 from bench.identity import run_folder
 from bench.record import to_json
-from bench.worker.__main__ import main as run_stage
+from bench.worker.main import main as run_stage
 from benchmarks.peers.meter import Meter
 
 

@@ -15,6 +15,7 @@ from bench.analysis.measured import Evidence
 from bench.analysis.measures import OVERALL, Measure
 from bench.analysis.pairing import group_arms
 from bench.analysis.values import Values
+from bench.config import to_mapping, with_settings
 from bench.record import Record, Step, Tuning
 from bench.stats.claim_files import from_mappings
 
@@ -27,15 +28,14 @@ def run(method: str, seed: int = 0, *, train: Mapping[str, Any] | None = None, *
     """A synthetic run with other settings of its method (`rank=8` in its adapter, `double_quantization` in its
     quantization, others at the top) and other training results (`train`)."""
     record = make_record(method, seed)
-    changed = {**record.config["method"]}
+    method = to_mapping(record.config)["method"]
+    changed = {}
     for name, value in settings.items():
-        part = next((p for p in ("adapter", "quantization") if name in (changed[p] or {})), None)
-        if part:
-            changed[part] = changed[part] | {name: value}
-        else:
-            changed[name] = value
+        part = next((f"{part}." for part in ("adapter", "quantization") if name in (method[part] or {})), "")
+        changed[f"method.{part}{name}"] = value
+    config = with_settings(record.config, changed)
     told = "-".join(str(value) for value in settings.values())
-    record = replace(record, run_id=f"{record.run_id}-{told}", config=record.config | {"method": changed})
+    record = replace(record, run_id=f"{record.run_id}-{told}", config=config)
     return replace(record, train=replace(record.train, **train)) if train and record.train else record
 
 

@@ -16,6 +16,7 @@ from bench.analysis.limits import Case
 from bench.analysis.needs import needs_of_arms
 from bench.analysis.pairing import group_arms
 from bench.analysis.recommend import arms_frame
+from bench.config import with_settings
 from bench.record import Fidelity, PhaseMemory, Record, ServeResult
 
 MIB = 2**20
@@ -70,7 +71,9 @@ def with_environment(record: Record, **changed: Any) -> Record:
 
 def with_hardware(record: Record, **changed: Any) -> Record:
     """The run with other settings of its hardware."""
-    return replace(record, config=record.config | {"hardware": record.config["hardware"] | changed})
+    return replace(
+        record, config=with_settings(record.config, {f"hardware.{name}": value for name, value in changed.items()})
+    )
 
 
 def with_merged(record: Record, *, merged: float, evaluated: float) -> Record:

@@ -16,6 +16,7 @@ from bench.analysis.compare import Findings, compare
 from bench.analysis.fairness import reasons_against
 from bench.analysis.load import busy, disturbances, speed_doubts
 from bench.analysis.pairing import fair_pairs, fair_partner, match
+from bench.config import with_settings
 from bench.fairness import REQUIREMENTS
 from bench.record import Record
 from bench.report.load import load
@@ -36,7 +37,9 @@ def evaluated_in(record: Record, **environment: Any) -> Record:
 
 
 def with_setting(record: Record, part: str, **settings: Any) -> Record:
-    return replace(record, config=record.config | {part: record.config[part] | settings})
+    return replace(
+        record, config=with_settings(record.config, {f"{part}.{name}": value for name, value in settings.items()})
+    )
 
 
 def with_training(record: Record, **fields: Any) -> Record:
@@ -103,7 +106,7 @@ def test_a_difference_in_both_stages_is_said_once() -> None:
 def test_where_the_adapter_is_added_matters_where_it_is_rounded(compiled: str, dtype: str, refused: bool) -> None:
     def run(method: str, in_fp32: bool) -> Record:
         record = trained_in(make_record(method, 0), compiled=compiled, compute_dtype=dtype)
-        return with_setting(record, "method", adapter=record.config["method"]["adapter"] | {"add_in_fp32": in_fp32})
+        return with_setting(record, "method.adapter", add_in_fp32=in_fp32)
 
     assert reasons_against(run("lora", True), run("qlora", True)) == []
     reasons = reasons_against(run("lora", True), run("qlora", False))

@@ -15,6 +15,7 @@ from bench.analysis.quantities import PAIRED_BY_EXAMPLE, UNMEASURED
 from bench.analysis.rate_sweeps import best_cell
 from bench.analysis.run_quantities import RUN_QUANTITIES
 from bench.analysis.serving_quantities import SERVING_QUANTITIES
+from bench.config import with_settings
 from bench.record import HeldoutPoint, MemoryBreakdown, Record, Trial
 from bench.stats.claim import Quantity
 
@@ -103,7 +104,7 @@ def test_one_peak_near_the_limit_decides_nothing() -> None:
 
 def test_memory_and_speed_are_not_compared_across_micro_batches() -> None:
     lora = run("lora")
-    other = replace(lora, config=lora.config | {"train": lora.config["train"] | {"micro_batch": 4}})
+    other = replace(lora, config=with_settings(lora.config, {"train.micro_batch": 4}))
     for quantity in ("peak_memory_gb", "tokens_per_second"):
         found = verdict(evidence([run("full"), other]), {"quantity": quantity, "order": "full > lora"})
         assert (found.word, found.reason) == ("not tested", "the micro-batches differ (4, 8)")
@@ -114,7 +115,7 @@ def test_cost_is_training_time_at_a_price() -> None:
     check = {"quantity": "cost_usd", "of": "lora"}
     unpriced = verdict(evidence([record]), check | {"above": 0})
     assert unpriced.reason == "the machine has no price; set hardware.price_usd_per_hour"
-    priced = replace(record, config=record.config | {"hardware": {"name": "x", "price_usd_per_hour": 3.6}})
+    priced = replace(record, config=with_settings(record.config, {"hardware.price_usd_per_hour": 3.6}))
     assert record.train is not None
     assert measured(evidence([priced]), **check).value == pytest.approx(record.train.train_seconds / 1000)
 
@@ -199,11 +200,8 @@ def test_a_drop_is_what_was_lost(quantity: str, measure: Any) -> None:
 def test_the_variants_of_lora_are_not_meant_by_its_name() -> None:
     share = {"quantity": "trainable_share", "expect": [0, 1]}
     lora = run("lora")
-    method = lora.config["method"] | {
-        "name": "lora_dora",
-        "adapter": lora.config["method"]["adapter"] | {"use_dora": True},
-    }
-    dora = replace(lora, run_id="dora", method="lora_dora", config=lora.config | {"method": method})
+    config = with_settings(lora.config, {"method.name": "lora_dora", "method.adapter.use_dora": True})
+    dora = replace(lora, run_id="dora", method="lora_dora", config=config)
     assert verdict(evidence([dora]), share | {"of": "lora"}).word == "not tested"
     (part,) = verdict(evidence([lora, dora]), share | {"of": "lora"}).parts
     assert part.arms == ("lora",)

@@ -9,7 +9,7 @@ import pytest
 from synthetic import make_record, make_tuning, with_rate
 
 from bench.analysis.rates import best, best_rates, edge, hopeless, is_tuned, next_rate, remarks, warnings
-from bench.config import TrialConfig
+from bench.config import TrialConfig, with_settings
 from bench.record import HeldoutPoint, Trial, TuneConfig
 
 
@@ -117,7 +117,9 @@ def test_a_run_is_tuned_by_its_own_word_or_by_the_rate_that_a_search_chose() -> 
     assert not is_tuned(run, [])
     assert not is_tuned(with_rate(make_record("lora", 0), 1e-4), [tuning])
     assert not is_tuned(with_rate(make_record("full", 0), 2e-4), [tuning])
-    assert is_tuned(replace(run, config=run.config | {"learning_rate_source": "tuned: a.yaml sha256 12"}), [])
+    assert is_tuned(
+        replace(run, config=with_settings(run.config, {"learning_rate_source": "tuned: a.yaml sha256 12"})), []
+    )
 
 
 def test_warnings_name_the_untuned_and_say_when_only_some_were_tuned() -> None:

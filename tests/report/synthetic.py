@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.rates import best, edge
-from bench.config import NEXT_STEP, Status
-from bench.identity import tuning_key_of
+from bench.config import NEXT_STEP, RunConfig, Status, with_settings
+from bench.identity import tuning_key
 from bench.record import (
     DataSummary,
     Environment,
@@ -86,11 +86,11 @@ def _line(value: Any) -> str:
     return json.dumps(json.loads(to_json(value))) + "\n"
 
 
-def make_config(method: str, seed: int) -> dict[str, Any]:
-    """The settings as a plain mapping; only what the analysis reads."""
+def make_config(method: str, seed: int) -> RunConfig:
+    """The settings; those that the analysis does not read are defaults."""
     adapter = {"rank": 16, "alpha": 32, "target_modules": "all-linear"} if "lora" in method else None
     trains = {"base": "nothing", "lora": "adapter", "qlora": "adapter"}.get(method, "all_weights")
-    return {
+    return RunConfig(**{
         "model": {"name": "synthetic-135m", "source": "random", "max_context": 2048},
         "method": {
             "name": method,
@@ -101,13 +101,14 @@ def make_config(method: str, seed: int) -> dict[str, Any]:
             "learning_rate": METHODS.get(method, {}).get("rate"),
             "optimizer": "adamw",
         },
-        "task": {"name": "docstrings", "metrics": ["rougeL", "exact_match"], "prompt": "{prompt}"},
+        "task": {"name": "docstrings", "source": "docstrings", "metrics": ["rougeL", "exact_match"]},
         "suite": {"name": "quick", "source": "quick"},
         "train": {"batch_size": 16, "micro_batch": 8, "epochs": 1, "schedule": "cosine", "max_length": 1024},
         "hardware": {"name": "cpu", "device": "cpu"},
+        "tracking": {"name": "none"},
         "seed": seed,
         "sweep": "synthetic",
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def make_record(method: str, seed: int) -> Record:
@@ -150,18 +151,17 @@ def make_record(method: str, seed: int) -> Record:
 
 def with_rate(record: Record, learning_rate: float) -> Record:
     """The same run as if made with another learning rate."""
-    method = record.config["method"] | {"learning_rate": learning_rate}
-    return replace(record, config=record.config | {"method": method})
+    return replace(record, config=with_settings(record.config, {"method.learning_rate": learning_rate}))
 
 
 def make_tuning(record: Record, trials: list[Trial]) -> Tuning:
     """A search that holds for a run."""
     winner = best(trials)
     return Tuning(
-        tuning_key_of(record.config), record.method, record.model, record.task,
+        tuning_key(record.config), record.method, record.model, record.task,
         winner.learning_rate if winner else None, edge(trials) if winner else None, trials, 1000, None,
         record.data.fingerprint if record.data else None,
-        "python -m bench.tune", "synthetic", False, "2026-01-01T00:00:00+00:00",
+        "python -m bench tune", "synthetic", False, "2026-01-01T00:00:00+00:00",
     )  # fmt: skip
 
 

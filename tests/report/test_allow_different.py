@@ -10,7 +10,6 @@ from synthetic import make_items, make_record, make_samples, write_run
 
 from bench.cli import main
 from bench.compose import compose
-from bench.config import to_mapping
 from bench.fairness import REQUIREMENTS
 from bench.identity import comparison_key, run_id, sweep_folder
 
@@ -27,7 +26,7 @@ def finished(smoke) -> tuple[list[str], Path]:
             record,
             run_id=run_id(config),
             comparison_key=comparison_key(config),
-            config=to_mapping(config),
+            config=config,
             train=replace(record.train, environment=environment),
         )
         write_run(sweep_folder(config), record, [], make_samples(method, 0), make_items(method, 0))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from synthetic import EXAMPLES, METHODS, STEPS, build_sweep
 
+from bench.config import with_settings
 from bench.record import Record, from_json, to_json
 from bench.report import chart_frames
 from bench.report.answer import Group, answer_table, groups_of, without_controls
@@ -141,8 +142,8 @@ def test_controls_are_in_the_tables_and_not_in_the_charts(tmp_path: Path) -> Non
         record = from_json(Record, file.read_bytes())
         assert record.train
         worse = [replace(point, loss=9.0) for point in record.train.heldout]
-        method = record.config["method"] | {"control": True}
-        record = replace(record, config=record.config | {"method": method}, train=replace(record.train, heldout=worse))
+        config = with_settings(record.config, {"method.control": True})
+        record = replace(record, config=config, train=replace(record.train, heldout=worse))
         file.write_text(to_json(record))
     (group,) = groups_of(load(folder))
     shown = without_controls(group)

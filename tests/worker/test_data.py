@@ -8,7 +8,7 @@ import torch
 
 from bench.worker import data
 from bench.worker.instruments.tokens import TokenStream
-from bench.worker.observer import heldout_steps
+from bench.worker.observe import heldout_steps
 
 LENGTHS = list(np.random.default_rng(7).integers(5, 50, size=50))
 

@@ -19,10 +19,9 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder
 from bench.record import TrainResult, from_json, to_json
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages import train as train_stage
-from bench.worker.stages.context import Context
+from bench.worker import prepare as prepare_stage
+from bench.worker import train as train_stage
+from bench.worker.main import Context, Progress
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

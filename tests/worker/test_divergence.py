@@ -9,7 +9,8 @@ import torch
 
 from bench.compose import compose
 from bench.record import KL_METRIC
-from bench.worker import device, divergence, heldout, models
+from bench.worker import device, divergence, models
+from bench.worker import loss as heldout
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from bench.config import ConfigurationError, TaskConfig
 from bench.worker.sources import docstrings
+from bench.worker.sources.docstrings import first_sentence, near_keys
 from bench.worker.sources.example import Loaded
-from bench.worker.sources.sentence import first_sentence, near_keys
 
 TASK = TaskConfig(name="docstrings", source="docstrings", prompt="Describe:\n{code}", target="{docstring}")
 

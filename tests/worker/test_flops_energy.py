@@ -11,9 +11,8 @@ import torch
 
 from bench.compose import compose
 from bench.worker import methods, models
-from bench.worker.instruments.energy import Energy, Rapl, open_energy
-from bench.worker.instruments.flops import LinearCosts, linear_costs, matmul_peak_flops_per_second, needed_flops
-from bench.worker.instruments.nvml import Nvml
+from bench.worker.instruments.energy import Energy, Nvml, Rapl, open_energy
+from bench.worker.instruments.tokens import LinearCosts, linear_costs, matmul_peak_flops_per_second, needed_flops
 
 # The tiny model: width 64, feed-forward 128, 2 layers, keys and values 32 wide, vocabulary 261.
 BASE = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128)

@@ -15,11 +15,9 @@ import torch
 from bench.config import RunConfig
 from bench.worker.device import Device
 from bench.worker.instruments.clock import Clock, step_times
-from bench.worker.instruments.memory import Memory, breakdown, open_memory, total_bytes
-from bench.worker.instruments.meters import CpuMeter, CudaMeter
-from bench.worker.instruments.nvml import Nvml
-from bench.worker.progress import Progress
-from bench.worker.stages.context import Context
+from bench.worker.instruments.energy import Nvml
+from bench.worker.instruments.memory import CpuMeter, CudaMeter, Memory, breakdown, open_memory, total_bytes
+from bench.worker.main import Context, Progress
 
 MIB = 2**20
 

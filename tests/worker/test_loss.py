@@ -8,8 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.worker import data
 from bench.worker.device import Device
-from bench.worker.heldout import example_losses, mean_loss
-from bench.worker.loss import SupervisedHead
+from bench.worker.loss import SupervisedHead, example_losses, mean_loss
 
 ROWS = [
     {"prompt_ids": [5, 6, 7, 8], "answer_ids": [9, 10, 1]},

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from bench.worker import processor
-from bench.worker.instruments.load import CpuSeconds, Load, open_load, other_gpu_processes, read_cpu_seconds
-from bench.worker.instruments.nvml import Nvml
+from bench.worker import device as processor
+from bench.worker.instruments.clock import CpuSeconds, Load, open_load, other_gpu_processes, read_cpu_seconds
+from bench.worker.instruments.energy import Nvml
 
 SPIN = "import time; end = time.monotonic() + {seconds}; print('on', flush=True)\nwhile time.monotonic() < end: pass"
 

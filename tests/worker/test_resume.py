@@ -13,11 +13,11 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder
 from bench.record import TrainResult
-from bench.worker import checkpoints, resume
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages import train as train_stage
-from bench.worker.stages.context import Context
+from bench.worker import prepare as prepare_stage
+from bench.worker import resume
+from bench.worker import resume as checkpoints
+from bench.worker import train as train_stage
+from bench.worker.main import Context, Progress
 
 STEPS, EVERY = 7, 3
 BUDGET = (f"train.max_steps={STEPS}", "train.epochs=2", "train.heldout_points=3", "hardware.compute_dtype=float32")
@@ -48,7 +48,7 @@ def stopped_in(step: int, config: RunConfig, folder: Path, monkeypatch: pytest.M
             raise StoppedError
 
     with monkeypatch.context() as patched:
-        patched.setattr("bench.worker.observer.Observer.step_starts", step_starts)
+        patched.setattr("bench.worker.observe.Observer.step_starts", step_starts)
         context = Context(folder, config, Progress(folder, "train"))
         prepare_stage.run(context)
         with pytest.raises(StoppedError):

@@ -12,14 +12,12 @@ from transformers import BitsAndBytesConfig
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.record import ServeResult
-from bench.worker import checks, device, methods, models
-from bench.worker.heldout import inference
-from bench.worker.progress import Progress
-from bench.worker.serving import fidelity
-from bench.worker.serving.forms import Origin, build, load, weight_files
-from bench.worker.serving.latency import FirstToken, Prompts, answer
-from bench.worker.stages import evaluate, prepare, serve, train
-from bench.worker.stages.context import Context
+from bench.worker import device, evaluate, methods, models, prepare, serve, train
+from bench.worker import prepare as checks
+from bench.worker import serve as fidelity
+from bench.worker.loss import inference
+from bench.worker.main import Context, Progress
+from bench.worker.serve import FirstToken, Origin, Prompts, answer, build, load, weight_files
 
 SERVED = (
     "serve=quick", "serve.prompt_tokens=[8]", "serve.batch_sizes=[1,2]", "serve.new_tokens=3", "serve.repetitions=2",

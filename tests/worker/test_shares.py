@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.worker import data
-from bench.worker.shares import deal, idle_row, in_order, is_idle, share_of_rows
-from bench.worker.team import Team
+from bench.worker.multi import Team, deal, idle_row, in_order, is_idle, share_of_rows
 
 ROWS = [{"prompt_ids": [1] * (i + 1), "answer_ids": [2, 3]} for i in range(5)]
 

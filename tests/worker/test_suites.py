@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from bench.config import SuiteConfig
-from bench.worker.suites import check, instructions, local, quick
-from bench.worker.suites.check import check_suite
+from bench.worker.suites import local, quick
+from bench.worker.suites import local as check
+from bench.worker.suites import quick as instructions
 from bench.worker.suites.documents import by_hash, choice_task
+from bench.worker.suites.local import check_suite
 from bench.worker.suites.quick import quick_tasks
 
 BLIMP = Path(__file__).parents[3] / "shared" / "data" / "blimp"
@@ -65,7 +67,7 @@ def test_items_do_not_depend_on_the_process() -> None:
 
 def test_checking_needs_no_torch() -> None:
     command = (
-        "import sys; from bench.config import SuiteConfig; from bench.worker.suites.check import check_suite; "
+        "import sys; from bench.config import SuiteConfig; from bench.worker.suites.local import check_suite; "
         "assert not check_suite(SuiteConfig(name='quick', source='quick')); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[2], check=True)
@@ -104,7 +106,7 @@ def test_instructions_are_judged(rule: str, argument: str, good: str, bad: str) 
 
 
 def test_every_rule_has_its_share_and_its_judge() -> None:
-    documents = instructions.tasks()[0].documents
+    documents = instructions.instruction_tasks()[0].documents
     assert set(Counter(d["rule"] for d in documents).values()) == {instructions.ITEMS_PER_RULE}
     for document in documents:
         assert "{" not in document["argument"]

@@ -10,8 +10,9 @@ import torch
 
 from bench.compose import compose
 from bench.sweep.child import command, visible
-from bench.worker import checks, sharding
-from bench.worker.together import first_cause
+from bench.worker import multi as sharding
+from bench.worker import prepare as checks
+from bench.worker.multi import first_cause
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_the_cause_is_told_from_its_consequences(tmp_path: Path, codes: list[int
 
 
 def test_only_training_is_by_several_processes() -> None:
-    assert command(Path("run"), "train", 2)[1:] == ["-m", "bench.worker.together", "2", "run", "train"]
+    assert command(Path("run"), "train", 2)[1:] == ["-m", "bench.worker.multi", "2", "run", "train"]
     assert command(Path("run"), "evaluate", 2)[1:] == ["-m", "bench.worker", "run", "evaluate"]
     assert command(Path("run"), "train", 1)[1:] == ["-m", "bench.worker", "run", "train"]
 

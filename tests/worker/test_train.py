@@ -15,12 +15,12 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder
 from bench.record import TrainResult
-from bench.worker import data, methods, models, prepare
-from bench.worker.compiling import compile_layers
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages import train as train_stage
-from bench.worker.stages.context import Context
+from bench.worker import data, methods, models
+from bench.worker import data as prepare
+from bench.worker import prepare as prepare_stage
+from bench.worker import train as train_stage
+from bench.worker.device import compile_layers
+from bench.worker.main import Context, Progress
 
 STEPS = 20
 FP32 = ("hardware.compute_dtype=float32", "train.batch_size=4", f"train.max_steps={STEPS}", "train.epochs=8")

@@ -14,11 +14,11 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import data_folder
-from bench.worker import data, methods, models, prepare
-from bench.worker.progress import Progress
-from bench.worker.stages import prepare as prepare_stage
-from bench.worker.stages import train as train_stage
-from bench.worker.stages.context import Context
+from bench.worker import data, methods, models
+from bench.worker import data as prepare
+from bench.worker import prepare as prepare_stage
+from bench.worker import train as train_stage
+from bench.worker.main import Context, Progress
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install -c constraints.txt -e '.[peers]'")
 

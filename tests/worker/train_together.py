@@ -16,10 +16,9 @@ from accelerate.state import AcceleratorState
 
 from bench.config import RunConfig
 from bench.record import from_json, to_json
-from bench.worker.progress import Progress
-from bench.worker.stages import train
-from bench.worker.stages.context import Context
-from bench.worker.team import Team
+from bench.worker import train
+from bench.worker.main import Context, Progress
+from bench.worker.multi import Team
 
 
 def main(folders: list[Path]) -> None:

@@ -42,5 +42,5 @@ def stamp(task: TaskConfig) -> dict[str, str]:
 def _rules_sha256() -> str:
     """Of the code that reads, filters and tokenizes: another rule makes other data."""
     folder = Path(__file__).parent
-    code = [*sorted(folder.glob("*.py")), folder.parent / "tokenizing.py", folder.parent / "prompts.py"]
+    code = [*sorted(folder.glob("*.py")), folder.parent / "data.py"]
     return content_hash(*(path.read_text() for path in code))

@@ -10,11 +10,18 @@ most 1000 examples, by hash. An example in two given files is an error: scores o
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import json
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import ConfigurationError, TaskConfig, suggest
 from bench.worker.sources.example import (
     SPLITS,
     Example,
@@ -24,8 +31,209 @@ from bench.worker.sources.example import (
     shortened,
     without_duplicates,
 )
-from bench.worker.sources.records import READERS, read_records
-from bench.worker.sources.template import fill, template_problems
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a file or data set."""
+
+    where: str  # for a person: file:line or split:row
+    columns: dict[str, Any]
+
+
+def columns_of(template: str) -> list[str]:
+    """The column names in a template, in order.
+
+    Raises:
+        ValueError: when the template is malformed or asks for more than plain columns.
+    """
+    names = []
+    for _, name, specification, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if not name or name.isdecimal() or not set(name).isdisjoint(".[]"):
+            raise ValueError(f"{{{name}}} is not a column's name")
+        if specification or conversion:
+            raise ValueError(f"{{{name}}} takes no format after its name")
+        names.append(name)
+    return names
+
+
+def template_problems(key: str, template: str, columns: Sequence[str], task: TaskConfig) -> list[str]:
+    """What is wrong with one template, given the columns there are; empty when it can be filled.
+
+    Args:
+        key: the setting's name for the message, for example "task.prompt".
+    """
+    allowed = [*columns, *(["labels"] if task.labels else [])]
+    try:
+        names = columns_of(template)
+    except ValueError as error:
+        return [f"{key}: {template!r} is not a template: {error}; write {{column}}, and a literal brace twice"]
+    if not names:
+        return [f"{key}: {template!r} names no column, so every example would be the same; {_listing(columns)}"]
+    return [f"{key}: {{{n}}} is not a column{suggest(n, allowed)}" for n in dict.fromkeys(names) if n not in allowed]
+
+
+def fill(rows: Sequence[Row], prompt: str, target: str, task: TaskConfig) -> tuple[list[Example], list[str]]:
+    """Examples of all rows that can be filled, and one problem a row that cannot.
+
+    Prompts and targets are stripped of surrounding white space: chat templates do so, or not, by model.
+    """
+    answer_columns = columns_of(target)
+    needed = [c for c in dict.fromkeys([*columns_of(prompt), *answer_columns]) if c != "labels" or not task.labels]
+    extra = {"labels": ", ".join(task.labels)} if task.labels else {}
+    examples, problems = [], []
+    for row in rows:
+        values, problem = _named_label(row.columns, task)
+        problem = problem or _cell_problem(values, needed, answer_columns)
+        if problem is None:
+            text = prompt.format_map({**values, **extra}).strip()
+            answer = target.format_map({**values, **extra}).strip()
+            if text and answer:
+                examples.append(Example(row.where, text, answer, group=text))
+                continue
+            problem = "the target is empty" if text else "the prompt is empty"
+        problems.append(f"{row.where}: {problem}")
+    return examples, problems
+
+
+def _cell_problem(values: dict[str, Any], needed: list[str], answer_columns: list[str]) -> str | None:
+    for name in needed:
+        if name not in values:
+            return f"no column {name!r}; {_listing(list(values))}"
+        value = values[name]
+        # Numbers read well in a prompt; an answer's exact spelling is what is learned and scored.
+        allowed: tuple[type, ...] = (str,) if name in answer_columns else (str, int, float)
+        if value is None:
+            return f"column {name!r} is null; give it a text, or leave the record out"
+        if not isinstance(value, allowed):
+            return f"column {name!r} holds a {type(value).__name__} ({_short(value)}); write it as a text"
+        if isinstance(value, str) and not _is_unicode(value):
+            return f"column {name!r} holds half a surrogate pair, which is no text; mend its \\u escapes"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON can spell and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _named_label(values: dict[str, Any], task: TaskConfig) -> tuple[dict[str, Any], str | None]:
+    """The values with the integer class of `label_column` replaced by its name."""
+    name, labels = task.label_column, task.labels
+    if name is None or labels is None or name not in values:
+        return values, None
+    given = values[name]
+    index = int(given) if isinstance(given, str) and given.isdecimal() else given
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(labels):
+        return values, f"column {name!r} is {_short(given)}; allowed: 0 to {len(labels) - 1}, an index of task.labels"
+    return {**values, name: labels[index]}, None
+
+
+def _listing(columns: Sequence[str]) -> str:
+    return f"columns there: {', '.join(sorted(map(str, columns))) or 'none'}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def read_records(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a file whose extension is in `READERS`, and what is wrong with the others.
+
+    Row numbers count lines of the file for .jsonl and .csv, records for .parquet and a .json array; from 1.
+    """
+    try:
+        return READERS[path.suffix](path)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        return [], [f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save the file as UTF-8"]
+    except OSError as error:
+        return [], [f"{path}: cannot be read: {error.strerror or error}"]
+
+
+def _read_json(path: Path) -> tuple[list[Row], list[str]]:
+    text = path.read_bytes().decode("utf-8-sig")
+    if not text.lstrip().startswith("["):
+        return _json_lines(path, text)
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        return [], [f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})"]
+    return _objects(path, list(enumerate(records, 1)))
+
+
+def _json_lines(path: Path, text: str) -> tuple[list[Row], list[str]]:
+    records, problems = [], []
+    # Only \n ends a line: JSON texts may hold other separators that str.splitlines would break at.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            records.append((number, json.loads(line)))
+        except json.JSONDecodeError as error:
+            problems.append(f"{path}:{number}: not JSON: {error.msg} (column {error.colno}); one object a line")
+    rows, more = _objects(path, records)
+    return rows, problems + more
+
+
+def _objects(path: Path, records: list[tuple[int, Any]]) -> tuple[list[Row], list[str]]:
+    rows, problems = [], []
+    for number, record in records:
+        if isinstance(record, dict):
+            rows.append(Row(f"{path.name}:{number}", record))
+        else:
+            problems.append(f"{path}:{number}: a {type(record).__name__}, not an object of named columns")
+    return rows, problems
+
+
+def _read_csv(path: Path) -> tuple[list[Row], list[str]]:
+    text = path.read_bytes().decode("utf-8-sig")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[Row] = []
+    problems: list[str] = []
+    header: list[str] | None = None
+    try:
+        line = 1
+        for cells in reader:
+            if header is None:
+                header = cells
+                repeated = sorted({name for name in cells if cells.count(name) > 1})
+                if repeated:
+                    return [], [f"{path}:1: columns named twice: {', '.join(repeated)}"]
+            elif cells and len(cells) != len(header):
+                problems.append(f"{path}:{line}: {len(cells)} cells, but the header names {len(header)} columns")
+            elif cells:
+                rows.append(Row(f"{path.name}:{line}", dict(zip(header, cells, strict=True))))
+            line = reader.line_num + 1  # where the next record starts: quoted cells may span lines
+    except csv.Error as error:
+        problems.append(f"{path}:{reader.line_num}: not CSV: {error}")
+    return rows, problems
+
+
+def _read_parquet(path: Path) -> tuple[list[Row], list[str]]:
+    import pyarrow  # slow to import, and only these files need it
+    import pyarrow.parquet
+
+    try:
+        records = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        return [], [f"{path}: not Parquet: {str(error).splitlines()[0]}"]
+    return _objects(path, list(enumerate(records, 1)))
+
+
+READERS: dict[str, Callable[[Path], tuple[list[Row], list[str]]]] = {
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
 
 
 def load(task: TaskConfig) -> Loaded:

@@ -17,8 +17,7 @@ from typing import Any
 
 from bench.config import ConfigurationError, TaskConfig, suggest
 from bench.worker.sources.example import SPLITS, Example, Loaded, in_content_order, without_duplicates
-from bench.worker.sources.files import with_missing_splits
-from bench.worker.sources.template import Row, fill, template_problems
+from bench.worker.sources.files import Row, fill, template_problems, with_missing_splits
 
 
 def load(task: TaskConfig) -> Loaded:

@@ -14,12 +14,14 @@ from typing import Any
 
 from bench.identity import data_folder
 from bench.record import ProbeResult
-from bench.worker import budget, data, device, heldout, methods, prepare, train
-from bench.worker.instruments import flops
+from bench.worker import budget, data, device, methods, train
+from bench.worker import data as prepare
+from bench.worker import loss as heldout
+from bench.worker.instruments import tokens as flops
 from bench.worker.instruments.energy import open_energy
-from bench.worker.observer import Observer
-from bench.worker.stages.context import Context, load_trainable
-from bench.worker.stages.train import order_of
+from bench.worker.main import Context
+from bench.worker.observe import Observer
+from bench.worker.train import load_trainable, order_of
 
 STEPS = 2
 

@@ -22,10 +22,9 @@ from lm_eval.tasks import TaskManager
 
 from bench.config import ConfigurationError, SuiteConfig
 from bench.worker.suites import local
-from bench.worker.suites.check import check_suite
 from bench.worker.suites.documents import Document, QuickTask
-from bench.worker.suites.instructions import MAX_NEW_TOKENS, followed
-from bench.worker.suites.quick import quick_tasks
+from bench.worker.suites.local import check_suite
+from bench.worker.suites.quick import MAX_NEW_TOKENS, followed, quick_tasks
 
 FEWSHOT_SEED = 1234  # lm-eval's default: which solved examples a prompt shows
 

@@ -37,9 +37,7 @@ def section(group: Group) -> Section:
 
 def metric_name(group: Group) -> str:
     """The task's first metric, by which methods are judged."""
-    return str(
-        next((r.config["task"]["metrics"][0] for r in group.records if r.config["task"].get("metrics")), "score")
-    )
+    return str(next((r.config.task.metrics[0] for r in group.records if r.config.task.metrics), "score"))
 
 
 def _asides(decision: Decision, metric: str) -> list[str]:

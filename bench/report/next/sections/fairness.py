@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bench.config import to_mapping
 from bench.identity import flat
 from bench.record import Record
 from bench.report.next.section import Section, Table
@@ -50,7 +51,7 @@ def _side_by_side(group: Group) -> tuple[dict[str, str], dict[str, dict[str, str
 def _described(record: Record) -> dict[str, str]:
     """What a run was set to, and what was measured about that."""
     skipped = _SKIPPED + _ONLY_TRAINING if is_untrained(record) else _SKIPPED
-    found: dict[str, Any] = {k: v for k, v in flat(record.config).items() if not k.startswith(skipped)}
+    found: dict[str, Any] = {k: v for k, v in flat(to_mapping(record.config)).items() if not k.startswith(skipped)}
     measured: dict[str, Any] = {}
     if train := record.train:
         measured = {"trainable_dtype": train.trainable_dtype, "steps": train.steps, "micro_batch": train.micro_batch}

@@ -1,0 +1,178 @@
+"""Score the test split: the loss of the reference answers, and greedy answers with every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from bench.analysis import metrics
+from bench.identity import data_folder
+from bench.record import EvaluateResult, Sample
+from bench.worker import data as prepare
+from bench.worker import device, methods, models
+from bench.worker import loss as heldout
+from bench.worker.device import Device
+from bench.worker.instruments.memory import Memory
+from bench.worker.loss import SupervisedHead
+from bench.worker.main import Context, write_lines
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote."""
+
+    text: str
+    tokens: int  # generated, the end token included
+    cut_at_limit: bool  # max_new_tokens came before the end token
+    ids: tuple[int, ...] = ()  # the generated tokens, without the end token
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    device: Device,
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """Decode greedily; answers come in the prompts' order.
+
+    The prompts are batched longest first: little padding, and a lack of memory shows in the first batch.
+    """
+    ends = _end_tokens(model, tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,  # said outright: an unset field would be filled from the model's own defaults
+        num_beams=1,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    answers: list[Answer | None] = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        input_ids, mask = _left_padded([prompts[i] for i in chosen], tokenizer.pad_token_id)
+        output = model.generate(
+            input_ids=input_ids.to(device.type), attention_mask=mask.to(device.type), generation_config=config
+        )
+        for i, row in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            answers[i] = _answer(tokenizer, row, ends)
+        advance(start + len(chosen))
+    return [answer for answer in answers if answer is not None]
+
+
+def _answer(tokenizer: Any, row: list[int], ends: set[int]) -> Answer:
+    stop = next((k for k, token in enumerate(row) if token in ends), None)
+    kept = row if stop is None else row[:stop]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Answer(text, tokens=len(kept) + (stop is not None), cut_at_limit=stop is None, ids=tuple(kept))
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends an answer: the tokenizer's and those the model's own defaults name."""
+    named = model.generation_config.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or [])
+    return ends | {tokenizer.eos_token_id}
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, attention_mask), each (batch, length), padding on the left, where decoding needs it."""
+    length = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for i, row in enumerate(rows):
+        input_ids[i, length - len(row) :] = torch.tensor(row)
+        mask[i, length - len(row) :] = 1
+    return input_ids, mask
+
+
+def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
+    """(model, tokenizer, device, memory instrument): the run's result, ready for evaluation."""
+    config = context.config
+    resolved = device.resolve(config)
+    memory = context.measure_on(resolved)
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        # Left-padded generation and shared prefixes need masks, which flash attention does not take.
+        resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
+        model = methods.load_trained(
+            config,
+            source,
+            context.weights,
+            resolved.type,
+            resolved.compute_dtype,
+            attn_implementation=resolved.attention,
+        )
+    context.load.start()  # other load counts from here: evaluation, not loading
+    return model, tokenizer, resolved, memory
+
+
+def run(context: Context) -> EvaluateResult:
+    """Score the test split of the run's result."""
+    rows = list(prepare.load_prepared(data_folder(context.config)).test)
+    return score(context, rows, *load_tuned(context))
+
+
+def score(
+    context: Context, rows: list[Any], model: Any, tokenizer: Any, resolved: Device, memory: Memory
+) -> EvaluateResult:
+    """The loss of the rows' reference answers, and greedy answers with every metric, by a loaded model."""
+    config, clock, progress = context.config, context.clock, context.progress
+    memory.enter("heldout")
+    progress.phase("test loss", len(rows))
+    with clock.span("heldout"), heldout.inference(model, resolved):
+        losses = heldout.example_losses(
+            model,
+            SupervisedHead(model),
+            rows,
+            batch_size=config.hardware.generate_batch,
+            pad_id=tokenizer.pad_token_id,
+            device=resolved,
+            advance=progress.advance,
+        )
+    memory.enter("generate")
+    progress.phase("generate", len(rows))
+    with clock.span("generate"), heldout.inference(model, resolved):
+        answers = generate(
+            model,
+            tokenizer,
+            [row["prompt_ids"] for row in rows],
+            max_new_tokens=config.task.max_new_tokens,
+            batch_size=config.hardware.generate_batch,
+            device=resolved,
+            advance=progress.advance,
+        )
+    progress.phase("score")
+    with clock.span("score"):
+        scores = metrics.score_all(
+            config.task.metrics, [a.text for a in answers], [r["reference"] for r in rows], labels=config.task.labels
+        )
+    samples = [
+        Sample(
+            row["example_id"], row["prompt"], row["reference"], answer.text, score, nats, tokens, answer.cut_at_limit
+        )
+        for row, answer, score, (nats, tokens) in zip(rows, answers, scores, losses, strict=True)
+    ]
+    write_lines(context.folder / "samples.jsonl.gz", (asdict(sample) for sample in samples))
+    generated = sum(answer.tokens for answer in answers)
+    return EvaluateResult(
+        examples=len(samples),
+        scores={name: sum(s.scores[name] for s in samples) / len(samples) for name in config.task.metrics},
+        heldout_loss=heldout.mean_loss(losses),
+        heldout_tokens=sum(tokens for _, tokens in losses),
+        generated_tokens=generated,
+        generate_tokens_per_second=generated / clock.read()["generate"],
+        cut_at_limit=sum(answer.cut_at_limit for answer in answers),
+        memory=list(memory.read().values()),
+        spans_seconds=clock.read(),
+        environment=resolved.environment(context.load.read()),
+    )

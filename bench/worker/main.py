@@ -1,0 +1,249 @@
+"""`python -m bench.worker RUN_DIR STAGE`: run one stage, write `<stage>.json`, exit.
+
+The exit code and the files in RUN_DIR are the whole answer: `<stage>.json` on success, else `error.json`, with the
+message, the phase and the highest memory until then. Of several processes that train together the first writes the
+result, and whichever fails first the error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gzip
+import importlib
+import json
+import os
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.config import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, RunConfig
+from bench.identity import artifact_folder, write_atomic
+from bench.record import bundle_environment, from_json, to_json
+from bench.worker.instruments.clock import Clock, Load, open_load
+
+if TYPE_CHECKING:
+    from bench.worker.device import Device
+    from bench.worker.instruments.memory import Memory
+    from bench.worker.multi import Team
+
+STAGES = {  # stage -> (module below bench.worker, function that takes the Context and returns the stage's result)
+    "prepare": ("prepare", "run"),
+    "fetch": ("prepare", "fetch"),
+    "bundle": ("prepare", "bundle"),
+    "probe": ("stages.probe", "run"),
+    "train": ("train", "run"),
+    "evaluate": ("evaluate", "run"),
+    "regression": ("regression", "run"),
+    "serve": ("serve", "run"),
+    "export": ("weights", "run"),
+}
+_INTERVAL_SECONDS = 0.5
+
+
+class Progress:
+    """Writes `progress.json`: {stage, phase, done, total, peak_bytes, ...}.
+
+    Attributes:
+        peak_bytes: reads the highest memory of the stage so far; None until a memory instrument is opened.
+        part: what of the phase is being done; None where the phase says enough.
+        checkpoint_step: the last step that the same command would not repeat, 0 while there is no checkpoint yet; None:
+            none are written, and SIGTERM ends the process at once.
+
+    Args:
+        silent: write nothing, as all but the first of several processes.
+    """
+
+    def __init__(self, folder: Path, stage: str, silent: bool = False):
+        self._silent = silent
+        self._path = folder / "progress.json"
+        self._content: dict[str, Any] = {"stage": stage, "phase": "start", "done": 0, "total": None}
+        self._written = 0.0
+        self.peak_bytes: Callable[[], int | None] = lambda: None
+        self.part: str | None = None
+        self.checkpoint_step: int | None = None
+
+    @property
+    def current_phase(self) -> str:
+        """The part of the phase where one is named, else the phase."""
+        return self.part or str(self._content["phase"])
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Announce what comes next; written at once."""
+        self._content = {"stage": self._content["stage"], "phase": name, "done": 0, "total": total}
+        self.part = None
+        self._write()
+
+    def advance(self, done: int, **details: float | None) -> None:
+        """Say how far the phase is; written at most twice a second."""
+        self._content |= {"done": done, **details}
+        if time.monotonic() - self._written >= _INTERVAL_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        if self._silent:
+            return
+        temporary = self._path.with_suffix(".tmp")
+        with suppress(OSError):  # a full disk costs the news, not the run
+            known = {"peak_bytes": self.peak_bytes(), "checkpoint_step": self.checkpoint_step}
+            temporary.write_text(json.dumps(self._content | known))
+            os.replace(temporary, self._path)
+        self._written = time.monotonic()
+
+
+def _alone() -> Team:
+    from bench.worker.multi import ALONE
+
+    return ALONE
+
+
+@dataclass
+class Context:
+    """What every stage is given."""
+
+    folder: Path
+    config: RunConfig
+    progress: Progress
+    team: Team = field(default_factory=_alone)
+    clock: Clock = field(default_factory=Clock)
+    load: Load = field(default_factory=Load)
+
+    def measure_on(self, resolved: Device) -> Memory:
+        """Point the instruments at the device, before anything is loaded on it."""
+        self.clock.synchronize = resolved.synchronize
+        self.load = open_load(resolved.type, self.team.family)
+        from bench.worker.instruments.memory import open_memory
+
+        memory = open_memory(resolved.type)
+        self.progress.peak_bytes = memory.peak_so_far_bytes
+        return memory
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.config.paths.cache)
+
+    @property
+    def tables(self) -> Path:
+        """Whose folder `datasets` holds the tables that the `datasets` library makes."""
+        return Path(self.config.paths.bundle or self.config.paths.cache)
+
+    @property
+    def weights(self) -> Path:
+        return artifact_folder(self.config)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write gzipped JSON lines, whole or not at all; without a time stamp: equal content gives equal files."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(path, gzip.compress(lines.encode(), mtime=0))
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
+_LOST_PEER = (
+    "gloo",
+    "NCCL",
+    "Connection closed by peer",
+    "Connection reset by peer",
+)  # another process of the run died
+
+
+def main(folder: Path, stage: str) -> int:
+    """Run a stage; returns the exit code."""
+    config = from_json(RunConfig, (folder / "plan.json").read_bytes())
+    together = config.hardware.devices > 1 and stage == "train"
+    progress = Progress(folder, stage, silent=together and os.environ.get("RANK", "0") != "0")
+    progress.phase("start")
+    _confine(config, stage)
+    try:
+        started = time.perf_counter()
+        module, function = STAGES[stage]
+        run = getattr(importlib.import_module(f"bench.worker.{module}"), function)  # a failure to import is recorded
+        from bench.worker.multi import ALONE, Team
+
+        team = Team.of_this_process() if together else ALONE
+        context = Context(folder, config, progress, team)
+        context.clock.spans_seconds["import"] = time.perf_counter() - started
+        _limit_memory(config)
+        result = run(context)
+        if team.is_first:
+            write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
+        team.leave()
+        return EXIT_OK
+    except ConfigurationError as error:
+        _unlimit_memory()
+        return _report(folder, progress, error, EXIT_CONFIGURATION, problems=error.problems)
+    except Exception as error:
+        _unlimit_memory()
+        with suppress(OSError):  # the log may be on a full disk
+            traceback.print_exc()
+        return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error) else EXIT_ERROR)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a lack of device or host memory."""
+    import torch
+
+    while error is not None:
+        words = str(error)
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, (RuntimeError, OSError)) and any(known in words for known in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return False
+
+
+def _report(folder: Path, progress: Progress, error: Exception, code: int, **more: Any) -> int:
+    lost_peer = any(words in str(error) for words in _LOST_PEER)
+    if (folder / "error.json").exists() and (lost_peer or not _of_a_lost_peer(folder)):
+        return code  # another process failed before this one, and said why
+    content = {"message": f"{type(error).__name__}: {error}", "phase": progress.current_phase, "exit_code": code}
+    content["lost_peer"] = lost_peer
+    content |= more
+    with suppress(Exception):  # a device that failed may not answer any more
+        content["peak_bytes"] = progress.peak_bytes()
+    with suppress(OSError):  # a full disk: the exit code and the log still tell
+        write_atomic(folder / "error.json", json.dumps(content))
+    return code
+
+
+def _of_a_lost_peer(folder: Path) -> bool:
+    """Whether what was said first is only that another process was gone."""
+    with suppress(OSError, ValueError):
+        return bool(json.loads((folder / "error.json").read_text()).get("lost_peer"))
+    return False
+
+
+def _confine(config: RunConfig, stage: str) -> None:
+    """Keep the child inside its folders, and let it die with its parent; only `bundle` may fill a bundle."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning: the parent answers it (running.job)
+    with suppress(AttributeError, OSError):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    cache = Path(config.paths.cache).resolve()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    os.environ.setdefault("HF_DATASETS_CACHE", str(cache / "datasets"))
+    if config.paths.bundle is not None:
+        os.environ |= bundle_environment(Path(config.paths.bundle).resolve(), online=stage == "bundle")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
+
+
+def _limit_memory(config: RunConfig) -> None:
+    """Let allocations beyond the limit fail, so that they are reported instead of disturbing the machine."""
+    if config.hardware.memory_limit_gib is not None:
+        limit_bytes = int(config.hardware.memory_limit_gib * 2**30)
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)  # of private memory, safetensors' maps of weights included
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, most))
+
+
+def _unlimit_memory() -> None:
+    """Make room to tell what went wrong."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))

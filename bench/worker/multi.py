@@ -1,0 +1,365 @@
+"""The processes that share every training step, one a device, and what they tell one another.
+
+`bench.worker.multi` starts them; the first, rank 0, writes everything that is written. A process alone is a team of
+one, and nothing here costs it anything.
+
+    >>> team = Team.of_this_process()
+    >>> team.all(seconds)                # [0.51, 0.49]: of every process, to every process
+    >>> team.to_first(batches)           # of every process, to rank 0; [] elsewhere
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.fsdp import FSDPModule
+
+from bench.config import DEEPSPEED, EXIT_ERROR, EXIT_OK, RunConfig
+from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
+from bench.worker.instruments.tokens import IGNORED
+
+if TYPE_CHECKING:
+    from bench.worker.instruments.memory import Memory
+    from bench.worker.loss import Batch
+    from bench.worker.observe import Observer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> Team:
+        """From the variables that torch's launcher sets; alone where there are none."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    @property
+    def family(self) -> int:
+        """The process whose descendants are all of the team."""
+        return os.getpid() if self.size == 1 else os.getppid()
+
+    def device(self, kind: str) -> str:
+        """Where this process loads a model: "cuda" by its number among several, as bitsandbytes' weights need it."""
+        return f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" and self.size > 1 else kind
+
+    def join(self, device: str, timeout_seconds: float) -> None:
+        """Meet the others; collective operations work from here on. On CUDA this process takes its own device."""
+        import torch
+
+        if self.size == 1 or torch.distributed.is_initialized():
+            return
+        if device == "cuda":
+            torch.cuda.set_device(self.device(device))
+        backend = "gloo" if device == "cpu" else "cuda:nccl,cpu:gloo"  # objects and offloaded tensors go by gloo
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+
+    def leave(self) -> None:
+        """Part in good order: after this no process waits for another."""
+        if self.size > 1:
+            import torch
+
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()
+                torch.distributed.destroy_process_group()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            import torch
+
+            torch.distributed.barrier()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process goes through the block, then all others: what it leaves in a cache is there for them."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+    def all(self, value: T) -> list[T]:
+        """The value of every process, by rank, in every process. Tensors must be on the CPU."""
+        if self.size == 1:
+            return [value]
+        import torch
+
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def to_first(self, value: T) -> list[T]:
+        """The value of every process, by rank, in the first; an empty list in the others."""
+        if self.size == 1:
+            return [value]
+        import torch
+
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        torch.distributed.gather_object(value, values)
+        return values or []
+
+
+ALONE = Team()
+
+
+def main(count: int, folder: Path, stage: str) -> int:
+    """Run the stage. Returns the exit code; a negative one is minus a signal's number."""
+    with suppress(AttributeError, OSError):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    options = ["--standalone", f"--nproc-per-node={count}", "--module", "bench.worker", str(folder), stage]
+    try:
+        run.run(run.parse_args(options))
+        return EXIT_OK
+    except ChildFailedError as error:
+        return first_cause([failure.exitcode for failure in error.failures.values()], folder)
+    except SignalException as error:
+        return -int(error.sigval)
+
+
+def first_cause(codes: Sequence[int], folder: Path) -> int:
+    """The exit code that tells what went wrong, of those of all processes that failed.
+
+    What a process said in `error.json` comes first, unless it only says that it lost another: then that one died by a
+    signal. Losing another may also end a process by a signal of its own (gloo aborts), so SIGKILL, which comes from
+    outside, goes before others; SIGTERM is what the launcher ends the rest with.
+    """
+    said: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        said = json.loads((folder / "error.json").read_text())
+    if said and not said.get("lost_peer"):
+        return int(said["exit_code"])
+    signals = [code for code in codes if code < 0 and code != -signal.SIGTERM]
+    if signals:
+        return -signal.SIGKILL if -signal.SIGKILL in signals else signals[0]
+    return int(said["exit_code"]) if said else max(codes, default=EXIT_ERROR)
+
+
+def _exit(code: int) -> None:
+    if code < 0:
+        if code != -signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def deal(rows: int, *, batch_size: int, micro_batch: int, rank: int, size: int) -> list[list[int]]:
+    """The micro-batches of one process over the whole training, as indices of rows; `rows` itself is the idle row."""
+    mine: list[list[int]] = []
+    for start in range(0, rows, batch_size):
+        end = min(start + batch_size, rows)
+        step = [list(range(at, min(at + micro_batch, end))) for at in range(start, end, micro_batch)]
+        step += [[rows]] * (-len(step) % size)
+        mine += step[rank::size]
+    return mine
+
+
+def idle_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One token of the first row, without a label."""
+    first = [*rows[0]["prompt_ids"], *rows[0]["answer_ids"]]
+    return {"prompt_ids": first[:1], "answer_ids": []}
+
+
+def is_idle(batch: dict[str, Any]) -> bool:
+    """Whether a collated micro-batch holds the idle row alone: every other has labels."""
+    return not bool((batch["labels"] != IGNORED).any())
+
+
+def share_of_rows(rows: list[dict[str, Any]], team: Team) -> list[dict[str, Any]]:
+    """Every `team.size`-th row, longest first, so that all have equally much to evaluate; idle rows even it out."""
+    if team.size == 1:
+        return rows
+    ordered = sorted(rows, key=lambda row: -len(row["prompt_ids"]) - len(row["answer_ids"]))
+    ordered += [idle_row(rows)] * (-len(rows) % team.size)
+    return ordered[team.rank :: team.size]
+
+
+def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
+    """What was dealt (equally many to each), in the order of one process."""
+    return [part for together in zip(*shares, strict=True) for part in together]
+
+
+@dataclass(frozen=True)
+class StepShare:
+    """Of one process, or of all in the order of one process."""
+
+    seconds: float
+    memory_bytes: tuple[int | None, int | None]  # (held, peak so far)
+    consumed: Sequence[tuple[Batch, float | torch.Tensor]]  # micro-batches with their losses
+
+
+def together(share: StepShare, team: Team) -> StepShare:
+    """The whole step, in the first process."""
+    if team.size == 1:
+        return share
+    sent = [({name: part.cpu() for name, part in batch.items()}, float(loss)) for batch, loss in share.consumed]
+    shares = team.to_first(StepShare(share.seconds, share.memory_bytes, sent)) or [share]
+    held, peaks = zip(*(one.memory_bytes for one in shares), strict=True)
+    micro_batches = in_order([one.consumed for one in shares])
+    return StepShare(max(one.seconds for one in shares), (_added(held), _added(peaks)), micro_batches)
+
+
+def _added(values: Iterable[int | None]) -> int | None:
+    """The sum over all processes; None where one does not know."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def memory(team: Team, config: RunConfig, instrument: Memory, observer: Observer) -> dict[str, Any]:
+    """The fields of `TrainResult` about memory and devices; every process must call."""
+    phases = team.all(instrument.read())
+    parts = team.all(instrument.read_parts())
+    breakdowns = team.all(observer.breakdown)
+    seconds = sum(step.seconds for step in observer.steps if step.timed)
+    shares = [
+        DeviceShare(
+            rank=rank,
+            peak_bytes=phases[rank]["train"].peak_bytes,
+            tokens_per_second=observer.timed_tokens[rank] / seconds if seconds else None,
+            breakdown=breakdowns[rank],
+        )
+        for rank in range(team.size)
+    ]
+    return {
+        "memory": [summed([held[name] for held in phases]) for name in phases[0]],
+        "step_memory": [summed([held[name] for held in parts]) for name in parts[0]],
+        "breakdown": _added_overall(breakdowns),
+        "devices": team.size,
+        "strategy": config.hardware.strategy,
+        "per_device": shares if team.size > 1 else [],
+    }
+
+
+def summed(entries: Sequence[PhaseMemory]) -> PhaseMemory:
+    """One phase over all processes; what one of them does not know is unknown."""
+    values = [asdict(entry) for entry in entries]
+    fields = [name for name in values[0] if name != "phase"]
+    return PhaseMemory(entries[0].phase, **{name: _total([entry[name] for entry in values]) for name in fields})
+
+
+def _added_overall(breakdowns: Sequence[MemoryBreakdown | None]) -> MemoryBreakdown | None:
+    known = [asdict(breakdown) for breakdown in breakdowns if breakdown is not None]
+    if len(known) < len(breakdowns):
+        return None
+    return MemoryBreakdown(**{name: sum(entry[name] for entry in known) for name in known[0]})
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def arguments(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
+    """What `hardware.strategy` adds to the training arguments."""
+    hardware = config.hardware
+    if hardware.strategy == "ddp":
+        return {"ddp_find_unused_parameters": False}  # every parameter has a part in every loss
+    if hardware.strategy == "fsdp":
+        # Gradients are cut after every micro-batch: whole ones, kept until the last, would be those of the whole model.
+        each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        return {"fsdp": True, "fsdp_config": fsdp(cpu_offload=hardware.cpu_offload), "accelerator_config": each}
+    if hardware.strategy in DEEPSPEED:
+        stage = 2 if hardware.strategy == "zero2" else 3
+        return {"deepspeed": deepspeed(stage, compute_dtype, cpu_offload=hardware.cpu_offload)}
+    return {}
+
+
+def fsdp(*, cpu_offload: bool) -> dict[str, Any]:
+    """`TrainingArguments.fsdp_config`: FSDP2, each decoder layer a unit, given back after its forward pass."""
+    return {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "reshard_after_forward": True,
+        "cpu_offload": cpu_offload,
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+
+
+def deepspeed(stage: int, compute_dtype: torch.dtype, *, cpu_offload: bool) -> dict[str, Any]:
+    """A DeepSpeed configuration of ZeRO stage 2 or 3; "auto" is filled in by `transformers` from its own arguments."""
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    if cpu_offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True  # whole weights for `whole_state`
+        if cpu_offload:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    autocasts = compute_dtype is torch.bfloat16
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "torch_autocast": {"enabled": autocasts, "dtype": "bfloat16"},
+        "communication_data_type": "fp32",
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, as everywhere
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+    }
+
+
+def cut_on_cpu_too(trainer: Any) -> None:
+    """Let FSDP work on CPUs: accelerate knows it for other devices only, though torch's FSDP2 needs just gloo there."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = trainer.accelerator.state
+    if trainer.args.fsdp_plugin_args is not None and state.distributed_type is DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
+
+
+def autocasts_itself(config: RunConfig) -> bool:
+    """Whether the loss is computed under our autocast or DeepSpeed's: accelerate's bf16 would cast the weights too."""
+    return config.hardware.strategy == "fsdp" or config.hardware.strategy in DEEPSPEED
+
+
+def whole_state(trainer: Any, config: RunConfig) -> dict[str, torch.Tensor] | None:
+    """What was trained, put together on the CPU of the first process; every process must call.
+
+    None where every process has it whole. Tied weights appear once.
+    """
+    if config.hardware.strategy == "zero3":
+        state: dict[str, torch.Tensor] | None = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return state
+    if config.hardware.strategy != "fsdp":
+        return None
+    for module in trainer.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # embedding and head stay gathered after an evaluation
+    whole = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            gathered = parameter.full_tensor()
+            if trainer.accelerator.is_main_process:
+                whole[name] = gathered.cpu()
+    return whole
+
+
+if __name__ == "__main__":
+    _exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
