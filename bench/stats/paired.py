@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.80
@@ -259,12 +259,13 @@ class Estimate:
         scale = np.sqrt(self.variances)
         if scale[-1] == scale[0]:
             return float(special.stdtrit(self.examples - 1, probability) * scale[0])
-        low, high = 0.0, float(special.stdtrit(self.examples - 1, probability) * scale.max())
-        for _ in range(40):
-            middle = (low + high) / 2
-            below = special.stdtr(self.examples - 1, middle / np.maximum(scale, 1e-300)).mean() < probability
-            low, high = (middle, high) if below else (low, middle)
-        return high
+        df, scale = self.examples - 1, np.maximum(scale, 1e-300)
+        widest = float(special.stdtrit(df, probability) * scale.max())
+
+        def beyond(half: float) -> float:
+            return float(special.stdtr(df, half / scale).mean()) - probability
+
+        return float(optimize.brentq(beyond, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest))
 
     def p_value(self) -> float:
         """Two-sided p of "no difference": McNemar's exact test for right and wrong answers of one seed, else by t."""
