@@ -127,7 +127,7 @@ class AdapterGeneration:
     """One timed batch while several adapters share a base.
 
     mixed: one batch holds requests for all of them. swapped: the share of one adapter, its activation included.
-    copies: the share of one of as many full models.
+    copies: the share of one of as many full models; no longer measured.
     """
 
     way: Way

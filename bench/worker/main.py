@@ -103,7 +103,7 @@ def _alone() -> Team:
 
 @dataclass
 class Context:
-    """What every stage is given."""
+    """A stage's folder, configuration and instruments."""
 
     folder: Path
     config: RunConfig
@@ -128,7 +128,7 @@ class Context:
 
     @property
     def tables(self) -> Path:
-        """Whose folder `datasets` holds the tables that the `datasets` library makes."""
+        """The folder with `datasets/`, in which the `datasets` library keeps its tables."""
         return Path(self.config.paths.bundle or self.config.paths.cache)
 
     @property
