@@ -97,7 +97,9 @@ class SftTrainer(Trainer):
             yield self._collate(self._rows[start : min(start + size, end)])
 
     def _collate(self, rows: Any) -> Batch:
-        return data.pack(rows) if self._packing else data.collate(rows, self._pad_id)
+        if self._packing:
+            return data.pack(rows)
+        return data.collate(rows, self._pad_id, data.padding_multiple(self.args.device.type))
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         if self._keeper is not None:
@@ -169,7 +171,6 @@ def consumed(observer: Observer) -> dict[str, Any]:
 
 
 def speed(
-    config: RunConfig,
     resolved: Device,
     observer: Observer,
     costs: flops.LinearCosts,
@@ -184,9 +185,8 @@ def speed(
         supervised_tokens=counts.supervised_tokens,
         attended_pairs=counts.attended_pairs,
     )
-    times = step_times(
-        [s.seconds for s in observer.own_steps], config.train.untimed_steps, compiled=resolved.compiled == "regional"
-    )
+    own = observer.own_steps
+    times = step_times([s.seconds for s in own], [s.timed for s in own], compiled=resolved.compiled == "regional")
 
     def per_second(count: int) -> float | None:
         return count / sum(timed) if timed else None
@@ -304,7 +304,7 @@ def run(context: Context) -> TrainResult:
         team.wait()
     return TrainResult(
         **consumed(observer),
-        **speed(config, resolved, observer, costs, sum(team.all(peak))),
+        **speed(resolved, observer, costs, sum(team.all(peak))),
         **parameters,
         heldout=observer.heldout,
         checkpoint_bytes=checkpoint_bytes,
