@@ -250,7 +250,8 @@ def sureness_against(
             worst = float((evidence.scores.max(axis=1, keepdims=True) - evidence.scores).mean(axis=0).max())
             grid = np.linspace(0, 1.2 * worst, 49)
         else:
-            middle = np.nanmean(evidence.amounts[limit], axis=0) / COLUMNS[limit][1]
+            drawn = evidence.amounts[limit]
+            middle = np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0) / COLUMNS[limit][1]
             middle = middle[np.isfinite(middle) & (middle > 0)]
             if not len(middle):
                 return empty
