@@ -318,9 +318,14 @@ def _verdict(group: Group, claim: Claim, rng: np.random.Generator) -> Verdict:
     else:
         found = [_by_runs(group, check, claim, rng) for check in checks]
     verdict = _worded(claim, found)
-    if verdict.word == "not tested" and claim.planner:
-        return replace(_worded(claim, [[_by_planner(check, claim, rng)] for check in checks]), predicted=True)
-    return verdict
+    return predicted(claim, rng) if verdict.word == "not tested" and claim.planner else verdict
+
+
+def predicted(claim: Claim, rng: np.random.Generator | None = None) -> Verdict:
+    """The claim judged by the planner alone."""
+    rng = np.random.default_rng(0) if rng is None else rng
+    found = [[_by_planner(parse(text), claim, rng)] for text in claim.checks]
+    return replace(_worded(claim, found), predicted=True)
 
 
 def _worded(claim: Claim, found: Sequence[Sequence[Judged]]) -> Verdict:
