@@ -19,7 +19,6 @@ from huggingface_hub import snapshot_download
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from bench.analysis import metrics
 from bench.config import QuantizationConfig, RunConfig, ServeConfig
 from bench.identity import data_folder
 from bench.record import (
@@ -33,6 +32,7 @@ from bench.record import (
     ServeResult,
     Way,
 )
+from bench.stats import metrics
 from bench.worker import data, device, methods, models
 from bench.worker import data as prepare
 from bench.worker import loss as heldout
