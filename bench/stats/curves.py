@@ -153,15 +153,18 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
         if curve and not is_control(record):
             latest[arm_of[record.run_id], record.seed] = record, curve
     rows: list[tuple[Any, ...]] = []
-    for number, members in enumerate(_comparable(list(group.arms["arm"]), latest, group.allowed)):
+    for place, members in enumerate(_comparable(list(group.arms["arm"]), latest, group.allowed)):
         runs = {key: entry for key, entry in latest.items() if key[0] in members}
         finals = [float(curve.loss[-1]) for _, curve in runs.values() if math.isfinite(curve.loss[-1])]
         goal = max(finals, default=math.nan) if target is None else target
         ends = [min(float(axis[-1]) for axis in axes) for axes in
                 ([c.tokens for _, c in runs.values()], [c.clock[1] for _, c in runs.values()])]  # fmt: skip
-        rows += [_row(arm, record, curve, number, goal, ends) for (arm, _), (record, curve) in runs.items()]
+        rows += [_row(arm, record, curve, place, goal, ends) for (arm, _), (record, curve) in runs.items()]
+    frame = pd.DataFrame(rows, columns=_COLUMNS)
     order = {arm: place for place, arm in enumerate(group.arms["arm"])}
-    return pd.DataFrame(sorted(rows, key=lambda row: (row[3], order[row[0]], row[1])), columns=_COLUMNS)
+    return frame.assign(_order=frame["arm"].map(order)).sort_values(["set", "_order", "seed"], ignore_index=True)[
+        _COLUMNS
+    ]
 
 
 def _row(arm: str, record: Record, curve: Curve, number: int, target: float, ends: Sequence[float]) -> tuple[Any, ...]:
