@@ -47,9 +47,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, MethodConfig, Metric, RunConfig, suggest
-from bench.planner.advice import MARGIN, Machine, plan_of, planned_runs, preset
-from bench.planner.time import PlanConfig
+from bench.config import ConfigurationError, MethodConfig, Metric, suggest, with_settings
+from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
 from bench.record import Record
 from bench.stats.compare import match, speed_doubts
 from bench.stats.decide import DRAWS, amount_draws
@@ -72,8 +71,9 @@ AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_t
 COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",
           "weights_bytes", "gradients_bytes", "optimizer_bytes")  # fmt: skip
 QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, "best_learning_rate")
-_SETTINGS = ("rank", "target_modules", "scheme", "double_quantization", "weights_dtype")
-_VARIANTS = {"use_dora": False, "use_rslora": False, "init": "default"}  # of LoRA, as it was published
+_SETTINGS = {"rank": "adapter.rank", "target_modules": "adapter.target_modules", "scheme": "quantization.scheme",
+             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype"}  # fmt: skip
+_PUBLISHED = {"adapter.use_dora": False, "adapter.use_rslora": False, "adapter.init": "default"}  # LoRA, not a variant
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
@@ -242,7 +242,11 @@ def _formula(node: ast.expr, needs: list[Need]) -> Formula:
 
 def _arm(quantity: str, family: str, asked: Sequence[ast.keyword]) -> Arm:
     names = [str(keyword.arg) for keyword in asked]
-    found = [("quantity", quantity, QUANTITIES), ("arm", family, ARMS), *(("setting", n, _SETTINGS) for n in names)]
+    found = [
+        ("quantity", quantity, QUANTITIES),
+        ("arm", family, ARMS),
+        *(("setting", n, tuple(_SETTINGS)) for n in names),
+    ]
     for word, given, allowed in found:
         if given not in allowed:
             raise ValueError(f"no {word} {given!r}{suggest(given, list(allowed))}")
@@ -394,16 +398,19 @@ def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, li
 
 
 def _fits(arm: Arm, record: Record) -> bool:
-    settings = _settings(record.config.method)
+    method = record.config.method
     if family(record) != arm.family or is_control(record):
         return False
-    published = all(settings.get(name, usual) == usual for name, usual in _VARIANTS.items())
-    return published and all(_equal(wanted, settings.get(name)) for name, wanted in arm.settings)
+    published = all(_setting(method, path) in (None, usual) for path, usual in _PUBLISHED.items())
+    return published and all(_equal(wanted, _setting(method, _SETTINGS[name])) for name, wanted in arm.settings)
 
 
-def _settings(method: MethodConfig) -> dict[str, Any]:
-    """Those of the method, its quantization and its adapter, by name."""
-    return {k: v for part in (method, method.quantization, method.adapter) if part for k, v in vars(part).items()}
+def _setting(method: MethodConfig, path: str) -> Any:
+    """A setting of the method by its dotted path; None where the method has no such part."""
+    found: Any = method
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _equal(wanted: Any, given: Any) -> bool:
@@ -576,17 +583,10 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
 @lru_cache(maxsize=64)
 def _planned(overrides: tuple[str, ...], arm: Arm) -> dict[str, Any]:
     """`Plan.columns` of what the overrides describe, trained by the arm's method."""
-    config, options, machine = _planned_run(overrides)
-    method = preset(arm.family)
-    for name, value in arm.settings:
-        owner = next((part for part in ("adapter", "quantization") if hasattr(getattr(method, part), name)), None)
-        changed: Any = list(value) if isinstance(value, tuple) else value
-        inner = {name: changed} if owner is None else {owner: replace(getattr(method, owner), **{name: changed})}
-        method = replace(method, **inner)
-    return plan_of(replace(config, method=method), options, machine).columns()
+    ((config, options, machine),) = _planned_runs(overrides)
+    asked = {f"method.{_SETTINGS[name]}": list(v) if isinstance(v, tuple) else v for name, v in arm.settings}
+    config = with_settings(replace(config, method=preset(arm.family)), asked)
+    return plan_of(config, options, machine).columns()
 
 
-@lru_cache(maxsize=16)
-def _planned_run(overrides: tuple[str, ...]) -> tuple[RunConfig, PlanConfig, Machine]:
-    (run,) = planned_runs(overrides)
-    return run
+_planned_runs = lru_cache(maxsize=16)(planned_runs)
