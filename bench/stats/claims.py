@@ -378,11 +378,13 @@ def _best_rate(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
 def _judged(check: Check, arms: tuple[str, ...], known: Mapping[Need, Drawn]) -> Part:
     sampled = {need: values for need, (_, values, _) in known.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = check.value({need: one for need, (one, _, _) in known.items()})
+        value = float(check.value({need: np.float64(one) for need, (one, _, _) in known.items()}))
         low, high = np.nanquantile(np.broadcast_to(check.value(sampled), DRAWS), (0.025, 0.975))
         truth = np.broadcast_to(check.truth(sampled), DRAWS)
     basis = "; ".join(dict.fromkeys(basis for _, _, basis in known.values()))
-    return Part(check.text, arms, float(value), float(low), float(high), float(truth.mean()), basis, truth)
+    if not np.isfinite(value):
+        return Part(check.text, arms, basis=f"it would divide by 0 ({basis})")
+    return Part(check.text, arms, value, float(low), float(high), float(truth.mean()), basis, truth)
 
 
 def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, list[Record]]:
