@@ -15,7 +15,7 @@ from synthetic import ENVIRONMENT, MIB, make_items, make_record, make_samples, m
 
 from bench.config import ConfigurationError, with_settings
 from bench.record import Record, Step, Trial
-from bench.stats.claims import CLAIMS_FOLDER, Arm, Claim, Part, Verdict, judge, parse, read_claims, verdicts_frame
+from bench.stats.claims import CLAIMS_FOLDER, Arm, Claim, Part, Verdict, judge, parse, read_claims
 from bench.stats.frames import Group, Sweep, groups
 
 EXAMPLES = 400
@@ -324,13 +324,3 @@ def test_planned_time_is_a_range_alike_for_all_arms() -> None:
 def test_a_mistake_in_what_the_planner_is_asked_names_the_claim() -> None:
     with pytest.raises(ConfigurationError, match=r"mine\.planner: .*mistral-7"):
         verdict(group_of(LORA), "score(full) > 0", planner=["model=mistral-7"])
-
-
-def test_the_frame_has_a_row_for_each_part() -> None:
-    found = judge(group_of(FULL, LORA), [Claim("a", "A.", ["score(lora) > 0", "score(qlora) > 0"], contradicts=["b"]),
-                                         Claim("b", "B.", ["trainable_share(full) >= 1"])])  # fmt: skip
-    frame = verdicts_frame(found)
-    assert list(frame["claim"]) == ["a", "a", "b"]
-    assert list(frame["verdict"]) == ["not tested", "not tested", "holds"]
-    assert list(frame["contradicts"]) == ["b", "b", "a"]
-    assert frame["arms"].iloc[0] == "lora"
