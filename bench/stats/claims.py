@@ -51,6 +51,7 @@ from bench.config import ConfigurationError, MethodConfig, Metric, suggest, with
 from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
 from bench.record import Record
 from bench.stats.compare import match, speed_doubts
+from bench.stats.curves import reach_frame
 from bench.stats.decide import DRAWS, amount_draws
 from bench.stats.frames import Group, family, is_control, is_untrained
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
@@ -464,8 +465,10 @@ def _alike(group: Group, records: Sequence[Record], free: set[str], at_equal: st
 
 
 def _column(group: Group, name: str) -> dict[str, float]:
-    """run_id -> its value in the runs frame, where it is known."""
-    known = group.runs.set_index("run_id").get(name, pd.Series(dtype=float)).dropna()
+    """run_id -> its value in the runs frame, or in that of the target loss, where it is known."""
+    target = name == "seconds_to_target"
+    frame = (reach_frame(group) if target else group.runs).set_index("run_id")
+    known = frame.get("seconds" if target else name, pd.Series(dtype=float)).dropna()
     return {str(run_id): float(value) for run_id, value in known.items()}
 
 
@@ -532,28 +535,11 @@ def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str
     doubts = dict.fromkeys(text for run in records for text in speed_doubts(run, records[0]))
     if doubts and name in AMOUNTS and name != "peak_memory_bytes":
         raise NotMeasuredError("; ".join(doubts))
-    known = _seconds_to_target(records) if name == "seconds_to_target" else _column(group, name)
+    known = _column(group, name)
     if any(run.run_id not in known for run in records):
         more = "; set hardware.price_usd_per_hour" if name == "cost_usd" else ""
         raise NotMeasuredError(f"{name} was not measured{more}")
     return [np.array([known[run.run_id] for run in of_arm]) for of_arm in arms]
-
-
-def _seconds_to_target(records: Sequence[Record]) -> dict[str, float]:
-    """run_id -> training until the held-out loss that all of them reach, linear between two points."""
-    curves = {
-        run.run_id: [(p.train_seconds, np.inf if p.loss is None else p.loss) for p in run.train.heldout]
-        for run in records
-        if run.train and run.train.heldout
-    }
-    target = max((curve[-1][1] for curve in curves.values()), default=np.inf)
-    found = {}
-    for run_id, curve in curves.items() if np.isfinite(target) else ():
-        for (t0, y0), (t1, y1) in itertools.pairwise(curve):
-            if y1 <= target:
-                found[run_id] = t0 if y0 <= target else t0 + (t1 - t0) * (y0 - target) / (y0 - y1)
-                break
-    return found
 
 
 # --- By the planner ---
