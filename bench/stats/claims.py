@@ -35,7 +35,7 @@ import ast
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -47,11 +47,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, MethodConfig, Metric, RunConfig, suggest
-from bench.planner.advice import MARGIN, Machine, plan_of, planned_runs, preset
-from bench.planner.time import PlanConfig
+from bench.config import ConfigurationError, MethodConfig, Metric, suggest, with_settings
+from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
 from bench.record import Record
 from bench.stats.compare import match, speed_doubts
+from bench.stats.curves import reach_frame
 from bench.stats.decide import DRAWS, amount_draws
 from bench.stats.frames import Group, family, is_control, is_untrained
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
@@ -72,16 +72,15 @@ AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_t
 COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",
           "weights_bytes", "gradients_bytes", "optimizer_bytes")  # fmt: skip
 QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, "best_learning_rate")
-_SETTINGS = ("rank", "target_modules", "scheme", "double_quantization", "weights_dtype")
-_VARIANTS = {"use_dora": False, "use_rslora": False, "init": "default"}  # of LoRA, as it was published
+_SETTINGS = {"rank": "adapter.rank", "target_modules": "adapter.target_modules", "scheme": "quantization.scheme",
+             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype"}  # fmt: skip
+_PUBLISHED = {"adapter.use_dora": False, "adapter.use_rslora": False, "adapter.init": "default"}  # LoRA, not a variant
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
 _STRICT = ConfigDict(extra="forbid")
 Word = Literal["holds", "does not hold", "not settled", "not tested"]
-
-
 Need = tuple[str, "Arm"]  # a quantity of an arm
 Drawn = tuple[float, Floats, str]  # its value, its draws, what they rest on
 Runs = dict["Arm", list[Record]]
@@ -146,9 +145,8 @@ def read_claims(folder: Path = CLAIMS_FOLDER) -> list[Claim]:
         claims += [replace(claim, source=claim.source or read.source) for claim in read.claims]
         problems += [f"{path.name}: {claim.id}.{text}" for claim in read.claims for text in _mistakes(claim)]
     ids = [claim.id for claim in claims]
-    problems += [
-        f"{name}: two claims have this id; give each its own" for name in sorted(set(ids)) if ids.count(name) > 1
-    ]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    problems += [f"{name}: two claims have this id; give each its own" for name in twice]
     if not problems:  # a claim of a file that could not be read must not look unknown
         others = [(claim.id, other) for claim in claims for other in claim.contradicts if other not in ids]
         problems = [f"{name}.contradicts: no claim {other!r}{suggest(other, ids)}" for name, other in others]
@@ -245,7 +243,11 @@ def _formula(node: ast.expr, needs: list[Need]) -> Formula:
 
 def _arm(quantity: str, family: str, asked: Sequence[ast.keyword]) -> Arm:
     names = [str(keyword.arg) for keyword in asked]
-    found = [("quantity", quantity, QUANTITIES), ("arm", family, ARMS), *(("setting", n, _SETTINGS) for n in names)]
+    found = [
+        ("quantity", quantity, QUANTITIES),
+        ("arm", family, ARMS),
+        *(("setting", n, tuple(_SETTINGS)) for n in names),
+    ]
     for word, given, allowed in found:
         if given not in allowed:
             raise ValueError(f"no {word} {given!r}{suggest(given, list(allowed))}")
@@ -259,13 +261,14 @@ def _arm(quantity: str, family: str, asked: Sequence[ast.keyword]) -> Arm:
 
 @dataclass(frozen=True)
 class Part:
-    """One check on the arms that it is about.
+    """One check on one set of arms.
 
     Attributes:
         arms: their names in the report.
         value: of the expression; `low`, `high`: 95% of its draws; NaN where not tested.
         probability: share of the draws in which the check is true; NaN where not tested.
         basis: what it rests on, or why it was not tested.
+        truth: of the check, by draw; None where not tested.
     """
 
     check: str
@@ -275,9 +278,7 @@ class Part:
     high: float = np.nan
     probability: float = np.nan
     basis: str = ""
-
-
-Judged = tuple[Part, Floats | None]  # with its truth by draw; None: not tested
+    truth: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -288,64 +289,45 @@ class Verdict:
     word: Word
     reason: str
     probability: float
-    predicted: bool
     parts: list[Part]
+    predicted: bool = False
 
 
 def judge(group: Group, claims: Sequence[Claim], seed: int = 0) -> list[Verdict]:
     """One verdict a claim, in the order given; the same records and seed give the same verdicts."""
-    return [_verdict(group, claim, np.random.default_rng(seed)) for claim in claims]
+    verdicts = []
+    for claim in claims:
+        rng, unmet = np.random.default_rng(seed), _unmet(claim, group)
+        by_check = [
+            [Part(text, basis=unmet)] if unmet else _by_runs(group, parse(text), claim, rng) for text in claim.checks
+        ]
+        verdict = _worded(claim, by_check)
+        verdicts.append(predicted(claim, seed) if verdict.word == "not tested" and claim.planner else verdict)
+    return verdicts
 
 
-def verdicts_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One row a part: claim, says, source, verdict, predicted, reason, reading, contradicts, the fields of `Part`."""
-    rows = []
-    for v in verdicts:
-        opposed = [o.claim.id for o in verdicts
-                   if o.claim.id in v.claim.contradicts or v.claim.id in o.claim.contradicts]  # fmt: skip
-        row = {"claim": v.claim.id, "says": v.claim.says, "source": v.claim.source, "verdict": v.word,
-               "predicted": v.predicted, "reason": v.reason, "reading": v.claim.reading,
-               "contradicts": ", ".join(opposed)}  # fmt: skip
-        rows += [row | asdict(part) | {"arms": ", ".join(part.arms)} for part in v.parts]
-    return pd.DataFrame(rows)
-
-
-def _verdict(group: Group, claim: Claim, rng: np.random.Generator) -> Verdict:
-    """By the runs; where they cannot tell, by the planner, if the claim says what to ask it."""
-    checks = [parse(text) for text in claim.checks]
-    if unmet := _unmet(claim, group):
-        found: list[list[Judged]] = [[(Part(check.text, basis=unmet), None)] for check in checks]
-    else:
-        found = [_by_runs(group, check, claim, rng) for check in checks]
-    verdict = _worded(claim, found)
-    return predicted(claim, rng) if verdict.word == "not tested" and claim.planner else verdict
-
-
-def predicted(claim: Claim, rng: np.random.Generator | None = None) -> Verdict:
+def predicted(claim: Claim, seed: int = 0) -> Verdict:
     """The claim judged by the planner alone."""
-    rng = np.random.default_rng(0) if rng is None else rng
-    found = [[_by_planner(parse(text), claim, rng)] for text in claim.checks]
-    return replace(_worded(claim, found), predicted=True)
+    rng = np.random.default_rng(seed)
+    return replace(_worded(claim, [[_by_planner(parse(text), claim, rng)] for text in claim.checks]), predicted=True)
 
 
-def _worded(claim: Claim, found: Sequence[Sequence[Judged]]) -> Verdict:
+def _worded(claim: Claim, by_check: Sequence[Sequence[Part]]) -> Verdict:
     """All checks must hold, on every set of arms; one that does not decides, whatever could not be tested."""
-    parts = [part for of_check in found for part, _ in of_check]
-    tested = [[truth for _, truth in of_check if truth is not None] for of_check in found]
-    truths = [truth for of_check in tested for truth in of_check]
+    parts = [part for found in by_check for part in found]
+    truths = [part.truth for part in parts if part.truth is not None]
     probability = float(np.logical_and.reduce(truths).mean()) if truths else np.nan
-    likely = [[float(truth.mean()) for truth in of_check] for of_check in tested]
-    word: Word = "not settled"
-    reason = f"true with a probability of {probability:.0%}"
-    if any(of_check and min(of_check) <= FAILS and max(of_check) >= HOLDS for of_check in likely):
-        reason = "it depends on the settings"
-    elif truths and probability <= FAILS:
-        word, reason = "does not hold", ""
-    elif not all(tested):
-        word, reason = "not tested", "; ".join(dict.fromkeys(p.basis for p in parts if np.isnan(p.probability)))
-    elif probability >= HOLDS:
-        word, reason = "holds", ""
-    return Verdict(claim, word, reason, np.nan if word == "not tested" else probability, False, parts)
+    likely = [[part.probability for part in found if part.truth is not None] for found in by_check]
+    if any(found and min(found) <= FAILS and max(found) >= HOLDS for found in likely):
+        return Verdict(claim, "not settled", "it depends on the settings", probability, parts)
+    if truths and probability <= FAILS:
+        return Verdict(claim, "does not hold", "", probability, parts)
+    if not all(likely):
+        reasons = dict.fromkeys(part.basis for part in parts if part.truth is None)
+        return Verdict(claim, "not tested", "; ".join(reasons), np.nan, parts)
+    if probability >= HOLDS:
+        return Verdict(claim, "holds", "", probability, parts)
+    return Verdict(claim, "not settled", f"true with a probability of {probability:.0%}", probability, parts)
 
 
 def _unmet(claim: Claim, group: Group) -> str:
@@ -365,11 +347,11 @@ def _unmet(claim: Claim, group: Group) -> str:
 # --- By the runs ---
 
 
-def _by_runs(group: Group, check: Check, claim: Claim, rng: np.random.Generator) -> list[Judged]:
+def _by_runs(group: Group, check: Check, claim: Claim, rng: np.random.Generator) -> list[Part]:
     """The check on every set of arms that it is about."""
     arms = list(dict.fromkeys(arm for _, arm in check.needs))
     names = list(dict.fromkeys(name for name, _ in check.needs))
-    found: list[Judged] = []
+    found: list[Part] = []
     try:
         if "best_learning_rate" in names:
             known = {("best_learning_rate", arm): _best_rate(group, arm, rng) for arm in arms}
@@ -382,7 +364,7 @@ def _by_runs(group: Group, check: Check, claim: Claim, rng: np.random.Generator)
                 known |= {(name, arm): one for arm, one in zip(wanted, drawn, strict=True)}
             found.append(_judged(check, labels, known))
     except NotMeasuredError as error:
-        found.append((Part(check.text, tuple(map(str, arms)), basis=str(error)), None))
+        found.append(Part(check.text, tuple(map(str, arms)), basis=str(error)))
     return found
 
 
@@ -394,14 +376,16 @@ def _best_rate(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
     return optimum_cell(losses)[0], optimum_draws(losses, rng, DRAWS), f"{len(losses)} rates tried with {arm}"
 
 
-def _judged(check: Check, arms: tuple[str, ...], known: Mapping[Need, Drawn]) -> Judged:
+def _judged(check: Check, arms: tuple[str, ...], known: Mapping[Need, Drawn]) -> Part:
     sampled = {need: values for need, (_, values, _) in known.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = check.value({need: one for need, (one, _, _) in known.items()})
+        value = float(check.value({need: np.float64(one) for need, (one, _, _) in known.items()}))
         low, high = np.nanquantile(np.broadcast_to(check.value(sampled), DRAWS), (0.025, 0.975))
         truth = np.broadcast_to(check.truth(sampled), DRAWS)
     basis = "; ".join(dict.fromkeys(basis for _, _, basis in known.values()))
-    return Part(check.text, arms, float(value), float(low), float(high), float(truth.mean()), basis), truth
+    if not np.isfinite(value):
+        return Part(check.text, arms, basis=f"it would divide by 0 ({basis})")
+    return Part(check.text, arms, value, float(low), float(high), float(truth.mean()), basis, truth)
 
 
 def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, list[Record]]:
@@ -417,16 +401,19 @@ def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, li
 
 
 def _fits(arm: Arm, record: Record) -> bool:
-    settings = _settings(record.config.method)
+    method = record.config.method
     if family(record) != arm.family or is_control(record):
         return False
-    published = all(settings.get(name, usual) == usual for name, usual in _VARIANTS.items())
-    return published and all(_equal(wanted, settings.get(name)) for name, wanted in arm.settings)
+    published = all(_setting(method, path) in (None, usual) for path, usual in _PUBLISHED.items())
+    return published and all(_equal(wanted, _setting(method, _SETTINGS[name])) for name, wanted in arm.settings)
 
 
-def _settings(method: MethodConfig) -> dict[str, Any]:
-    """Those of the method, its quantization and its adapter, by name."""
-    return {k: v for part in (method, method.quantization, method.adapter) if part for k, v in vars(part).items()}
+def _setting(method: MethodConfig, path: str) -> Any:
+    """A setting of the method by its dotted path; None where the method has no such part."""
+    found: Any = method
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _equal(wanted: Any, given: Any) -> bool:
@@ -444,18 +431,15 @@ def _sets(group: Group, arms: Sequence[Arm], at_equal: str | None) -> list[tuple
     found: list[tuple[tuple[str, ...], Runs]] = []
     reasons: dict[str, None] = {}
     for names in itertools.product(*meant):
-        records = [of_arm[name][0] for of_arm, name in zip(meant, names, strict=True)]
-        if len(set(names)) < len(names) or not _alike(group, records, free, at_equal):
-            continue
         runs = [of_arm[name] for of_arm, name in zip(meant, names, strict=True)]
-        first = next((i for i, record in enumerate(records) if not is_untrained(record)), 0)
-        for place, name in enumerate(names):
-            if place != first:  # an untrained run is the partner of every seed
-                matching = match(group, names[first], name)
-                reasons |= dict.fromkeys(str(reason) for _, reason in matching.refused)
-                partners = {left.run_id: right for left, right in matching.pairs}
-                runs[first] = [run for run in runs[first] if run.run_id in partners]
-                runs[place] = list({partners[r.run_id].run_id: partners[r.run_id] for r in runs[first]}.values())
+        if len(set(names)) < len(names) or not _alike(group, [of_arm[0] for of_arm in runs], free, at_equal):
+            continue
+        first = min(range(len(runs)), key=lambda place: is_untrained(runs[place][0]))
+        for place in set(range(len(runs))) - {first}:  # an untrained run is the partner of every seed
+            matching = match(group, names[first], names[place])
+            reasons |= dict.fromkeys(str(reason) for _, reason in matching.refused)
+            runs[first] = [left for left, _ in matching.pairs if left in runs[first]]
+            runs[place] = list({right.run_id: right for _, right in matching.pairs}.values())
         if all(runs):
             found.append((names, dict(zip(arms, runs, strict=True))))
     if not found:
@@ -481,8 +465,10 @@ def _alike(group: Group, records: Sequence[Record], free: set[str], at_equal: st
 
 
 def _column(group: Group, name: str) -> dict[str, float]:
-    """run_id -> its value in the runs frame, where it is known."""
-    known = group.runs.set_index("run_id").get(name, pd.Series(dtype=float)).dropna()
+    """run_id -> its value in the runs frame, or in that of the target loss, where it is known."""
+    target = name == "seconds_to_target"
+    frame = (reach_frame(group) if target else group.runs).set_index("run_id")
+    known = frame.get("seconds" if target else name, pd.Series(dtype=float)).dropna()
     return {str(run_id): float(value) for run_id, value in known.items()}
 
 
@@ -549,34 +535,17 @@ def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str
     doubts = dict.fromkeys(text for run in records for text in speed_doubts(run, records[0]))
     if doubts and name in AMOUNTS and name != "peak_memory_bytes":
         raise NotMeasuredError("; ".join(doubts))
-    known = _seconds_to_target(records) if name == "seconds_to_target" else _column(group, name)
+    known = _column(group, name)
     if any(run.run_id not in known for run in records):
         more = "; set hardware.price_usd_per_hour" if name == "cost_usd" else ""
         raise NotMeasuredError(f"{name} was not measured{more}")
     return [np.array([known[run.run_id] for run in of_arm]) for of_arm in arms]
 
 
-def _seconds_to_target(records: Sequence[Record]) -> dict[str, float]:
-    """run_id -> training until the held-out loss that all of them reach, linear between two points."""
-    curves = {
-        run.run_id: [(p.train_seconds, np.inf if p.loss is None else p.loss) for p in run.train.heldout]
-        for run in records
-        if run.train and run.train.heldout
-    }
-    target = max((curve[-1][1] for curve in curves.values()), default=np.inf)
-    found = {}
-    for run_id, curve in curves.items() if np.isfinite(target) else ():
-        for (t0, y0), (t1, y1) in itertools.pairwise(curve):
-            if y1 <= target:
-                found[run_id] = t0 if y0 <= target else t0 + (t1 - t0) * (y0 - target) / (y0 - y1)
-                break
-    return found
-
-
 # --- By the planner ---
 
 
-def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Judged:
+def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
     """Memory is right to about a tenth; time and cost lie between the assumed utilizations, alike for all arms."""
     share = rng.uniform(size=DRAWS)
     known: dict[Need, Drawn] = {}
@@ -588,7 +557,7 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Judged:
             raise ConfigurationError([f"{claim.id}.planner: {text}" for text in error.problems]) from None
         value, basis = columns.get(name), "the planner"
         if value is None:
-            return Part(check.text, labels, basis=f"the planner knows no {name}"), None
+            return Part(check.text, labels, basis=f"the planner knows no {name}")
         if isinstance(value, tuple):  # (low, high); what is fast is cheap
             low, high = value[::-1] if name == "tokens_per_second" else value
             drawn = low * (high / low) ** share
@@ -602,17 +571,10 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Judged:
 @lru_cache(maxsize=64)
 def _planned(overrides: tuple[str, ...], arm: Arm) -> dict[str, Any]:
     """`Plan.columns` of what the overrides describe, trained by the arm's method."""
-    config, options, machine = _planned_run(overrides)
-    method = preset(arm.family)
-    for name, value in arm.settings:
-        owner = next((part for part in ("adapter", "quantization") if hasattr(getattr(method, part), name)), None)
-        changed: Any = list(value) if isinstance(value, tuple) else value
-        inner = {name: changed} if owner is None else {owner: replace(getattr(method, owner), **{name: changed})}
-        method = replace(method, **inner)
-    return plan_of(replace(config, method=method), options, machine).columns()
+    ((config, options, machine),) = _planned_runs(overrides)
+    asked = {f"method.{_SETTINGS[name]}": list(v) if isinstance(v, tuple) else v for name, v in arm.settings}
+    config = with_settings(replace(config, method=preset(arm.family)), asked)
+    return plan_of(config, options, machine).columns()
 
 
-@lru_cache(maxsize=16)
-def _planned_run(overrides: tuple[str, ...]) -> tuple[RunConfig, PlanConfig, Machine]:
-    (run,) = planned_runs(overrides)
-    return run
+_planned_runs = lru_cache(maxsize=16)(planned_runs)
