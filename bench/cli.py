@@ -108,7 +108,7 @@ def help_text(command: str) -> str:
     """The help of a command; that of the sweep lists all commands, groups and settings."""
     own = inspect.cleandoc(COMMANDS[command].__doc__ or "")
     if command == "report":
-        from bench.stats.decide import Limits  # with the numbers behind it
+        from bench.stats.limits import Limits
 
         limits = {limit.name: f"{limit.metadata['help']} {limit.metadata['unit']}" for limit in fields(Limits)}
         own += f"\n\nLimits, each the most that is allowed:\n{_rows(limits)}"
@@ -207,8 +207,8 @@ def report(given: Given) -> int:
     export=FORMAT,...           tables and charts in further formats
     """
     from bench.report.build import NoRecordsError, answer_text, build_report, formats_of  # only when there is work
-    from bench.stats.decide import limits_from_words
     from bench.stats.frames import load
+    from bench.stats.limits import limits_from_words
 
     own, words = take(given.settings, "allow_different", "target_loss", "export")
     problems = [f"{path}: no such folder; sweeps are in results/<sweep>" for path in given.paths if not path.is_dir()]

@@ -1,7 +1,7 @@
-"""What would change the answer: the chosen method and how sure it is, against each limit and the tolerance.
+"""What would change it: the chosen method and how sure it is, against each limit and the tolerance.
 
 >>> section(group).title
-'What would change the answer'
+'What would change it'
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import pandas as pd
 from bench.report.charts import Chart, sureness_chart
 from bench.report.section import Section, Table, number, percent
 from bench.report.sections.answer import metric_name
-from bench.stats.decide import Limits, decide, sureness_against
+from bench.stats.decide import decide, sureness_against
 from bench.stats.frames import Group
+from bench.stats.limits import Limits
 
-_LIMITS = {  # of `stats.decide.Limits` -> as a reader sees it
+_LIMITS = {  # of `stats.limits.Limits` -> as a reader sees it
     "quality_tolerance": "tolerance",
     "memory_gib": "memory limit, GiB",
     "time_hours": "time limit, hours",
@@ -38,7 +39,7 @@ def section(group: Group, limits: Limits | None = None) -> Section | None:
     says = "The chosen method and how sure it is, against each limit and the tolerance."
     chart = Chart("what_would_change", sureness_chart(answers, list(decision.arms["arm"])), says, answers)
     table = _table(decision.arms, decision.tolerance)
-    return Section("What would change the answer", chart=chart, table=table, note=_NOTE)
+    return Section("What would change it", chart=chart, table=table, note=_NOTE)
 
 
 def _table(arms: pd.DataFrame, tolerance: float) -> Table:
