@@ -6,48 +6,38 @@
 
 from __future__ import annotations
 
-from bench.record import Fit, Probe, Record
+from bench.record import Record
 from bench.report.answer import Group
 from bench.report.format import UNKNOWN, cell, gib, table
 
 _MEANING = (
-    "Each method at the largest micro-batch whose peak of training is within the budget; the effective batch, the "
-    "examples and their order are the same. Probed: two steps at the longest examples in a process of their own; the "
-    "peak of each in brackets."
+    "Each method at the planner's largest micro-batch within the budget, halved as often as memory ran out; the "
+    "effective batch, the examples and their order are the same."
 )
-_ABOVE = "Above its budget in the run itself: "
-_NOT_LARGEST = "Not shown to be the largest (the search ended after its last probe): "
 
 
 def section(group: Group) -> str:
     """Markdown; empty where every micro-batch was given as a number."""
     arm_of = group.runs.set_index("run_id")["arm"]
-    found: dict[tuple[str, Fit], list[Record]] = {}
+    found: dict[tuple[str, int, int | None, str], list[Record]] = {}
     for record in group.records:
         if record.fit is not None:
-            found.setdefault((str(arm_of[record.run_id]), _without_origin(record.fit)), []).append(record)
+            fit, tried = record.fit, ", ".join(map(str, record.fit.too_large)) or UNKNOWN
+            key = (str(arm_of[record.run_id]), fit.micro_batch, fit.budget_bytes, tried)
+            found.setdefault(key, []).append(record)
     rows = [
         [
             cell(arm),
             ", ".join(sorted({str(record.seed) for record in records})),
-            str(fit.micro_batch),
+            str(size),
             gib(_peak_bytes(records)),
-            gib(fit.budget_bytes),
-            ", ".join(_probed(probe) for probe in fit.probes),
+            UNKNOWN if budget is None else gib(budget),
+            tried,
         ]
-        for (arm, fit), records in found.items()
+        for (arm, size, budget, tried), records in found.items()
     ]
-    if not rows:
-        return ""
-    headers = ["method", "seeds", "micro-batch", "peak of training", "budget", "probed"]
-    short = [arm for arm, fit in found if not fit.is_largest]
-    above = [arm for (arm, fit), records in found.items() if (_peak_bytes(records) or 0) > fit.budget_bytes]
-    notes = [
-        text + ", ".join(map(cell, dict.fromkeys(arms))) + "."
-        for text, arms in ((_NOT_LARGEST, short), (_ABOVE, above))
-        if arms
-    ]
-    return "\n\n".join([table(headers, rows, text_columns=2), _MEANING, *notes])
+    headers = ["method", "seeds", "micro-batch", "peak of training", "budget", "too large"]
+    return "\n\n".join([table(headers, rows, text_columns=2), _MEANING]) if rows else ""
 
 
 def lead(group: Group) -> str:
@@ -57,7 +47,7 @@ def lead(group: Group) -> str:
     for record in group.records:
         if record.fit is not None:
             arm = f"{cell(arm_of[record.run_id])} {record.fit.micro_batch}"
-            found.setdefault(gib(record.fit.budget_bytes), {})[arm] = None
+            found.setdefault(gib(record.fit.budget_bytes or 0), {})[arm] = None
     budgets = [f"within {budget} GiB: {', '.join(arms)}" for budget, arms in found.items()]
     return f"Micro-batches fitted to the memory of training, {'; '.join(budgets)}." if budgets else ""
 
@@ -73,17 +63,7 @@ def resumed(group: Group) -> list[str]:
     ]
 
 
-def _without_origin(fit: Fit) -> Fit:
-    """Equal for the seeds that one search was made for."""
-    return Fit(fit.micro_batch, fit.budget_bytes, fit.probes, fit.is_largest)
-
-
 def _peak_bytes(records: list[Record]) -> int | None:
     """The highest of the seeds, as measured in the run itself."""
     phases = [phase for record in records if record.train for phase in record.train.memory if phase.phase == "train"]
     return max((phase.peak_bytes for phase in phases if phase.peak_bytes is not None), default=None)
-
-
-def _probed(probe: Probe) -> str:
-    peak = gib(probe.peak_bytes) if probe.peak_bytes is not None else UNKNOWN
-    return f"{probe.micro_batch} ({'out of memory' if probe.how == 'oom' else peak})"

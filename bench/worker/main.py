@@ -36,7 +36,6 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "prepare": ("prepare", "run"),
     "fetch": ("prepare", "fetch"),
     "bundle": ("prepare", "bundle"),
-    "probe": ("stages.probe", "run"),
     "train": ("train", "run"),
     "evaluate": ("evaluate", "run"),
     "regression": ("regression", "run"),
@@ -159,6 +158,7 @@ def main(folder: Path, stage: str) -> int:
     progress = Progress(folder, stage, silent=together and os.environ.get("RANK", "0") != "0")
     progress.phase("start")
     _confine(config, stage)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     try:
         started = time.perf_counter()
         module, function = STAGES[stage]
