@@ -250,7 +250,8 @@ def sureness_against(
             worst = float((evidence.scores.max(axis=1, keepdims=True) - evidence.scores).mean(axis=0).max())
             grid = np.linspace(0, 1.2 * worst, 49)
         else:
-            middle = np.nanmean(evidence.amounts[limit], axis=0) / COLUMNS[limit][1]
+            drawn = evidence.amounts[limit]
+            middle = np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0) / COLUMNS[limit][1]
             middle = middle[np.isfinite(middle) & (middle > 0)]
             if not len(middle):
                 return empty
@@ -312,7 +313,7 @@ def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], di
     out: dict[str, str] = {}
     for row in group.arms.to_dict("records"):
         arm = str(row["arm"])
-        runs = [r for r in group.by_arm.get(arm, []) if table.values[r.run_id].notna().any()]
+        runs = [r for r in group.by_arm.get(arm, []) if table.has(r)]
         if row["control"]:
             continue
         if row["failed"] and 2 * row["failed"] >= row["runs"]:
@@ -379,7 +380,7 @@ def _forgetting_draws(
     if measure is None or not bases:
         return result
     table, base = tables[measure], group.by_arm[bases[0]]
-    measured = [i for i, of_arm in enumerate(runs) if table.values[[r.run_id for r in of_arm]].notna().any(axis=None)]
+    measured = [place for place, of_arm in enumerate(runs) if all(map(table.has, of_arm))]
     known = means_of(table, [base, *(runs[i] for i in measured)], (0.0, 1.0))
     if not isinstance(known, str) and known.examples >= FEWEST_EXAMPLES:
         trained = [False, *(not is_untrained(runs[i][0]) for i in measured)]

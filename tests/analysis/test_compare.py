@@ -19,7 +19,7 @@ from bench.analysis.recommend import arms_frame, pareto_set, recommend
 from bench.analysis.side_by_side import settings_of_arms
 from bench.config import with_settings
 from bench.record import Record
-from bench.report.load import load
+from bench.stats.frames import load
 
 ROUGE = Measure("score", "rougeL")
 

@@ -19,7 +19,7 @@ from bench.analysis.pairing import fair_pairs, fair_partner, match
 from bench.config import with_settings
 from bench.fairness import REQUIREMENTS
 from bench.record import Record
-from bench.report.load import load
+from bench.stats.frames import load
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 

@@ -16,9 +16,9 @@ from synthetic import ATTACK, build_sweep
 
 pytest.importorskip("bench.stats.decide", reason="the decision is not there yet")
 pytestmark = pytest.mark.slow
-from bench.report.next import html  # noqa: E402
-from bench.report.next.build import build_report  # noqa: E402
-from bench.report.next.section import Chapter, Examples, Report, Section  # noqa: E402
+from bench.report import html  # noqa: E402
+from bench.report.build import build_report  # noqa: E402
+from bench.report.section import Chapter, Examples, Report, Section  # noqa: E402
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 INSTALL = "install one: apt install chromium, or python -m playwright install chromium"

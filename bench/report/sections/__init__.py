@@ -1,0 +1,8 @@
+"""One file a section. Each has a function `section(group) -> Section | None`; `SECTIONS` is their order in the report.
+
+The first two, `answer` and `change`, take the reader's limits too. To add a section: write its file and name it here.
+"""
+
+from bench.report.sections import examples, fairness, forgetting, learning, memory, quality, speed
+
+SECTIONS = tuple(module.section for module in (quality, learning, memory, speed, forgetting, examples, fairness))
