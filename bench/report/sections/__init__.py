@@ -5,4 +5,5 @@ The first two, `answer` and `change`, take the reader's limits too. To add a sec
 
 from bench.report.sections import examples, fairness, forgetting, learning, memory, quality, speed
 
-SECTIONS = tuple(module.section for module in (quality, learning, memory, speed, forgetting, examples, fairness))
+_ORDER = (quality, learning, memory, speed, forgetting, examples, fairness)
+SECTIONS = tuple(module.section for module in _ORDER)

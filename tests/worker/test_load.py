@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from bench.worker import device as processor
+from bench.worker import device
 from bench.worker.instruments.clock import CpuSeconds, Load, open_load, other_gpu_processes, read_cpu_seconds
 from bench.worker.instruments.energy import Nvml
 
@@ -204,12 +204,12 @@ def test_neighbours_on_the_gpu(pids: tuple[set[int] | None, ...], expected: int 
 
 
 def test_processors_are_named_as_the_kernel_does(tmp_path: Path) -> None:
-    assert processor.ranges([0, 1, 2, 5, 8, 7]) == "0-2,5,7-8"
-    assert processor.ranges([]) == ""
+    assert device.ranges([0, 1, 2, 5, 8, 7]) == "0-2,5,7-8"
+    assert device.ranges([]) == ""
     for number, word in enumerate(("powersave", "performance")):
         folder = tmp_path / f"cpu{number}" / "cpufreq"
         folder.mkdir(parents=True)
         (folder / "scaling_governor").write_text(word + "\n")
-    assert processor.governor([0, 1, 2], tmp_path) == "performance/powersave"
-    assert processor.governor([0], tmp_path) == "powersave"
-    assert processor.governor([2], tmp_path) is None
+    assert device.governor([0, 1, 2], tmp_path) == "performance/powersave"
+    assert device.governor([0], tmp_path) == "powersave"
+    assert device.governor([2], tmp_path) is None
