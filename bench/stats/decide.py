@@ -357,14 +357,19 @@ def _cost_draws(
         latest = latest.assign(cost_usd=latest["train_seconds"] / 3600 * price)
     values = [latest.loc[latest["arm"] == arm, column].dropna().to_numpy(float) if column in latest else np.array([])
               for arm in arms]  # fmt: skip
+    drawn = amount_draws(values, rng)
+    drawn[:, ~np.array(trained)] = 0.0
+    return drawn
+
+
+def amount_draws(values: Sequence[Floats], rng: np.random.Generator) -> Floats:
+    """Draws of what the next run of each arm needs, shape (draws, arms), from one number a run; NaN without any."""
     logs = [np.log(np.maximum(of_arm, 1e-12)) for of_arm in values]
     degrees = 2 + sum(max(len(of_arm) - 1, 0) for of_arm in logs)
     square = 2 * _RUN_TO_RUN**2 + sum(float(((of_arm - of_arm.mean()) ** 2).sum()) for of_arm in logs if len(of_arm))
-    result = np.full((DRAWS, len(arms)), np.nan)
+    result = np.full((DRAWS, len(values)), np.nan)
     for place, of_arm in enumerate(values):
-        if not trained[place]:
-            result[:, place] = 0.0
-        elif len(of_arm):
+        if len(of_arm):
             scatter = math.sqrt(square / degrees * (1 + 1 / len(of_arm)))
             result[:, place] = of_arm.mean() * np.exp(scatter * rng.standard_t(degrees, DRAWS))
     return result

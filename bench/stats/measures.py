@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bench.record import KL_METRIC, Record
 from bench.stats.frames import Group, is_control, is_untrained
+from bench.stats.metrics import LOWER_IS_BETTER
 from bench.stats.paired import Floats, Means, SeedPart, means, seed_part
 
 SUITE_MEAN = "all tasks"
@@ -86,7 +87,8 @@ def measure_tables(group: Group) -> dict[Measure, Table]:
     for metric in dict.fromkeys([*configured, *found]):
         if metric in found and samples[f"score_{metric}"].notna().any():
             rows = samples.assign(value=samples[f"score_{metric}"], weight=1.0)
-            tables[Measure("score", metric)] = _table(group, rows, "example_id")
+            measure = Measure("score", metric, metric not in LOWER_IS_BETTER)
+            tables[measure] = _table(group, rows, "example_id")
     if len(samples):
         tokens = pd.to_numeric(samples["loss_tokens"]).where(lambda count: count > 0)
         rows = samples.assign(value=pd.to_numeric(samples["loss"]) / tokens, weight=tokens)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from bench.analysis import metrics
 from bench.identity import data_folder
 from bench.record import EvaluateResult, Sample
+from bench.stats import metrics
 from bench.worker import data, device, methods, models
 from bench.worker.device import Device
 from bench.worker.instruments.memory import Memory

@@ -26,7 +26,6 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from bench.analysis import metrics
 from bench.config import QuantizationConfig, RunConfig
 from bench.identity import data_folder, weight_files
 from bench.record import (
@@ -40,6 +39,7 @@ from bench.record import (
     ServeResult,
     Way,
 )
+from bench.stats import metrics
 from bench.worker import data, device, methods, models
 from bench.worker.evaluate import generate
 from bench.worker.instruments.memory import Memory, quantization_constants, total_bytes

@@ -1,7 +1,7 @@
-"""What would change the answer: the chosen method and how sure it is, against each limit and the tolerance.
+"""What would change it: the chosen method and how sure it is, against each limit and the tolerance.
 
 >>> section(group).title
-'What would change the answer'
+'What would change it'
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def section(group: Group, limits: Limits | None = None) -> Section | None:
     says = "The chosen method and how sure it is, against each limit and the tolerance."
     chart = Chart("what_would_change", sureness_chart(answers, list(decision.arms["arm"])), says, answers)
     table = _table(decision.arms, decision.tolerance)
-    return Section("What would change the answer", chart=chart, table=table, note=_NOTE)
+    return Section("What would change it", chart=chart, table=table, note=_NOTE)
 
 
 def _table(arms: pd.DataFrame, tolerance: float) -> Table:

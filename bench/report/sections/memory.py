@@ -6,8 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pandas as pd
 
+from bench.config import ConfigurationError
+from bench.planner.advice import Machine, predict
+from bench.planner.memory import Terms
+from bench.planner.time import PlanConfig
+from bench.record import Record
 from bench.report.charts import PARTS, Chart, memory_chart
 from bench.report.section import Section, Table, gib, over_seeds
 from bench.stats.frames import Group
@@ -17,7 +25,8 @@ _NOTE = (
     "Peak: the most that one device must have, over the phases of the training stage and over the devices; on CUDA "
     "what the allocator reserved and the context, or the process's use by NVML where that is more; on a CPU the "
     "resident set, Python and libraries included. Weights, gradients and optimizer state are summed over the tensors; "
-    "the rest is activations, workspace and the process. Several seeds: mean (lowest to highest)."
+    "the rest is activations, workspace and the process. Paler: what the planner says of the same run before it "
+    "starts, for a micro-batch of the longest examples. Several seeds: mean (lowest to highest)."
 )
 
 
@@ -41,18 +50,42 @@ def section(group: Group) -> Section | None:
 
 
 def _parts(group: Group) -> pd.DataFrame:
-    """Columns of `memory_chart`, in GiB."""
+    """Columns of `memory_chart`: of each arm the mean over seeds, and the estimate for its first run."""
     rows = []
     for arm in group.arms.dropna(subset=["peak_memory_bytes"]).to_dict("records"):
-        sizes = {part: arm.get(column) for part, column in _COLUMNS.items()}
-        total = arm["peak_memory_bytes"]
-        sizes[next(reversed(PARTS))] = total - sum(size for size in sizes.values() if not pd.isna(size))
-        rows += [
-            {"arm": arm["arm"], "source": "measured", "part": part, "GiB": size / 2**30, "total GiB": total / 2**30}
-            for part, size in sizes.items()
-            if not pd.isna(size)
-        ]
+        known = {part: arm[column] for part, column in _COLUMNS.items() if not pd.isna(arm.get(column))}
+        rows += _rows(arm["arm"], "measured", known, arm["peak_memory_bytes"])
+        trained = next((record for record in group.by_arm.get(arm["arm"], ()) if record.train), None)
+        terms = _estimate(trained) if trained else None
+        if terms:
+            known = {"weights": terms.weights, "gradients": terms.gradients, "optimizer state": terms.optimizer}
+            rows += _rows(arm["arm"], "estimated", known, terms.total)
     return pd.DataFrame(rows)
+
+
+def _rows(arm: str, source: str, known: Mapping[str, float], total_bytes: float) -> list[dict[str, object]]:
+    """One row a part; the rest of the total is the last of `PARTS`."""
+    sizes = {**known, next(reversed(PARTS)): total_bytes - sum(known.values())}
+    return [
+        {"arm": arm, "source": source, "part": part, "GiB": size / 2**30, "total GiB": total_bytes / 2**30}
+        for part, size in sizes.items()
+        if size > 0
+    ]
+
+
+def _estimate(record: Record) -> Terms | None:
+    """What the planner says of the same run before it starts; None where it cannot: an unknown architecture."""
+    if record.train is None or record.train.devices > 1:
+        return None
+    config = record.config
+    longest = record.data.tokens_per_example_max if record.data else config.train.max_length
+    rows = record.train.micro_batch or config.train.fitted_micro_batch
+    train = replace(config.train, max_length=min(config.train.max_length, longest), micro_batch=rows)
+    machine = Machine("cuda" if record.train.environment.device.startswith("cuda") else "cpu", None)
+    try:
+        return predict(replace(config, train=train), PlanConfig(), machine)
+    except (ValueError, ConfigurationError):  # pydantic's is a ValueError; so is a micro-batch that nothing fitted
+        return None
 
 
 _PHASES = (

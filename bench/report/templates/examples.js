@@ -2,7 +2,7 @@
 // What models wrote is only ever set as text.
 "use strict";
 for (const browser of document.querySelectorAll(".browser")) {
-  const PAGE = 3;
+  const PAGE = 2;
   const { facts, rows } = JSON.parse(browser.querySelector("script").textContent);
   const [ID, PROMPT, REFERENCE, SPREAD, ANSWERS] = [0, 1, 2, 3, 4];
   const find = (name) => browser.querySelector(`[data-role="${name}"]`);
@@ -24,7 +24,7 @@ for (const browser of document.querySelectorAll(".browser")) {
 
   const answer = (row, place) => {
     const given = row[ANSWERS][place];
-    const scores = given ? facts.metrics.map((metric, m) => `${metric} ${given[2 + m]?.toFixed(3) ?? "-"}`) : ["no answer"];
+    const scores = given ? facts.metrics.slice(0, 3).map((metric, m) => `${metric} ${given[2 + m]?.toFixed(3) ?? "-"}`) : ["no answer"];
     if (given?.[1]) scores.push("cut at the length limit");
     const [main, ...others] = scores;
     const name = made("dt", "", made("b", facts.arms[place]), ` ${main}`, made("small", ` ${others.join(", ")}`));

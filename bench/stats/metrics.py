@@ -193,3 +193,5 @@ METRICS: dict[str, Callable[[str, str], float]] = {
     "numeric": _numeric,
     "json_valid": _json_valid,
 }
+# Metrics of which less is better, such as an error rate; none of the above.
+LOWER_IS_BETTER: frozenset[str] = frozenset()

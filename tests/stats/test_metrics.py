@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from bench.analysis.metrics import METRICS, final_number, score, score_all
 from bench.config import Metric
+from bench.stats.metrics import METRICS, final_number, score, score_all
 
 
 def test_every_metric_of_the_config_is_scored() -> None:
