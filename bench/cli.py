@@ -113,7 +113,7 @@ def help_text(command: str) -> str:
     if command == "report":
         from bench.stats.decide import Limits  # with the numbers behind it
 
-        limits = {f.name: ', '.join(filter(None, (f.metadata['help'], f.metadata['unit']))) for f in fields(Limits)}
+        limits = {f.name: ", ".join(filter(None, (f.metadata["help"], f.metadata["unit"]))) for f in fields(Limits)}
         own += f"\n\nLimits, each the most that is allowed:\n{_rows(limits)}"
         own += f"\n\nWhat allow_different can name:\n{_rows(REQUIREMENTS)}"
     if command != "sweep":
