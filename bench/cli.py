@@ -35,7 +35,7 @@ from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, read_record, 
 from bench.sweep.tracking import track_report
 
 if TYPE_CHECKING:
-    from bench.stats.decide import Limits
+    from bench.stats.limits import Limits
 
 FLAGS = ("-m", "--json", "--help")
 console = Console()
@@ -111,7 +111,7 @@ def help_text(command: str) -> str:
     """The help of a command; that of the sweep lists all commands, groups and settings."""
     own = inspect.cleandoc(COMMANDS[command].__doc__ or "")
     if command == "report":
-        from bench.stats.decide import Limits  # with the numbers behind it
+        from bench.stats.limits import Limits
 
         limits = {f.name: ", ".join(filter(None, (f.metadata["help"], f.metadata["unit"]))) for f in fields(Limits)}
         own += f"\n\nLimits, each the most that is allowed:\n{_rows(limits)}"
@@ -212,7 +212,7 @@ def report(given: Given) -> int:
     export=FORMAT,...           tables and charts in further formats
     """
     from bench.report.build import NoRecordsError, build_report, formats_of  # only when there is work
-    from bench.stats.decide import limits_from_words
+    from bench.stats.limits import limits_from_words
 
     own, words = take(given.settings, "allow_different", "target_loss", "export")
     problems = [f"{path}: no such folder; sweeps are in results/<sweep>" for path in given.paths if not path.is_dir()]
