@@ -229,7 +229,8 @@ def _confine(config: RunConfig, stage: str) -> None:
     if config.paths.bundle is not None:
         os.environ |= bundle_environment(Path(config.paths.bundle).resolve(), online=stage == "bundle")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")  # cuDNN builds a plan, up to a second, for each length
+    # cuDNN attention plans each new (batch, length) for 0.2 s; the other kernels are as fast (docs/gpu-measured.md).
+    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
 
 

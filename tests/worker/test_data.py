@@ -340,12 +340,14 @@ def test_only_the_answer_is_labelled() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
+@pytest.mark.parametrize("multiple", [1, 64])
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
-def test_the_stream_hash_does_not_depend_on_the_micro_batch(micro_batch: int) -> None:
+def test_the_stream_hash_depends_neither_on_the_micro_batch_nor_on_padding(micro_batch: int, multiple: int) -> None:
     rows = [{"prompt_ids": list(range(2, n)), "answer_ids": [n, 1]} for n in (9, 7, 6, 4, 8, 5, 3, 3)]
     stream, counts = TokenStream(), []
     for start in range(0, 8, micro_batch):
-        batch = data.collate(rows[start : start + micro_batch], pad_id=0)
+        batch = data.collate(rows[start : start + micro_batch], pad_id=0, multiple=multiple)
+        assert batch["input_ids"].shape[1] % multiple == 0
         counts.append(stream.consume(batch["input_ids"], batch["labels"], batch["attention_mask"]))
     whole = TokenStream()
     for row in rows:

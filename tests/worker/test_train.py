@@ -181,6 +181,14 @@ def test_weights_are_whole_or_not_marked_as_such(smoke, tmp_path: Path) -> None:
     assert dataclasses.is_dataclass(result)
 
 
+def test_a_step_in_which_the_compiler_works_is_not_timed(smoke, tmp_path: Path, monkeypatch) -> None:
+    graphs = iter([0, 0, 0, 0, 1, 1, 1])  # the first step is warm-up; then before and after each: one more in the third
+    monkeypatch.setattr("bench.worker.observe.graphs_compiled", lambda: next(graphs))
+    result, steps = trained(configured(smoke, "method=lora"), tmp_path / "run")
+    assert [step["timed"] for step in steps] == [False, True, False, True]
+    assert result.timed_steps == 2
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_training_on_a_gpu(smoke, tmp_path: Path, method: str) -> None:

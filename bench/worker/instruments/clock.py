@@ -97,17 +97,16 @@ class StepTimes:
     compile: float | None
 
 
-def step_times(seconds: list[float], untimed_steps: int, compiled: bool) -> StepTimes:
+def step_times(seconds: list[float], timed: list[bool], compiled: bool) -> StepTimes:
     """Summarize step times.
 
-    `compile` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`,
-    paid once a run.
+    `compile` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`.
     """
-    timed = seconds[untimed_steps:]
-    if not timed:
+    measured = [s for s, counts in zip(seconds, timed, strict=True) if counts]
+    if not measured:
         return StepTimes(None, None, None, None)
-    median, p90, p99 = (float(q) for q in np.percentile(timed, [50, 90, 99]))
-    excess = sum(seconds[:untimed_steps]) - median * min(untimed_steps, len(seconds))
+    median, p90, p99 = (float(q) for q in np.percentile(measured, [50, 90, 99]))
+    excess = sum(s - median for s, counts in zip(seconds, timed, strict=True) if not counts)
     return StepTimes(median, p90, p99, max(0.0, excess) if compiled else None)
 
 
