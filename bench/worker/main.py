@@ -158,6 +158,7 @@ def main(folder: Path, stage: str) -> int:
     progress = Progress(folder, stage, silent=together and os.environ.get("RANK", "0") != "0")
     progress.phase("start")
     _confine(config, stage)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     try:
         started = time.perf_counter()
         module, function = STAGES[stage]

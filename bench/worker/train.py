@@ -259,7 +259,7 @@ def training_arguments(
         use_liger_kernel=train.kernels == "liger",
         liger_kernel_config=_LIGER,
         disable_tqdm=True,
-        report_to=[],
+        report_to=["tensorboard"] if config.tracking.kind == "tensorboard" else [],  # others: `sweep.tracking`
         save_strategy="steps" if train.checkpoint_every_steps else "no",
         save_steps=train.checkpoint_every_steps or 500,  # unused where nothing is saved
         # Older checkpoints are deleted by `Keeper.written`, when the new one is whole and on the disk.
