@@ -408,7 +408,7 @@ class PathsConfig:
     results: str = "results"
     artifacts: str = "artifacts"
     cache: str = "cache"
-    bundle: str | None = None  # what `bench.fetch` gathered: the hub is read from there and never asked
+    bundle: str | None = None  # what `bench fetch` gathered: the hub is read from there and never asked
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -427,7 +427,7 @@ class ServeConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrialConfig:
-    """A trial of `bench.tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
+    """A trial of `bench tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
 
     best_losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss) of the best trial so far
     hopeless_below: Fraction = 0.5  # ends early when its loss fell by less than this share of that trial's fall
@@ -449,7 +449,7 @@ class RunConfig:
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "default"
     rates: str | None = None  # file of `make tune` that the learning rate is taken from
     learning_rate_source: str = "config"  # or "tuned: FILE sha256 ..."; filled in by planning
-    trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench.tune`
+    trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench tune`
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     @property

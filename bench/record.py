@@ -27,33 +27,12 @@ _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Probe:
-    """Two steps of training in a process of its own, at the longest examples of the data."""
-
-    micro_batch: int
-    fits: bool
-    peak_bytes: int | None  # of the phase train, as `PhaseMemory`; of an "oom": the highest that was known
-    how: str  # "measured", or "oom": memory ran out
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Fit:
-    """The outcome of a search."""
+    """The micro-batch that `train.micro_batch=auto` came to."""
 
-    micro_batch: int  # the largest that fitted
-    budget_bytes: int
-    probes: tuple[Probe, ...] = ()  # in the order of trying
-    is_largest: bool = True  # False: the search ended at its last probe, with a larger one untried
-    key: str = ""  # equal for runs that one search holds for: `identity.fit_key`
-    searched_by: str = ""  # the run id that the probes were made for
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ProbeResult:
-    """What a probing child says."""
-
-    peak_bytes: int | None
-    budget_bytes: int
+    micro_batch: int  # that ran: the planner's, halved as often as memory ran out
+    budget_bytes: int | None  # planned for; None: unknown
+    too_large: list[int] = field(default_factory=list)  # micro-batches tried before, for which memory ran out
 
 
 _STRICT_serving = ConfigDict(extra="forbid", ser_json_inf_nan="null")
@@ -127,7 +106,7 @@ class AdapterGeneration:
     """One timed batch while several adapters share a base.
 
     mixed: one batch holds requests for all of them. swapped: the share of one adapter, its activation included.
-    copies: the share of one of as many full models.
+    copies: the share of one of as many full models; no longer measured.
     """
 
     way: Way
@@ -154,9 +133,7 @@ SCHEMA_VERSION = 1
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
-Stage = Literal[
-    "bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export", "verify"
-]
+Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export"]
 
 
 @dataclass(frozen=True, config=_STRICT_record)
@@ -277,7 +254,7 @@ class TrainResult:
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
     parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: a record older than this field
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
-    stopped_early: str | None = None  # why a trial of `bench.tune` ended before its last step
+    stopped_early: str | None = None  # why a trial of `bench tune` ended before its last step
     devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
     strategy: str = "none"  # how they shared it
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
@@ -333,8 +310,6 @@ class ServeResult:
     forms: list[ServedForm]
     generations: list[Generation]  # every repetition of every round
     fidelity: list[Fidelity]  # the first is the form that was evaluated; empty: an untrained model, or not asked for
-    rounding: LogitDifference | None  # of that form against itself in batches of another size
-    answers_as_evaluated: int | None  # of its answers, equal to the evaluation's; None: unknown
     adapters: Adapters | None  # None: the method has none, or not asked for
     skipped: dict[str, str]  # what was asked for and not measured -> why
     memory: list[PhaseMemory]  # phases "load FORM", "serve FORM", "N adapters", ...
@@ -343,6 +318,8 @@ class ServeResult:
     later_environments: list[Environment] = field(default_factory=list)  # of the rounds after the first
     provenance: dict[str, Any] = field(default_factory=dict)  # of the serving, which may be later than the run
     price_usd_per_hour: float | None = None  # of the machine, as the serving's command stated it
+    rounding: LogitDifference | None = None  # no longer measured; goes with schema 2
+    answers_as_evaluated: int | None = None  # likewise
 
 
 @dataclass(frozen=True, config=_STRICT_record)
@@ -491,7 +468,6 @@ class Evaluated:
     examples: int
     scores: dict[str, ScoreInterval]
     test_loss: float | None  # nats a token
-    answers_sha256: list[str]  # the first 12 hex digits of each greedy answer's hash, in the split's order
     environment: Environment
 
 
@@ -520,24 +496,11 @@ BUNDLE_MANIFEST = "bundle-manifest.json"
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Source:
-    """Something of the model hub, or of a Python package, by the revision that was gathered."""
-
-    kind: Literal["model", "dataset"]
-    name: str  # hub id, or the package of an embedded model
-    revision: str | None  # hub commit, or the package's version; None where there is none
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Bundle:
     """What a bundle holds."""
 
-    overrides: list[str]  # of the runs it is for, with the user's own files as they are named inside it
-    sources: list[Source]
     python: str  # the wheels are for this version and platform
     platform: str
-    git_commit: str | None
-    wheels: bool
     fetched_at: str  # ISO 8601, UTC
     files: dict[str, ExportedFile]  # by path inside the folder, the manifest left out
     schema_version: int = 1

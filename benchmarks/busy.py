@@ -3,7 +3,7 @@
     python -m benchmarks.busy        the table of docs/fairness.md, in about two minutes
 
 The other process is no descendant, and works in slices of 20 ms. Shares alternate, so that a machine that grows slower
-meanwhile does so for all of them. `marked` is what `bench.analysis.load` would say of the run.
+meanwhile does so for all of them. `marked` is what `bench.stats.frames.busy` would say of the run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from contextlib import contextmanager
 import torch
 from tabulate import tabulate
 
-from bench.analysis.load import busy
 from bench.record import Environment
-from bench.worker import device as processor
+from bench.stats.frames import busy
 from bench.worker.instruments.clock import OtherLoad, open_load
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # of one processor
@@ -52,7 +51,7 @@ def main() -> None:
     alone = statistics.median(speed for speed, _ in measured[0.0])
     rows = [row(share, runs, alone) for share, runs in measured.items()]
     headers = ["asked of the other process", "measured other load", "stolen", "products/s of alone", "marked"]
-    print(f"{len(processor.affinity() or ())} processors, {torch.get_num_threads()} threads, {ROUNDS} rounds\n")
+    print(f"{len(os.sched_getaffinity(0))} processors, {torch.get_num_threads()} threads, {ROUNDS} rounds\n")
     print(tabulate(rows, headers, "github", disable_numparse=True))
 
 
@@ -71,7 +70,7 @@ def spread(values: list[float]) -> str:
 
 def environment(load: OtherLoad) -> Environment:
     """What a stage would have recorded."""
-    cpus = len(processor.affinity() or ())
+    cpus = len(os.sched_getaffinity(0))
     return Environment("cpu", 1, cpus, "float32", "sdpa", "off", torch.__version__, cpus=cpus,
                        other_cpu_cores=load.cpu_cores, stolen_cpu_cores=load.stolen_cores)  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,16 @@ from bench.config import (
     to_mapping,
 )
 from bench.identity import canonical_json
-from bench.planner.memory import Batch, Device, PlannedStep, Terms, base_parameters, estimate, trained_parameters
+from bench.planner.memory import (
+    Batch,
+    Device,
+    PlannedStep,
+    Terms,
+    adapter_tensors,
+    base_parameters,
+    estimate,
+    trained_parameters,
+)
 from bench.planner.time import Duration, PlanConfig, duration
 
 COMPILE_REPAYS_FROM_STEPS = 20  # as the worker's device module has it
@@ -40,6 +50,7 @@ GIB = 2**30
 MARGIN = 0.1  # about what the estimate was off by where it could be checked: docs/planner.md
 REMEDIES_SHOWN = 3
 MOST_DEVICES = 64  # that a remedy proposes
+USUAL_MICRO_BATCH = 4  # where the planner cannot tell
 SHORTEST = 256  # tokens; shorter examples are no remedy
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 _PREFIX = "plan."
@@ -77,7 +88,9 @@ class Plan:
     gradient_checkpointing: bool
     memory_gib: float | None
     parameters_base: int
+    parameters_total: int  # with the adapter
     parameters_trainable: int
+    parameters_quantized: int
     gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
     terms: Terms  # on one device, at the highest moment of a step
     total_bytes: int  # their sum: the same quantity as a run's `peak_memory_bytes`
@@ -87,6 +100,26 @@ class Plan:
     remedies: list[Remedy]
     duration: Duration
 
+    def columns(self) -> dict[str, Any]:
+        """The plan in columns of the arms frame, for one device; time and cost as (low, high) or None."""
+        speed, hours, kwh = self.duration.tokens_per_second, self.duration.hours, self.duration.kwh
+        adapter = self.parameters_total - self.parameters_base
+        return {
+            "parameters_total": self.parameters_total,
+            "parameters_trainable": self.parameters_trainable,
+            "parameters_quantized": self.parameters_quantized,
+            "trainable_share": self.parameters_trainable / self.parameters_total,
+            "checkpoint_bytes": 4 * adapter or 2 * self.parameters_base,  # an adapter in fp32, a model in bf16
+            "weights_bytes": self.terms.weights,
+            "gradients_bytes": self.gradients_bytes,
+            "optimizer_bytes": self.terms.optimizer,
+            "peak_memory_bytes": self.total_bytes,
+            "tokens_per_second": speed,
+            "train_seconds": hours and (3600 * hours[0], 3600 * hours[1]),
+            "energy_wh": kwh and (1000 * kwh[0], 1000 * kwh[1]),
+            "cost_usd": self.duration.usd,
+        }
+
 
 def plans(overrides: Sequence[str]) -> list[Plan]:
     """One plan for every run and every memory that the overrides ask for; `plan.NAME=VALUE` sets the planner's own.
@@ -94,8 +127,21 @@ def plans(overrides: Sequence[str]) -> list[Plan]:
     Raises:
         ConfigurationError: with all mistakes.
     """
+    made, problems = list[Plan](), list[str]()
+    for config, options, machine in planned_runs(overrides):
+        try:
+            made.append(plan_of(config, options, machine))
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return made
+
+
+def planned_runs(overrides: Sequence[str]) -> list[tuple[RunConfig, PlanConfig, Machine]]:
+    """What to plan: every run that the overrides describe, on every device that is compared. Errors as `plans`."""
     problems: list[str] = []
-    options, configs, made = PlanConfig(), list[RunConfig](), list[Plan]()
+    options, configs = PlanConfig(), list[RunConfig]()
     try:
         options = plan_config(_plan_mapping([text for text in overrides if text.startswith(_PREFIX)]))
     except ConfigurationError as error:
@@ -105,14 +151,9 @@ def plans(overrides: Sequence[str]) -> list[Plan]:
         configs = compose(others, multirun=True, key=lambda config: canonical_json(to_mapping(config)))
     except ConfigurationError as error:
         problems += error.problems
-    for config in configs if not problems else []:
-        try:
-            made += [plan_of(config, options, machine) for machine in _machines(config, options)]
-        except ConfigurationError as error:
-            problems += error.problems
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
-    return made
+    return [(config, options, machine) for config in configs for machine in _machines(config, options)]
 
 
 def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
@@ -126,7 +167,7 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
             raise ConfigurationError(["train.micro_batch: auto needs a memory to fit into: plan.memory_gib=..."])
         config = _with(config, "train", micro_batch=largest_micro_batch(config, options, within) or 1)
     step = step_of(config, options, machine)
-    terms = estimate(step)
+    terms, base = estimate(step), base_parameters(step.architecture)
     found = verdict(terms.total, machine.memory_gib)
     known = machine.memory_gib is not None
     return Plan(
@@ -140,8 +181,10 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         micro_batch=config.train.fitted_micro_batch,
         gradient_checkpointing=config.train.gradient_checkpointing,
         memory_gib=machine.memory_gib,
-        parameters_base=sum(base_parameters(step.architecture).values()),
+        parameters_base=sum(base.values()),
+        parameters_total=sum(base.values()) + sum(adapter_tensors(step.architecture, config.method.adapter)),
         parameters_trainable=trained_parameters(step.architecture, config.method),
+        parameters_quantized=base["linear"] if config.method.quantization else 0,
         gradients_bytes=step.static.gradients,
         terms=terms,
         total_bytes=terms.total,
@@ -234,6 +277,22 @@ def largest_micro_batch(config: RunConfig, options: PlanConfig, machine: Machine
     allowed = [rows for rows in sizes(config.train.batch_size) if rows * options.devices <= config.train.batch_size]
     fitting = (rows for rows in reversed(allowed) if _fits(_with(config, "train", micro_batch=rows), options, machine))
     return next(fitting, None)
+
+
+def sizes(batch_size: int) -> list[int]:
+    """The micro-batches that leave the effective batch whole: its divisors, rising."""
+    return [rows for rows in range(1, batch_size + 1) if batch_size % rows == 0]
+
+
+def starting_micro_batch(config: RunConfig, longest: int, machine: Machine) -> int:
+    """Where train.micro_batch=auto starts: the largest that fits, for examples of at most `longest` tokens.
+
+    Without a known memory or architecture: the usual one.
+    """
+    with suppress(ConfigurationError):  # an architecture that the planner does not know
+        if machine.memory_gib is not None:
+            return largest_micro_batch(_with(config, "train", max_length=longest), PlanConfig(), machine) or 1
+    return max(rows for rows in sizes(config.train.batch_size) if rows <= USUAL_MICRO_BATCH)
 
 
 def _fits(config: RunConfig, options: PlanConfig, machine: Machine) -> bool:
@@ -352,55 +411,3 @@ def _explain(error: Any) -> str:
     if error["type"] == "unexpected_keyword_argument":
         return f"plan.{name}: no such setting{suggest(name, [f.name for f in fields(PlanConfig)])}"
     return f"plan.{name}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
-
-
-# --- The search of `train.micro_batch=auto` ---
-
-MOST_PROBES = 4
-USUAL = 4  # where the planner cannot tell
-
-
-def sizes(batch_size: int) -> list[int]:
-    """The micro-batches that leave the effective batch whole: its divisors, rising."""
-    return [rows for rows in range(1, batch_size + 1) if batch_size % rows == 0]
-
-
-def first_size(config: RunConfig, longest: int, device: str, budget_bytes: int | None) -> int:
-    """Where the search starts: the planner's largest, for examples of at most `longest` tokens."""
-    usual = max(rows for rows in sizes(config.train.batch_size) if rows <= USUAL)
-    if budget_bytes is None:
-        return usual
-    machine = Machine("cuda" if device == "cuda" else "cpu", budget_bytes / GIB)
-    try:
-        return largest_micro_batch(_with(config, "train", max_length=longest), PlanConfig(), machine) or 1
-    except ConfigurationError:  # an architecture that the planner does not know
-        return usual
-
-
-def next_size(allowed: Sequence[int], fits: Mapping[int, bool], start: int) -> int | None:
-    """The micro-batch to probe next; None when the search is over.
-
-    Args:
-        allowed: rising.
-        fits: what was probed -> whether it fitted.
-    """
-    if not fits:
-        return start
-    below = max((i for i, rows in enumerate(allowed) if fits.get(rows)), default=-1)
-    above = min((i for i, rows in enumerate(allowed) if fits.get(rows) is False), default=len(allowed))
-    if above - below <= 1 or len(fits) == MOST_PROBES:
-        return None
-    if len(fits) == 1:
-        return allowed[below + 1 if below >= 0 else above - 1]
-    if below < 0 and len(fits) == MOST_PROBES - 1:
-        return allowed[0]  # the last chance to find any
-    return allowed[(below + above) // 2]
-
-
-def largest_fitting(allowed: Sequence[int], fits: Mapping[int, bool]) -> tuple[int | None, bool]:
-    """(the largest that fitted, or None; whether the next larger one is known not to fit)."""
-    found = max((rows for rows, fitted in fits.items() if fitted), default=None)
-    if found is None:
-        return None, fits.get(allowed[0]) is False
-    larger = [rows for rows in allowed if rows > found]
-    return found, not larger or fits.get(larger[0]) is False

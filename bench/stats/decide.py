@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.config import ConfigurationError, suggest
 from bench.record import Record
 from bench.stats.compare import match
 from bench.stats.frames import Group, Sweep, family, groups, is_control, is_untrained
+from bench.stats.limits import COLUMNS, Limits
 from bench.stats.measures import Measure, Table, means_of, measure_tables, primary_measure, suite_measure
 from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, SeedPart, draws, seed_variance
 
@@ -38,86 +38,6 @@ TIE = 0.10  # costs that differ by less are alike
 DRAWS = 4000
 _RUN_TO_RUN = 0.02  # prior of how far a cost scatters from run to run, relative, worth two degrees of freedom
 _MORE_SEEDS, _MORE_EXAMPLES = (0, 1, 2, 4, 7, 12, 17), (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a user can afford and needs, by the words of the command line, in their units. None, False: no limit.
-
-    A limit is the most that is allowed; what equals it is allowed.
-    """
-
-    memory_gib: float | None = field(default=None, metadata={"unit": "GiB", "help": "peak memory of one device"})
-    time_hours: float | None = field(default=None, metadata={"unit": "h", "help": "training, without evaluation"})
-    cost_usd: float | None = field(default=None, metadata={"unit": "USD", "help": "that time at the machine's price"})
-    forgetting_tolerance: float | None = field(
-        default=None, metadata={"unit": "points", "help": "that the regression suite's mean may lose, of 100"}
-    )
-    quality_tolerance: float | str | None = field(
-        default=None, metadata={"unit": "score", "help": "shortfall from the best that does not matter: 0.01, or 3%"}
-    )
-    mergeable: bool = field(default=False, metadata={"unit": "", "help": "yes: serve one model without an adapter"})
-    adapters: int | None = field(default=None, metadata={"unit": "", "help": "tasks that share one base in serving"})
-    price_usd_per_hour: float | None = field(
-        default=None, metadata={"unit": "USD/h", "help": "of the machine, in the place of hardware.price_usd_per_hour"}
-    )
-
-
-COLUMNS = {  # limit on an amount -> (column of the arms frame, one of the limit's unit in the column's)
-    "memory_gib": ("peak_memory_bytes", 2.0**30),
-    "time_hours": ("train_seconds", 3600.0),
-    "cost_usd": ("cost_usd", 1.0),
-    "forgetting_tolerance": ("forgetting", 0.01),
-}
-
-
-def limits_from_words(words: Sequence[str]) -> Limits:
-    """Read `name=value` words, such as memory_gib=24, quality_tolerance=3% or mergeable=yes.
-
-    Raises:
-        ConfigurationError: with every mistake: an unknown name, a bad value, a limit set twice.
-    """
-    found: dict[str, Any] = {}
-    problems = []
-    known = [f.name for f in fields(Limits)]
-    for text in words:
-        name, _, value = (part.strip() for part in text.partition("="))
-        if name not in known:
-            problems.append(f"{text}: there is no limit {name!r}{suggest(name, known)}")
-        elif name in found:
-            problems.append(f"{text}: this limit is set twice; give it once")
-        else:
-            try:
-                found[name] = _value(name, value)
-            except ValueError as error:
-                problems.append(f"{text}: expected {error}; given {value!r}")
-    if problems:
-        raise ConfigurationError(problems)
-    return Limits(**found)
-
-
-def _value(name: str, text: str) -> Any:
-    """The value of one limit; raises ValueError with what is allowed."""
-    if name == "mergeable":
-        if text.lower() not in ("yes", "no", "true", "false"):
-            raise ValueError("yes or no")
-        return text.lower() in ("yes", "true")
-    if name == "adapters":
-        if not (text.isdecimal() and int(text) > 0):
-            raise ValueError("a whole number from 1 on")
-        return int(text)
-    percent = name == "quality_tolerance" and text.endswith("%")
-    try:
-        number = float(text.removesuffix("%") if percent else text)
-    except ValueError:
-        number = math.nan
-    most = 100.0 if percent or name == "forgetting_tolerance" else 1.0 if name == "quality_tolerance" else math.inf
-    may_be_zero = name in ("quality_tolerance", "forgetting_tolerance", "cost_usd")
-    if not (math.isfinite(number) and (number > 0 or (may_be_zero and number == 0)) and number <= most):
-        least = "from 0 on" if may_be_zero else "above 0"
-        share = " in the score's unit, or a share of the best score such as 3%" if name == "quality_tolerance" else ""
-        raise ValueError(f"a number {least}{'' if most == math.inf else f', at most {most:g}'}{share}")
-    return text if percent else number
 
 
 @dataclass(frozen=True)
@@ -250,7 +170,8 @@ def sureness_against(
             worst = float((evidence.scores.max(axis=1, keepdims=True) - evidence.scores).mean(axis=0).max())
             grid = np.linspace(0, 1.2 * worst, 49)
         else:
-            middle = np.nanmean(evidence.amounts[limit], axis=0) / COLUMNS[limit][1]
+            drawn = evidence.amounts[limit]
+            middle = np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0) / COLUMNS[limit][1]
             middle = middle[np.isfinite(middle) & (middle > 0)]
             if not len(middle):
                 return empty
@@ -312,7 +233,7 @@ def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], di
     out: dict[str, str] = {}
     for row in group.arms.to_dict("records"):
         arm = str(row["arm"])
-        runs = [r for r in group.by_arm.get(arm, []) if table.values[r.run_id].notna().any()]
+        runs = [r for r in group.by_arm.get(arm, []) if table.has(r)]
         if row["control"]:
             continue
         if row["failed"] and 2 * row["failed"] >= row["runs"]:
@@ -356,14 +277,19 @@ def _cost_draws(
         latest = latest.assign(cost_usd=latest["train_seconds"] / 3600 * price)
     values = [latest.loc[latest["arm"] == arm, column].dropna().to_numpy(float) if column in latest else np.array([])
               for arm in arms]  # fmt: skip
+    drawn = amount_draws(values, rng)
+    drawn[:, ~np.array(trained)] = 0.0
+    return drawn
+
+
+def amount_draws(values: Sequence[Floats], rng: np.random.Generator) -> Floats:
+    """Draws of what the next run of each arm needs, shape (draws, arms), from one number a run; NaN without any."""
     logs = [np.log(np.maximum(of_arm, 1e-12)) for of_arm in values]
     degrees = 2 + sum(max(len(of_arm) - 1, 0) for of_arm in logs)
     square = 2 * _RUN_TO_RUN**2 + sum(float(((of_arm - of_arm.mean()) ** 2).sum()) for of_arm in logs if len(of_arm))
-    result = np.full((DRAWS, len(arms)), np.nan)
+    result = np.full((DRAWS, len(values)), np.nan)
     for place, of_arm in enumerate(values):
-        if not trained[place]:
-            result[:, place] = 0.0
-        elif len(of_arm):
+        if len(of_arm):
             scatter = math.sqrt(square / degrees * (1 + 1 / len(of_arm)))
             result[:, place] = of_arm.mean() * np.exp(scatter * rng.standard_t(degrees, DRAWS))
     return result
@@ -379,7 +305,7 @@ def _forgetting_draws(
     if measure is None or not bases:
         return result
     table, base = tables[measure], group.by_arm[bases[0]]
-    measured = [i for i, of_arm in enumerate(runs) if table.values[[r.run_id for r in of_arm]].notna().any(axis=None)]
+    measured = [place for place, of_arm in enumerate(runs) if all(map(table.has, of_arm))]
     known = means_of(table, [base, *(runs[i] for i in measured)], (0.0, 1.0))
     if not isinstance(known, str) and known.examples >= FEWEST_EXAMPLES:
         trained = [False, *(not is_untrained(runs[i][0]) for i in measured)]

@@ -1,8 +1,19 @@
-"""Model and data into the cache; every mistake in either is found here, before any training."""
+"""Stages around the runs: model and data into the cache, every mistake in either found; hashes for an export.
+
+prepare   checks, model, data, and what runs share on their device; once for all runs of a sweep that share them
+fetch     the same without the run's device, on a login node
+bundle    the same for a machine without a network
+export    the base's tokenizer, and hashes of what an exported model depends on
+
+>>> fetch(context)["data"]["train_examples"]
+2000
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import shutil
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,7 +24,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
-from bench.identity import data_folder
+from bench.identity import data_folder, weights_sha256
 from bench.record import DataSummary
 from bench.worker import data, device, methods, models
 from bench.worker.divergence import reference_of
@@ -24,63 +35,7 @@ from bench.worker.suites.local import check_suite
 
 BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
 QUANTIZED_BYTES_PER_PARAMETER = 0.7  # 4 bit with constants, embeddings in 16 bit
-
-
-def before_download(config: RunConfig) -> list[str]:
-    """All problems with the suite's task names, the data's columns and splits, and the disk."""
-    problems = check_suite(config.suite)
-    adapter = config.method.adapter
-    if adapter is not None and adapter.init == "loftq" and not torch.cuda.is_available():
-        problems.append("method.adapter.init: PEFT computes loftq on CUDA only, and none is visible; use default")
-    problems += device_problems(config)
-    if config.task.source == "hub":
-        problems += hub.check_columns_without_download(config.task)
-    return problems + disk_problems(config)
-
-
-def device_problems(config: RunConfig) -> list[str]:
-    """What several devices need and is not here."""
-    hardware, problems = config.hardware, list[str]()
-    if hardware.strategy in DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
-        problems.append(
-            f"hardware.strategy: {hardware.strategy} needs DeepSpeed, which is not installed; "
-            "pip install 'finetune-bench[deepspeed]', or use fsdp"
-        )
-    if hardware.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < hardware.devices:
-        count = torch.cuda.device_count()
-        problems.append(f"hardware.devices: {hardware.devices} were asked for, but {count} are visible; lower it")
-    return problems
-
-
-def disk_problems(config: RunConfig) -> list[str]:
-    """Whether the model, one checkpoint of it and the forms to be served fit, from its number of parameters."""
-    if config.model.parameters is None:
-        return []
-    needed = BYTES_PER_PARAMETER * config.model.parameters
-    model_folder = Path(HF_HUB_CACHE) if config.model.source == "hub" else Path(config.paths.cache)
-    artifacts = Path(config.paths.artifacts)
-    places = [("the model", model_folder, needed), ("a checkpoint", artifacts, needed)]
-    if config.serve.prompt_tokens:
-        places.append(("a checkpoint with its served forms", artifacts, needed + _forms_bytes(config)))
-    return [
-        f"disk: {what} takes {size_bytes / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
-        "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
-        for what, folder, size_bytes in places
-        if (free := free_bytes(folder)) < size_bytes
-    ]
-
-
-def _forms_bytes(config: RunConfig) -> int:
-    """Of the merged and requantized forms that serving writes."""
-    built = [form for form in served_forms(config.method) if form.is_built]
-    each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
-    return int((config.model.parameters or 0) * sum(each))
-
-
-def free_bytes(folder: Path) -> int:
-    """Free disk space where a folder is or will be."""
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(existing).free
+_OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -132,3 +87,87 @@ def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
     tokenizer = models.load_tokenizer(config.model, source)
     context.progress.phase("data")
     return source, tokenizer, data.prepare(config, tokenizer, data_folder(config))
+
+
+def export(context: Context) -> dict[str, Any]:
+    """For an export: hashes of base and prompt format, and the tokenizer in the run's folder."""
+    model = context.config.model
+    context.progress.phase("base")
+    source = models.fetch(model, context.cache)
+    tokenizer = models.load_tokenizer(model, source)
+    tokenizer.save_pretrained(context.folder / "tokenizer")
+    context.progress.phase("hashes")
+    return {
+        "weights_sha256": weights_sha256(models.local_folder(model, source)),
+        "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+    }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of what decides which tokens a text becomes, in hex."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        parts = {name: content.get(name) for name in _OF_A_TOKENIZER}
+    else:
+        parts = {"vocabulary": tokenizer.get_vocab()}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps([parts, special], sort_keys=True).encode()).hexdigest()
+
+
+def before_download(config: RunConfig) -> list[str]:
+    """All problems with the suite's task names, the data's columns and splits, and the disk."""
+    problems = check_suite(config.suite)
+    adapter = config.method.adapter
+    if adapter is not None and adapter.init == "loftq" and not torch.cuda.is_available():
+        problems.append("method.adapter.init: PEFT computes loftq on CUDA only, and none is visible; use default")
+    problems += device_problems(config)
+    if config.task.source == "hub":
+        problems += hub.check_columns_without_download(config.task)
+    return problems + disk_problems(config)
+
+
+def device_problems(config: RunConfig) -> list[str]:
+    """Packages and devices that the strategy needs and this machine lacks."""
+    hardware, problems = config.hardware, list[str]()
+    if hardware.strategy in DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
+        problems.append(
+            f"hardware.strategy: {hardware.strategy} needs DeepSpeed, which is not installed; "
+            "pip install 'finetune-bench[deepspeed]', or use fsdp"
+        )
+    if hardware.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < hardware.devices:
+        count = torch.cuda.device_count()
+        problems.append(f"hardware.devices: {hardware.devices} were asked for, but {count} are visible; lower it")
+    return problems
+
+
+def disk_problems(config: RunConfig) -> list[str]:
+    """Whether the model, one checkpoint of it and the forms to be served fit, from its number of parameters."""
+    if config.model.parameters is None:
+        return []
+    needed = BYTES_PER_PARAMETER * config.model.parameters
+    model_folder = Path(HF_HUB_CACHE) if config.model.source == "hub" else Path(config.paths.cache)
+    artifacts = Path(config.paths.artifacts)
+    places = [("the model", model_folder, needed), ("a checkpoint", artifacts, needed)]
+    if config.serve.prompt_tokens:
+        places.append(("a checkpoint with its served forms", artifacts, needed + _forms_bytes(config)))
+    return [
+        f"disk: {what} takes {size_bytes / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
+        "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
+        for what, folder, size_bytes in places
+        if (free := free_bytes(folder)) < size_bytes
+    ]
+
+
+def _forms_bytes(config: RunConfig) -> int:
+    """Bytes of the merged and requantized forms that serving writes."""
+    built = [form for form in served_forms(config.method) if form.is_built]
+    each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
+    return int((config.model.parameters or 0) * sum(each))
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk space where a folder is or will be."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free

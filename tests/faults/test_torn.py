@@ -11,7 +11,7 @@ from faults import ROOT, Place, cut_short, files_of, how
 
 from bench.config import Status
 from bench.record import Record
-from bench.report.load import load
+from bench.stats.frames import load
 from bench.sweep.execute import finished_stage
 
 pytestmark = pytest.mark.slow

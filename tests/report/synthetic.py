@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.rates import best, edge
 from bench.config import NEXT_STEP, RunConfig, Status, with_settings
 from bench.identity import tuning_key
 from bench.record import (
@@ -39,6 +38,7 @@ from bench.record import (
     Tuning,
     to_json,
 )
+from bench.stats.rates import best, edge
 
 MIB = 2**20
 ATTACK = "</script><img src=x onerror='window.harmed=1'><script>window.harmed=1</script>"
@@ -161,7 +161,7 @@ def make_tuning(record: Record, trials: list[Trial]) -> Tuning:
         tuning_key(record.config), record.method, record.model, record.task,
         winner.learning_rate if winner else None, edge(trials) if winner else None, trials, 1000, None,
         record.data.fingerprint if record.data else None,
-        "python -m bench.tune", "synthetic", False, "2026-01-01T00:00:00+00:00",
+        "python -m bench tune", "synthetic", False, "2026-01-01T00:00:00+00:00",
     )  # fmt: skip
 
 

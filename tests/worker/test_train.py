@@ -16,7 +16,6 @@ from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder
 from bench.record import TrainResult
 from bench.worker import data, methods, models
-from bench.worker import data as prepare
 from bench.worker import prepare as prepare_stage
 from bench.worker import train as train_stage
 from bench.worker.device import compile_layers
@@ -42,7 +41,7 @@ def trained(config: RunConfig, folder: Path) -> tuple[TrainResult, list[dict]]:
 def plain_loop(config: RunConfig) -> list[tuple[float, float]]:
     """(loss, gradient norm) by step: whole batches, transformers' own loss over all positions, no accumulation."""
     source = models.locate(config.model, Path(config.paths.cache))
-    rows = prepare.load_prepared(data_folder(config)).train
+    rows = data.load_prepared(data_folder(config)).train
     order = data.training_order(
         [data.row_length(r) for r in rows], seed=config.seed, epochs=8, batch_size=4, max_steps=STEPS
     )
@@ -113,6 +112,7 @@ def test_compiled_layers_train_and_evaluate_as_eager_ones(smoke, tmp_path: Path,
     eager, eager_steps = trained(configured(smoke, *overrides), tmp_path / "eager")
     compiled, steps = trained(configured(smoke, *overrides, "train.compile=regional"), tmp_path / "compiled")
     assert compiled.environment.compiled == "regional"
+    assert torch._dynamo.config.optimize_ddp is False
     assert eager.environment.compiled == "off"
     assert [s["loss"] for s in steps] == pytest.approx([s["loss"] for s in eager_steps], rel=0.02)
     assert compiled.heldout[-1].loss == pytest.approx(eager.heldout[-1].loss, rel=0.02)
@@ -134,7 +134,7 @@ def test_compiled_layers_do_not_keep_dequantized_weights(smoke, tmp_path: Path) 
         return tensor
 
     compile_layers(model)
-    batch = data.collate([prepare.load_prepared(data_folder(config)).train[0]], pad_id=0)
+    batch = data.collate([data.load_prepared(data_folder(config)).train[0]], pad_id=0)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         loss = model(**batch, use_cache=False).loss
     loss.backward()
@@ -180,6 +180,14 @@ def test_weights_are_whole_or_not_marked_as_such(smoke, tmp_path: Path) -> None:
     assert result.checkpoint_bytes == sum(f.stat().st_size for f in weights.glob("*.safetensors"))
     assert result.checkpoint_bytes == pytest.approx(2 * result.parameters_total, rel=0.05)
     assert dataclasses.is_dataclass(result)
+
+
+def test_a_step_in_which_the_compiler_works_is_not_timed(smoke, tmp_path: Path, monkeypatch) -> None:
+    graphs = iter([0, 0, 0, 0, 1, 1, 1])  # the first step is warm-up; then before and after each: one more in the third
+    monkeypatch.setattr("bench.worker.observe.graphs_compiled", lambda: next(graphs))
+    result, steps = trained(configured(smoke, "method=lora"), tmp_path / "run")
+    assert [step["timed"] for step in steps] == [False, True, False, True]
+    assert result.timed_steps == 2
 
 
 @pytest.mark.gpu

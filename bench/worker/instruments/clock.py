@@ -1,4 +1,4 @@
-"""Wall time by name, and the timing of every optimizer step.
+"""Wall time by name, the timing of optimizer steps, and what else ran on the machine meanwhile.
 
 A span is timed where it happens and never computed by subtracting others: what is in no span is overhead, and
 shows as such. The device is synchronized at both edges of everything timed.
@@ -8,6 +8,15 @@ shows as such. The device is synchronized at both edges of everything timed.
     ...     load()
     >>> clock.read()
     {'load': 1.93}
+
+Other load is read at the start and at the end only, so measuring costs nothing while something is measured. On a CPU
+(Linux) it is the busy time in /proc/stat of the processors that this process may use (user, nice and system; interrupts
+belong to nobody), less the CPU time of this process and its descendants, by the wall time. On CUDA it is the number of
+other processes that compute on the device, by NVML. The load average is no such measure: it counts the run itself.
+
+    >>> load = open_load("cpu")
+    >>> load.start(); train(); load.read()
+    OtherLoad(cpu_cores=0.02, stolen_cores=0.0, gpu_processes=None, load_average_1min=1.9)
 """
 
 from __future__ import annotations
@@ -88,23 +97,22 @@ class StepTimes:
     compile: float | None
 
 
-def step_times(seconds: list[float], untimed_steps: int, compiled: bool) -> StepTimes:
+def step_times(seconds: list[float], timed: list[bool], compiled: bool) -> StepTimes:
     """Summarize step times.
 
-    `compile` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`,
-    paid once a run.
+    `compile` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`.
     """
-    timed = seconds[untimed_steps:]
-    if not timed:
+    measured = [s for s, counts in zip(seconds, timed, strict=True) if counts]
+    if not measured:
         return StepTimes(None, None, None, None)
-    median, p90, p99 = (float(q) for q in np.percentile(timed, [50, 90, 99]))
-    excess = sum(seconds[:untimed_steps]) - median * min(untimed_steps, len(seconds))
+    median, p90, p99 = (float(q) for q in np.percentile(measured, [50, 90, 99]))
+    excess = sum(s - median for s, counts in zip(seconds, timed, strict=True) if not counts)
     return StepTimes(median, p90, p99, max(0.0, excess) if compiled else None)
 
 
 @dataclass(frozen=True)
 class OtherLoad:
-    """What others did between two moments; None where it cannot be known."""
+    """Load by others between two moments; None: unknown."""
 
     cpu_cores: float | None = None  # processors kept busy by other processes, on average
     stolen_cores: float | None = None  # processors' worth of time that a hypervisor gave to other machines
@@ -160,12 +168,18 @@ def open_load(device: str, own: int | None = None) -> Load:
     Args:
         own: the process that, with its descendants, is not others; None: this one.
     """
-    own = own or os.getpid()
-    return Load(lambda: read_cpu_seconds(own=own), _gpu_reading(own) if device == "cuda" else lambda: None)
+    this = psutil.Process(own or os.getpid())
+    nvml = open_nvml() if device == "cuda" else None
+
+    def gpu() -> int | None:
+        ours = {this.pid, *(child.pid for child in this.children(recursive=True))}
+        return other_gpu_processes(nvml.process_ids(), ours) if nvml else None
+
+    return Load(lambda: read_cpu_seconds(own=this.pid), gpu if nvml else lambda: None)
 
 
 def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) -> CpuSeconds | None:
-    """The time used until now; None where there is no /proc/stat."""
+    """The time used until now; None without /proc/stat."""
     ticks_per_second = os.sysconf("SC_CLK_TCK")
     try:
         allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -182,7 +196,7 @@ def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) ->
 
 
 def _own_seconds(own: int | None) -> float:
-    """Of a process (None: this one), of its living descendants (compile workers), and of those that ended before."""
+    """CPU seconds of a process (None: this one) and its descendants (compile workers), ended ones included."""
     this = psutil.Process(own)
     total = 0.0
     for process in [this, *this.children(recursive=True)]:
@@ -201,13 +215,3 @@ def other_gpu_processes(running: Collection[int] | None, own: Collection[int]) -
         return None  # not even ours: the list is hidden
     others = set(running) - set(own)
     return len(others) if len(others) < len(running) else len(running) - 1
-
-
-def _gpu_reading(own: int) -> Callable[[], int | None]:
-    nvml = open_nvml()
-
-    def count() -> int | None:
-        ours = {own, *(child.pid for child in psutil.Process(own).children(recursive=True))}
-        return other_gpu_processes(nvml.process_ids(), ours) if nvml else None
-
-    return count

