@@ -1,6 +1,6 @@
 """Build the report of one or several sweep folders: read, decide, draw, write.
 
-results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,comparisons}.csv
+results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,comparisons,claims}.csv
 
     >>> build_report(Path("results/reference"))
     PosixPath('results/reference/report.html')
@@ -19,7 +19,7 @@ from bench.identity import write_atomic
 from bench.report import html, markdown
 from bench.report.charts import image, svg
 from bench.report.section import Chapter, Report, Section, Table, anchor, percent
-from bench.report.sections import SECTIONS, answer, change, environment
+from bench.report.sections import SECTIONS, answer, change, claims, environment
 from bench.stats.compare import compare
 from bench.stats.decide import Limits, decide
 from bench.stats.frames import Group, Sweep, groups, load
@@ -146,6 +146,7 @@ def _write_tables(
         "arms": sweep.arms,
         "decision": _all({group.name: decide(group, limits).arms for group in found}),
         "comparisons": _all({group.name: compare(group).comparisons for group in found}),
+        "claims": _all({group.name: claims.verdicts_frame(group) for group in found}),
     }
     (folder / "tables").mkdir(exist_ok=True)
     for name, frame in frames.items():
