@@ -47,11 +47,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, MethodConfig, Metric, RunConfig, suggest
-from bench.planner.advice import MARGIN, Machine, plan_of, planned_runs, preset
-from bench.planner.time import PlanConfig
+from bench.config import ConfigurationError, MethodConfig, Metric, suggest, with_settings
+from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
 from bench.record import Record
 from bench.stats.compare import match, speed_doubts
+from bench.stats.curves import reach_frame
 from bench.stats.decide import DRAWS, amount_draws
 from bench.stats.frames import Group, family, is_control, is_untrained
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
@@ -72,8 +72,9 @@ AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_t
 COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",
           "weights_bytes", "gradients_bytes", "optimizer_bytes")  # fmt: skip
 QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, "best_learning_rate")
-_SETTINGS = ("rank", "target_modules", "scheme", "double_quantization", "weights_dtype")
-_VARIANTS = {"use_dora": False, "use_rslora": False, "init": "default"}  # of LoRA, as it was published
+_SETTINGS = {"rank": "adapter.rank", "target_modules": "adapter.target_modules", "scheme": "quantization.scheme",
+             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype"}  # fmt: skip
+_PUBLISHED = {"adapter.use_dora": False, "adapter.use_rslora": False, "adapter.init": "default"}  # LoRA, not a variant
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
@@ -242,7 +243,11 @@ def _formula(node: ast.expr, needs: list[Need]) -> Formula:
 
 def _arm(quantity: str, family: str, asked: Sequence[ast.keyword]) -> Arm:
     names = [str(keyword.arg) for keyword in asked]
-    found = [("quantity", quantity, QUANTITIES), ("arm", family, ARMS), *(("setting", n, _SETTINGS) for n in names)]
+    found = [
+        ("quantity", quantity, QUANTITIES),
+        ("arm", family, ARMS),
+        *(("setting", n, tuple(_SETTINGS)) for n in names),
+    ]
     for word, given, allowed in found:
         if given not in allowed:
             raise ValueError(f"no {word} {given!r}{suggest(given, list(allowed))}")
@@ -374,11 +379,13 @@ def _best_rate(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
 def _judged(check: Check, arms: tuple[str, ...], known: Mapping[Need, Drawn]) -> Part:
     sampled = {need: values for need, (_, values, _) in known.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = check.value({need: one for need, (one, _, _) in known.items()})
+        value = float(check.value({need: np.float64(one) for need, (one, _, _) in known.items()}))
         low, high = np.nanquantile(np.broadcast_to(check.value(sampled), DRAWS), (0.025, 0.975))
         truth = np.broadcast_to(check.truth(sampled), DRAWS)
     basis = "; ".join(dict.fromkeys(basis for _, _, basis in known.values()))
-    return Part(check.text, arms, float(value), float(low), float(high), float(truth.mean()), basis, truth)
+    if not np.isfinite(value):
+        return Part(check.text, arms, basis=f"it would divide by 0 ({basis})")
+    return Part(check.text, arms, value, float(low), float(high), float(truth.mean()), basis, truth)
 
 
 def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, list[Record]]:
@@ -394,16 +401,19 @@ def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, li
 
 
 def _fits(arm: Arm, record: Record) -> bool:
-    settings = _settings(record.config.method)
+    method = record.config.method
     if family(record) != arm.family or is_control(record):
         return False
-    published = all(settings.get(name, usual) == usual for name, usual in _VARIANTS.items())
-    return published and all(_equal(wanted, settings.get(name)) for name, wanted in arm.settings)
+    published = all(_setting(method, path) in (None, usual) for path, usual in _PUBLISHED.items())
+    return published and all(_equal(wanted, _setting(method, _SETTINGS[name])) for name, wanted in arm.settings)
 
 
-def _settings(method: MethodConfig) -> dict[str, Any]:
-    """Those of the method, its quantization and its adapter, by name."""
-    return {k: v for part in (method, method.quantization, method.adapter) if part for k, v in vars(part).items()}
+def _setting(method: MethodConfig, path: str) -> Any:
+    """A setting of the method by its dotted path; None where the method has no such part."""
+    found: Any = method
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _equal(wanted: Any, given: Any) -> bool:
@@ -455,8 +465,10 @@ def _alike(group: Group, records: Sequence[Record], free: set[str], at_equal: st
 
 
 def _column(group: Group, name: str) -> dict[str, float]:
-    """run_id -> its value in the runs frame, where it is known."""
-    known = group.runs.set_index("run_id").get(name, pd.Series(dtype=float)).dropna()
+    """run_id -> its value in the runs frame, or in that of the target loss, where it is known."""
+    target = name == "seconds_to_target"
+    frame = (reach_frame(group) if target else group.runs).set_index("run_id")
+    known = frame.get("seconds" if target else name, pd.Series(dtype=float)).dropna()
     return {str(run_id): float(value) for run_id, value in known.items()}
 
 
@@ -523,28 +535,11 @@ def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str
     doubts = dict.fromkeys(text for run in records for text in speed_doubts(run, records[0]))
     if doubts and name in AMOUNTS and name != "peak_memory_bytes":
         raise NotMeasuredError("; ".join(doubts))
-    known = _seconds_to_target(records) if name == "seconds_to_target" else _column(group, name)
+    known = _column(group, name)
     if any(run.run_id not in known for run in records):
         more = "; set hardware.price_usd_per_hour" if name == "cost_usd" else ""
         raise NotMeasuredError(f"{name} was not measured{more}")
     return [np.array([known[run.run_id] for run in of_arm]) for of_arm in arms]
-
-
-def _seconds_to_target(records: Sequence[Record]) -> dict[str, float]:
-    """run_id -> training until the held-out loss that all of them reach, linear between two points."""
-    curves = {
-        run.run_id: [(p.train_seconds, np.inf if p.loss is None else p.loss) for p in run.train.heldout]
-        for run in records
-        if run.train and run.train.heldout
-    }
-    target = max((curve[-1][1] for curve in curves.values()), default=np.inf)
-    found = {}
-    for run_id, curve in curves.items() if np.isfinite(target) else ():
-        for (t0, y0), (t1, y1) in itertools.pairwise(curve):
-            if y1 <= target:
-                found[run_id] = t0 if y0 <= target else t0 + (t1 - t0) * (y0 - target) / (y0 - y1)
-                break
-    return found
 
 
 # --- By the planner ---
@@ -576,17 +571,10 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
 @lru_cache(maxsize=64)
 def _planned(overrides: tuple[str, ...], arm: Arm) -> dict[str, Any]:
     """`Plan.columns` of what the overrides describe, trained by the arm's method."""
-    config, options, machine = _planned_run(overrides)
-    method = preset(arm.family)
-    for name, value in arm.settings:
-        owner = next((part for part in ("adapter", "quantization") if hasattr(getattr(method, part), name)), None)
-        changed: Any = list(value) if isinstance(value, tuple) else value
-        inner = {name: changed} if owner is None else {owner: replace(getattr(method, owner), **{name: changed})}
-        method = replace(method, **inner)
-    return plan_of(replace(config, method=method), options, machine).columns()
+    ((config, options, machine),) = _planned_runs(overrides)
+    asked = {f"method.{_SETTINGS[name]}": list(v) if isinstance(v, tuple) else v for name, v in arm.settings}
+    config = with_settings(replace(config, method=preset(arm.family)), asked)
+    return plan_of(config, options, machine).columns()
 
 
-@lru_cache(maxsize=16)
-def _planned_run(overrides: tuple[str, ...]) -> tuple[RunConfig, PlanConfig, Machine]:
-    (run,) = planned_runs(overrides)
-    return run
+_planned_runs = lru_cache(maxsize=16)(planned_runs)

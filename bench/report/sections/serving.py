@@ -71,7 +71,7 @@ def _latencies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sizes(forms: pd.DataFrame) -> Section:
-    columns = [
+    columns: list[tuple[str, str, Callable[[Any], str]]] = [
         ("method", "arm", str),
         ("form", "form", str),
         ("what it is", "is_what", str),
