@@ -21,10 +21,10 @@ from omegaconf import DictConfig
 
 from bench import fairness as pairs
 from bench.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
-from bench.config import ConfigurationError, RunConfig, Status
+from bench.config import ConfigurationError, RunConfig
 from bench.fairness import allowed_names
 from bench.identity import data_key, run_folder, run_id, sweep_folder, write_atomic
-from bench.record import Stage
+from bench.record import Stage, Status
 from bench.sweep import launchers as dispatch
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, command, execute, is_finished, prepare, read_record, unwritable_folders

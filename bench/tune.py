@@ -23,9 +23,9 @@ from pathlib import Path
 from bench.analysis.rates import best, edge, next_rate, remarks
 from bench.cli import COMMAND_AGAIN, console, prepare_all
 from bench.compose import RATES_FILE, read_rates
-from bench.config import ConfigurationError, RunConfig, Status
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import sweep_folder, tuning_key
-from bench.record import Record, Trial, TuneConfig, Tuning
+from bench.record import Record, Status, Trial, TuneConfig, Tuning
 from bench.sweep.execute import execute, is_finished
 from bench.sweep.tuning import compose_tuning, keep_tuning, trial
 

@@ -12,9 +12,9 @@ from stand_in_hub import COMMIT, stand_in_hub
 from bench import fetch
 from bench.cli import main as bench
 from bench.compose import compose
-from bench.config import ConfigurationError, Status
+from bench.config import ConfigurationError
 from bench.identity import run_folder
-from bench.record import Source, bundle_environment
+from bench.record import Source, Status, bundle_environment
 from bench.sweep import execute
 from bench.sweep import fetching as bundling
 from bench.sweep.execute import read_record

@@ -18,8 +18,7 @@ from bench.analysis.load import disturbances
 from bench.analysis.measures import OVERALL, Measure
 from bench.analysis.order import is_base
 from bench.analysis.stats import FEWEST_EXAMPLES
-from bench.config import Status
-from bench.record import PhaseMemory, Record
+from bench.record import PhaseMemory, Record, Status
 
 _MERGED = "merged"  # a form of `ServeResult`: into the base as it was trained on, dequantized where it was quantized
 AMOUNTS = ("memory_bytes", "time_seconds", "cost_usd", "forgetting_share")  # fields of `Limits`

@@ -12,8 +12,7 @@ from typing import Any
 
 from bench.analysis.fairness import COMPUTING_PACKAGES, DIGEST_SHOWN, adds_in_fp32, compilation
 from bench.analysis.order import is_base
-from bench.config import to_mapping
-from bench.identity import flat
+from bench.config import flat, to_mapping
 from bench.record import Record
 
 _SKIPPED = ("paths.", "tracking.", "sweep", "method.name", "seed", "trial", "model.architecture")

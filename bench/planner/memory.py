@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.config import (
@@ -27,7 +27,7 @@ from bench.config import (
     PositiveInt,
     QuantizationConfig,
     TrainConfig,
-    suggest,
+    checked,
 )
 
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp"]
@@ -60,17 +60,7 @@ def plan_config(mapping: dict[str, Any]) -> PlanConfig:
         memory = memory.split(",")
     if memory is not None and not isinstance(memory, list):
         memory = [memory]
-    try:
-        return TypeAdapter(PlanConfig).validate_python(mapping | {"memory_gib": memory})
-    except ValidationError as error:
-        raise ConfigurationError([_explain(e) for e in error.errors(include_url=False)]) from None
-
-
-def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "unexpected_keyword_argument":
-        return f"plan.{name}: no such setting{suggest(name, [f.name for f in fields(PlanConfig)])}"
-    return f"plan.{name}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
+    return checked(PlanConfig, mapping | {"memory_gib": memory}, "plan")
 
 
 @dataclass(frozen=True)

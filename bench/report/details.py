@@ -12,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import Status
-from bench.identity import flat
-from bench.record import PhaseMemory, Record
+from bench.config import flat
+from bench.record import PhaseMemory, Record, Status
 from bench.report.answer import Group, busy_mark, column, mean
 from bench.report.format import (
     UNKNOWN,

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
-from bench.config import RunConfig, Status, next_step
+from bench.config import RunConfig
 from bench.identity import (
     artifact_folder,
     comparison_key,
@@ -53,8 +53,10 @@ from bench.record import (
     ServedForm,
     ServeResult,
     Stage,
+    Status,
     TrainResult,
     from_json,
+    next_step,
     to_json,
 )
 from bench.sweep.child import Outcome, Watch, run_stage

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config import ConfigurationError, PathsConfig, RunConfig, Status
+from bench.config import ConfigurationError, PathsConfig, RunConfig
 from bench.identity import artifact_folder, write_atomic
 from bench.record import (
     CARD,
@@ -32,6 +32,7 @@ from bench.record import (
     PromptFormat,
     Record,
     ScoreInterval,
+    Status,
     from_json,
     to_json,
 )

@@ -28,8 +28,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.fsdp import FSDPModule
 
-from bench.config import DEEPSPEED, EXIT_ERROR, EXIT_OK, RunConfig
-from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
+from bench.config import DEEPSPEED, RunConfig
+from bench.record import EXIT_ERROR, EXIT_OK, DeviceShare, MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.tokens import IGNORED
 
 if TYPE_CHECKING:

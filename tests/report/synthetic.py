@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.rates import best, edge
-from bench.config import NEXT_STEP, RunConfig, Status, with_settings
+from bench.config import RunConfig, with_settings
 from bench.identity import tuning_key
 from bench.record import (
+    NEXT_STEP,
     DataSummary,
     Environment,
     EvaluateResult,
@@ -33,6 +34,7 @@ from bench.record import (
     RegressionResult,
     RegressionTask,
     Sample,
+    Status,
     Step,
     TrainResult,
     Trial,

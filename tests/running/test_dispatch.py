@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 from bench.cli import main
 from bench.compose import CONFIG_FOLDER, choices, compose
-from bench.config import ConfigurationError, RunConfig, Status
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import run_folder, run_id, write_atomic
-from bench.record import Record
+from bench.record import Record, Status
 from bench.sweep import execute as provenance
 from bench.sweep import launchers as dispatch
 from bench.sweep import launchers as job

@@ -9,9 +9,9 @@ import pytest
 from in_process import in_process
 
 from bench.compose import compose
-from bench.config import RunConfig, Status
+from bench.config import RunConfig
 from bench.identity import run_folder
-from bench.record import Failure, Fit, ProbeResult, from_json, to_json
+from bench.record import Failure, Fit, ProbeResult, Status, from_json, to_json
 from bench.sweep import execute
 from bench.sweep import execute as fitting
 from bench.sweep.child import Outcome

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bench.compose import compose
-from bench.config import RunConfig, Status
+from bench.config import RunConfig
 from bench.identity import run_folder
-from bench.record import Record
+from bench.record import Record, Status
 from bench.sweep import execute as reuse
 from bench.sweep.execute import write_record
 

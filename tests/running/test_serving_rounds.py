@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig, Status
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import comparison_key, data_key, run_folder, run_id, tuning_key
-from bench.record import Environment, Generation, PhaseMemory, Record, ServedForm, ServeResult, from_json, to_json
+from bench.record import (
+    Environment,
+    Generation,
+    PhaseMemory,
+    Record,
+    ServedForm,
+    ServeResult,
+    Status,
+    from_json,
+    to_json,
+)
 from bench.sweep import execute as serving
 from bench.sweep import execute as store
 from bench.sweep.child import Outcome

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig, to_mapping
+from bench.config import ConfigurationError, RunConfig, flat, to_mapping
 from bench.fairness import REQUIREMENTS, allowed_names, differing_settings, requirement_of
-from bench.identity import flat, names_of_arms
+from bench.identity import names_of_arms
 
 
 def described(*overrides: str) -> RunConfig:
