@@ -198,7 +198,7 @@ class Adapters:
     generations: list[AdapterGeneration]
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")

@@ -1,7 +1,7 @@
-"""From the overrides of `python -m bench.plan` to what each run that they describe will take.
+"""What runs will take before they run, whether that fits a device, and what to change when it does not.
 
 >>> for plan in plans(["model=llama-3.1-8b", "method=full,lora", "hardware=h100"]):
-...     print(plan.method, plan.verdict, plan.total_bytes)
+...     print(plan.method, plan.verdict, plan.total_bytes, plan.duration.hours)
 """
 
 from __future__ import annotations
@@ -27,44 +27,183 @@ from bench.config import (
     MethodConfig,
     ModelConfig,
     RunConfig,
-    TrainConfig,
+    checked,
     read_architecture,
     to_mapping,
 )
 from bench.identity import canonical_json
-from bench.planner.memory import (
-    Batch,
-    Parallel,
-    PlanConfig,
-    Terms,
-    base_parameters,
-    estimate,
-    numerics_of,
-    plan_config,
-    static_bytes,
-)
-from bench.planner.time import Duration, duration
+from bench.planner.memory import Batch, Device, PlannedStep, Terms, base_parameters, estimate, trained_parameters
+from bench.planner.time import Duration, PlanConfig, duration
 
 COMPILE_REPAYS_FROM_STEPS = 20  # as the worker's device module has it
+GIB = 2**30
+MARGIN = 0.1  # about what the estimate was off by where it could be checked: docs/planner.md
+REMEDIES_SHOWN = 3
+MOST_DEVICES = 64  # that a remedy proposes
+SHORTEST = 256  # tokens; shorter examples are no remedy
+Verdict = Literal["fits", "tight", "does not fit", "unknown"]
+_PREFIX = "plan."
+_NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
 class Machine:
     """What `hardware` leaves open: the kind of device, and its memory in GiB (None: unknown)."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     memory_gib: float | None
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """A change of settings after which the run fits."""
+
+    change: str  # overrides of the command
+    total_bytes: int  # `peak_memory_bytes` of a device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run will take on one kind of device."""
+
+    model: str
+    method: str
+    hardware: str
+    device: Device
+    devices: int
+    strategy: str
+    max_length: int
+    micro_batch: int
+    gradient_checkpointing: bool
+    memory_gib: float | None
+    parameters_base: int
+    parameters_trainable: int
+    gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
+    terms: Terms  # on one device, at the highest moment of a step
+    total_bytes: int  # their sum: the same quantity as a run's `peak_memory_bytes`
+    largest_term: str
+    verdict: Verdict
+    largest_micro_batch: int | None
+    remedies: list[Remedy]
+    duration: Duration
+
+
+def plans(overrides: Sequence[str]) -> list[Plan]:
+    """One plan for every run and every memory that the overrides ask for; `plan.NAME=VALUE` sets the planner's own.
+
+    Raises:
+        ConfigurationError: with all mistakes.
+    """
+    problems: list[str] = []
+    options, configs, made = PlanConfig(), list[RunConfig](), list[Plan]()
+    try:
+        options = plan_config(_plan_mapping([text for text in overrides if text.startswith(_PREFIX)]))
+    except ConfigurationError as error:
+        problems += error.problems
+    try:
+        others = [text for text in overrides if not text.startswith(_PREFIX)]
+        configs = compose(others, multirun=True, key=lambda config: canonical_json(to_mapping(config)))
+    except ConfigurationError as error:
+        problems += error.problems
+    for config in configs if not problems else []:
+        try:
+            made += [plan_of(config, options, machine) for machine in _machines(config, options)]
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return made
+
+
+def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
+    """The plan of one run; its micro-batch, where `auto`, is the one that `auto` is expected to come to."""
+    if options.devices == 1 and config.hardware.strategy != "none":  # as the run itself would share its steps
+        options = replace(options, devices=config.hardware.devices, strategy=config.hardware.strategy)
+    if config.train.micro_batch == "auto":
+        budget_gib = config.hardware.memory_budget_gib
+        within = machine if budget_gib is None else replace(machine, memory_gib=budget_gib)
+        if within.memory_gib is None:
+            raise ConfigurationError(["train.micro_batch: auto needs a memory to fit into: plan.memory_gib=..."])
+        config = _with(config, "train", micro_batch=largest_micro_batch(config, options, within) or 1)
+    step = step_of(config, options, machine)
+    terms = estimate(step)
+    found = verdict(terms.total, machine.memory_gib)
+    known = machine.memory_gib is not None
+    return Plan(
+        model=config.model.name,
+        method=config.method.name,
+        hardware=config.hardware.name,
+        device=machine.device,
+        devices=options.devices,
+        strategy=options.strategy,
+        max_length=config.train.max_length,
+        micro_batch=config.train.fitted_micro_batch,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        memory_gib=machine.memory_gib,
+        parameters_base=sum(base_parameters(step.architecture).values()),
+        parameters_trainable=trained_parameters(step.architecture, config.method),
+        gradients_bytes=step.static.gradients,
+        terms=terms,
+        total_bytes=terms.total,
+        largest_term=max(terms.by_name().items(), key=lambda item: item[1])[0],
+        verdict=found,
+        largest_micro_batch=largest_micro_batch(config, options, machine) if known else None,
+        remedies=remedies(config, options, machine) if found in ("tight", "does not fit") else [],
+        duration=duration(config, step.architecture, options),
+    )
+
+
+def predict(config: RunConfig, options: PlanConfig, machine: Machine) -> Terms:
+    """The peak of a training step on one device, term by term.
+
+    Raises:
+        ConfigurationError: an unknown architecture or adapter target, more micro-batches than a step has examples.
+    """
+    return estimate(step_of(config, options, machine))
+
+
+def step_of(config: RunConfig, options: PlanConfig, machine: Machine) -> PlannedStep:
+    """The step to plan for: a micro-batch of the longest examples. Errors as `predict` has them."""
+    train, architecture = config.train, architecture_of(config.model)
+    rows, length, of_devices = train.fitted_micro_batch, train.max_length, train.fitted_micro_batch * options.devices
+    if of_devices > train.batch_size:
+        problem = f"plan.devices: {options.devices} micro-batches of {rows} are more than"
+        raise ConfigurationError(
+            [f"{problem} train.batch_size={train.batch_size}; raise it or lower train.micro_batch"]
+        )
+    padded = options.padded and rows > 1
+    if train.packing:
+        rows, length, padded = 1, rows * length, True
+    # A run without a number of steps is taken for a long one, in which compiling pays.
+    short = train.max_steps is not None and train.max_steps < COMPILE_REPAYS_FROM_STEPS
+    return PlannedStep(
+        config,
+        architecture,
+        Batch(rows, length, round(rows * length * options.supervised_share), padded),
+        machine.device,
+        compiled=train.compile == "regional" or (train.compile == "auto" and not short),
+        accumulates=train.batch_size > of_devices,
+        devices=options.devices,
+        strategy=options.strategy,
+    )
+
+
 def architecture_of(model: ModelConfig) -> ArchitectureConfig:
-    """The numbers in the model's YAML, else those of the `config.json` in its folder.
+    """The numbers in the model's YAML, else those of the `config.json` in its folder or in the hub's cache.
 
     Raises:
         ConfigurationError: neither is there, or it is of a kind that the planner does not know.
     """
     if model.architecture is not None:
         return model.architecture
-    file = Path(model.location) / "config.json" if model.source == "folder" else _downloaded(model)
+    file: Path | None = None
+    if model.source == "folder":
+        file = Path(model.location) / "config.json"
+    elif model.source == "hub":  # downloaded before: nothing is asked of the network
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model.location, "config.json", revision=model.revision or "main")
+        file = Path(found) if isinstance(found, str) else None
     if file is None or not file.exists():
         where = f"no config.json in {model.location!r}" if model.source == "folder" else "it is not in the hub's cache"
         raise ConfigurationError(
@@ -79,59 +218,133 @@ def architecture_of(model: ModelConfig) -> ArchitectureConfig:
         raise ConfigurationError([f"model.architecture: {file}: {error}"]) from None
 
 
-def predict(config: RunConfig, options: PlanConfig, machine: Machine) -> Terms:
-    """The peak of a training step on one device, term by term.
+# --- Whether it fits ---
+
+
+def verdict(peak_memory_bytes: int, memory_gib: float | None) -> Verdict:
+    """Tight: within a tenth of the memory, to either side."""
+    if memory_gib is None:
+        return "unknown"
+    share = peak_memory_bytes / (memory_gib * GIB)
+    return "fits" if share <= 1 - MARGIN else "tight" if share <= 1 + MARGIN else "does not fit"
+
+
+def largest_micro_batch(config: RunConfig, options: PlanConfig, machine: Machine) -> int | None:
+    """The largest divisor of `train.batch_size` that fits and is not tight; None when not even 1 does."""
+    allowed = [rows for rows in sizes(config.train.batch_size) if rows * options.devices <= config.train.batch_size]
+    fitting = (rows for rows in reversed(allowed) if _fits(_with(config, "train", micro_batch=rows), options, machine))
+    return next(fitting, None)
+
+
+def _fits(config: RunConfig, options: PlanConfig, machine: Machine) -> bool:
+    return verdict(predict(config, options, machine).total, machine.memory_gib) == "fits"
+
+
+def remedies(config: RunConfig, options: PlanConfig, machine: Machine) -> list[Remedy]:
+    """Changes that make the run fit, the mildest first; none when nothing known does."""
+    found = []
+    for change, changed, with_options in _candidates(config, options, machine):
+        total = predict(changed, with_options, machine).total
+        if verdict(total, machine.memory_gib) == "fits":
+            found.append(Remedy(change, total))
+        if len(found) == REMEDIES_SHOWN:
+            break
+    return found
+
+
+def _candidates(
+    config: RunConfig, options: PlanConfig, machine: Machine
+) -> Iterator[tuple[str, RunConfig, PlanConfig]]:
+    """(overrides, the run, the planner's options): what leaves the learning alone, then what does not."""
+    lean, words = config, ""
+
+    def smaller() -> Iterator[tuple[str, RunConfig, PlanConfig]]:
+        rows = largest_micro_batch(lean, options, machine)
+        if rows is not None and rows < config.train.fitted_micro_batch:
+            yield f"{words}train.micro_batch={rows}", _with(lean, "train", micro_batch=rows), options
+
+    if config.hardware.attention == "eager":
+        lean, words = _with(config, "hardware", attention="sdpa"), "hardware.attention=sdpa "
+        yield words.strip(), lean, options
+    yield from smaller()
+    if not config.train.gradient_checkpointing:
+        lean, words = _with(lean, "train", gradient_checkpointing=True), f"{words}train.gradient_checkpointing=true "
+        yield words.strip(), lean, options
+        yield from smaller()
+    if lean.train.fitted_micro_batch > 1:
+        lean, words = _with(lean, "train", micro_batch=1), f"{words}train.micro_batch=1 "
+    if config.method.trains == "all_weights" and config.method.optimizer == "adamw":
+        yield f"{words}method.optimizer=adamw_8bit", _with(lean, "method", optimizer="adamw_8bit"), options
+    devices = 2 * options.devices  # the fewest on which the run fits, sharded
+    while devices * lean.train.fitted_micro_batch <= min(MOST_DEVICES, lean.train.batch_size):
+        sharded = replace(options, devices=devices, strategy="fsdp")
+        if _fits(lean, sharded, machine):
+            yield f"{words}plan.devices={devices} plan.strategy=fsdp", lean, sharded
+            break
+        devices *= 2
+    lighter = ["qlora"] if config.method.quantization is None else []  # presets of conf/method/ that hold less
+    for name in ["lora", *lighter] if config.method.trains == "all_weights" else lighter:
+        yield f"{words}method={name}", replace(lean, method=preset(name)), options
+    length = lean.train.max_length // 2
+    while length >= SHORTEST:
+        yield f"{words}train.max_length={length}", _with(lean, "train", max_length=length), options
+        length //= 2
+
+
+def preset(name: str) -> MethodConfig:
+    """The method of `conf/method/NAME.yaml`."""
+    content = yaml.safe_load((CONFIG_FOLDER / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return TypeAdapter(MethodConfig).validate_python(content)
+
+
+def _with(config: RunConfig, part: str, **changes: Any) -> RunConfig:
+    """The run with other settings in one part: `train`, `method` or `hardware`."""
+    changed: dict[str, Any] = {part: replace(getattr(config, part), **changes)}
+    return replace(config, **changed)
+
+
+# --- Machines and settings ---
+
+
+def device_kind(hardware: HardwareConfig) -> Device:
+    """The kind of device that `hardware.device` means here."""
+    if hardware.device != "auto":
+        return hardware.device
+    return "cuda" if _NVIDIA.exists() else "cpu"
+
+
+def _machines(config: RunConfig, options: PlanConfig) -> list[Machine]:
+    """The device that `hardware` means, with each memory to be compared."""
+    device, memory = device_kind(config.hardware), config.hardware.memory_gib
+    if memory is None and device == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    memories: list[float | None] = [*options.memory_gib] if options.memory_gib else [memory]
+    return [Machine(device, gib) for gib in memories]
+
+
+def _plan_mapping(overrides: list[str]) -> dict[str, Any]:
+    """`conf/plan.yaml` with the overrides."""
+    try:
+        given = OmegaConf.from_dotlist([text.removeprefix(_PREFIX) for text in overrides])
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigurationError([f"plan: {' '.join(str(error).split())}"]) from None
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONFIG_FOLDER / "plan.yaml"), given))
+    return {str(key): value for key, value in merged.items()}
+
+
+def plan_config(mapping: Mapping[str, Any]) -> PlanConfig:
+    """Check the planner's settings. A single `memory_gib`, or several with commas, is a list.
 
     Raises:
-        ConfigurationError: an unknown architecture or adapter target, more micro-batches than a step has examples.
+        ConfigurationError: with every mistake found.
     """
-    architecture, train = architecture_of(config.model), config.train
-    if train.fitted_micro_batch * options.devices > train.batch_size:
-        problem = f"plan.devices: {options.devices} micro-batches of {train.fitted_micro_batch} are more than"
-        raise ConfigurationError(
-            [f"{problem} train.batch_size={train.batch_size}; raise it or lower train.micro_batch"]
-        )
-    numerics = numerics_of(
-        architecture, config.method, train, config.hardware, device=machine.device, compiled=_compiles(train)
-    )
-    return estimate(
-        architecture,
-        config.method,
-        numerics,
-        largest_batch(train, options),
-        accumulates=train.batch_size > train.fitted_micro_batch * options.devices,
-        parallel=Parallel(options.devices, options.strategy),
-    )
+    memory = mapping.get("memory_gib")
+    memory = memory.split(",") if isinstance(memory, str) else memory
+    listed = memory if memory is None or isinstance(memory, list) else [memory]
+    return checked(PlanConfig, {**mapping, "memory_gib": listed}, "plan")
 
 
-def largest_batch(train: TrainConfig, options: PlanConfig) -> Batch:
-    """A micro-batch of the longest examples."""
-    rows, length = train.fitted_micro_batch, train.max_length
-    if train.packing:
-        rows, length = 1, rows * length
-    return Batch(
-        rows=rows,
-        length=length,
-        supervised=round(rows * length * options.supervised_share),
-        padded=train.packing if train.micro_batch == 1 or train.packing else options.padded,
-    )
-
-
-def _compiles(train: TrainConfig) -> bool:
-    """What `train.compile=auto` comes to; a run without a number of steps is taken for a long one."""
-    short = train.max_steps is not None and train.max_steps < COMPILE_REPAYS_FROM_STEPS
-    return train.compile == "regional" or (train.compile == "auto" and not short)
-
-
-def _downloaded(model: ModelConfig) -> Path | None:
-    """The config.json of a hub model that was fetched before; nothing is asked of the network."""
-    if model.source != "hub":
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model.location, "config.json", revision=model.revision or "main")
-    return Path(found) if isinstance(found, str) else None
-
+# --- The search of `train.micro_batch=auto` ---
 
 MOST_PROBES = 4
 USUAL = 4  # where the planner cannot tell
@@ -144,14 +357,12 @@ def sizes(batch_size: int) -> list[int]:
 
 def first_size(config: RunConfig, longest: int, device: str, budget_bytes: int | None) -> int:
     """Where the search starts: the planner's largest, for examples of at most `longest` tokens."""
-    allowed = sizes(config.train.batch_size)
-    usual = max(rows for rows in allowed if rows <= USUAL)
+    usual = max(rows for rows in sizes(config.train.batch_size) if rows <= USUAL)
     if budget_bytes is None:
         return usual
-    exact = replace(config, train=replace(config.train, max_length=longest))
     machine = Machine("cuda" if device == "cuda" else "cpu", budget_bytes / GIB)
     try:
-        return largest_micro_batch(exact, PlanConfig(), machine) or allowed[0]
+        return largest_micro_batch(_with(config, "train", max_length=longest), PlanConfig(), machine) or 1
     except ConfigurationError:  # an architecture that the planner does not know
         return usual
 
@@ -183,241 +394,3 @@ def largest_fitting(allowed: Sequence[int], fits: Mapping[int, bool]) -> tuple[i
         return None, fits.get(allowed[0]) is False
     larger = [rows for rows in allowed if rows > found]
     return found, not larger or fits.get(larger[0]) is False
-
-
-GIB = 2**30
-MARGIN = 0.1  # about what the estimate was off by where it could be checked: docs/planner.md
-_REMEDIES_SHOWN = 3
-_MOST_DEVICES = 64
-Verdict = Literal["fits", "marginal", "does not fit", "unknown"]
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """A change of settings after which the run fits."""
-
-    change: str  # overrides of the command
-    total_bytes: int  # on a device
-
-
-def verdict(total_bytes: int, memory_gib: float | None) -> Verdict:
-    """Marginal: within a tenth of the memory, to either side."""
-    if memory_gib is None:
-        return "unknown"
-    share = total_bytes / (memory_gib * GIB)
-    return "fits" if share <= 1 - MARGIN else "marginal" if share <= 1 + MARGIN else "does not fit"
-
-
-def largest_micro_batch(config: RunConfig, options: PlanConfig, machine: Machine) -> int | None:
-    """The largest divisor of `train.batch_size` that fits without being marginal; None when not even 1 does."""
-    of_device = config.train.batch_size // options.devices
-    for rows in range(of_device, 0, -1):
-        if config.train.batch_size % rows == 0 and _fits(_with_train(config, micro_batch=rows), options, machine):
-            return rows
-    return None
-
-
-def remedies(config: RunConfig, options: PlanConfig, machine: Machine) -> list[Remedy]:
-    """Changes that make the run fit, the mildest first; none when nothing known does."""
-    found = []
-    for change, changed, with_options in _candidates(config, options, machine):
-        total = predict(changed, with_options, machine).total
-        if verdict(total, machine.memory_gib) == "fits":
-            found.append(Remedy(change, total))
-        if len(found) == _REMEDIES_SHOWN:
-            break
-    return found
-
-
-def _candidates(
-    config: RunConfig, options: PlanConfig, machine: Machine
-) -> Iterator[tuple[str, RunConfig, PlanConfig]]:
-    """(overrides, the run, the planner's options): what leaves the learning alone, then what does not."""
-    lean, words = config, ""
-    if config.hardware.attention == "eager":
-        lean, words = replace(config, hardware=replace(config.hardware, attention="sdpa")), "hardware.attention=sdpa "
-        yield words.strip(), lean, options
-    if (rows := largest_micro_batch(lean, options, machine)) is not None and rows < config.train.fitted_micro_batch:
-        yield f"{words}train.micro_batch={rows}", _with_train(lean, micro_batch=rows), options
-    if not config.train.gradient_checkpointing:
-        lean, words = _with_train(lean, gradient_checkpointing=True), f"{words}train.gradient_checkpointing=true "
-        yield words.strip(), lean, options
-        if (rows := largest_micro_batch(lean, options, machine)) is not None and rows < config.train.fitted_micro_batch:
-            yield f"{words}train.micro_batch={rows}", _with_train(lean, micro_batch=rows), options
-    if lean.train.fitted_micro_batch > 1:
-        lean, words = _with_train(lean, micro_batch=1), f"{words}train.micro_batch=1 "
-    if config.method.trains == "all_weights" and config.method.optimizer == "adamw":
-        yield f"{words}method.optimizer=adamw_8bit", _with_method(lean, optimizer="adamw_8bit"), options
-    if (sharded := _fewest_devices(lean, options, machine)) is not None:
-        yield f"{words}plan.devices={sharded.devices} plan.strategy=fsdp", lean, sharded
-    for name in _smaller_methods(config.method):
-        yield f"{words}method={name}", replace(lean, method=_method(name)), options
-    yield from _shorter(lean, words, options)
-
-
-def _fewest_devices(config: RunConfig, options: PlanConfig, machine: Machine) -> PlanConfig | None:
-    """The smallest doubling of the devices on which the run fits, sharded; None when there is none."""
-    devices = 2 * options.devices
-    while devices * config.train.fitted_micro_batch <= min(_MOST_DEVICES, config.train.batch_size):
-        sharded = replace(options, devices=devices, strategy="fsdp")
-        if _fits(config, sharded, machine):
-            return sharded
-        devices *= 2
-    return None
-
-
-def _shorter(config: RunConfig, words: str, options: PlanConfig) -> Iterator[tuple[str, RunConfig, PlanConfig]]:
-    length = config.train.max_length // 2
-    while length >= 256:
-        yield f"{words}train.max_length={length}", _with_train(config, max_length=length), options
-        length //= 2
-
-
-def _smaller_methods(method: MethodConfig) -> list[str]:
-    """Presets of conf/method/ that hold less."""
-    smaller = ["qlora"] if method.quantization is None else []
-    return ["lora", *smaller] if method.trains == "all_weights" else smaller
-
-
-def _method(name: str) -> MethodConfig:
-    content = yaml.safe_load((CONFIG_FOLDER / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return TypeAdapter(MethodConfig).validate_python(content)
-
-
-def _with_train(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, train=replace(config.train, **changes))
-
-
-def _with_method(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, method=replace(config.method, **changes))
-
-
-def _fits(config: RunConfig, options: PlanConfig, machine: Machine) -> bool:
-    return verdict(predict(config, options, machine).total, machine.memory_gib) == "fits"
-
-
-_PREFIX = "plan."
-_NVIDIA = Path("/proc/driver/nvidia/version")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run will take on one kind of device."""
-
-    model: str
-    method: str
-    hardware: str
-    device: str  # "cpu" or "cuda"
-    devices: int
-    strategy: str
-    max_length: int
-    micro_batch: int
-    gradient_checkpointing: bool
-    memory_gib: float | None
-    parameters_base: int
-    parameters_trainable: int
-    gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
-    terms: Terms  # on one device, at the highest moment of a step
-    total_bytes: int
-    largest_term: str
-    verdict: Verdict
-    largest_micro_batch: int | None
-    remedies: list[Remedy]
-    duration: Duration
-
-
-def plans(overrides: Sequence[str]) -> list[Plan]:
-    """One plan for every run and every memory that the overrides ask for.
-
-    Raises:
-        ConfigurationError: with all mistakes.
-    """
-    problems: list[str] = []
-    options, configs, made = PlanConfig(), list[RunConfig](), list[Plan]()
-    try:
-        options = plan_config(_plan_mapping([text for text in overrides if text.startswith(_PREFIX)]))
-    except ConfigurationError as error:
-        problems += error.problems
-    try:
-        others = [text for text in overrides if not text.startswith(_PREFIX)]
-        configs = compose(others, multirun=True, key=lambda config: canonical_json(to_mapping(config)))
-    except ConfigurationError as error:
-        problems += error.problems
-    for config in configs if not problems else []:
-        try:
-            made += [_plan(config, options, machine) for machine in _machines(config, options)]
-        except ConfigurationError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigurationError(list(dict.fromkeys(problems)))
-    return made
-
-
-def _plan(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
-    if options.devices == 1 and config.hardware.strategy != "none":  # as the run itself would share its steps
-        options = replace(options, devices=config.hardware.devices, strategy=config.hardware.strategy)
-    config = _fitted(config, options, machine)
-    architecture = architecture_of(config.model)
-    terms = predict(config, options, machine)
-    found = verdict(terms.total, machine.memory_gib)
-    static = static_bytes(architecture, config.method, config.hardware.compute_dtype)
-    known = machine.memory_gib is not None
-    return Plan(
-        model=config.model.name,
-        method=config.method.name,
-        hardware=config.hardware.name,
-        device=machine.device,
-        devices=options.devices,
-        strategy=options.strategy,
-        max_length=config.train.max_length,
-        micro_batch=config.train.fitted_micro_batch,
-        gradient_checkpointing=config.train.gradient_checkpointing,
-        memory_gib=machine.memory_gib,
-        parameters_base=sum(base_parameters(architecture).values()),
-        parameters_trainable=static.trainable,
-        gradients_bytes=static.gradients,
-        terms=terms,
-        total_bytes=terms.total,
-        largest_term=max(terms.by_name().items(), key=lambda item: item[1])[0],
-        verdict=found,
-        largest_micro_batch=largest_micro_batch(config, options, machine) if known else None,
-        remedies=remedies(config, options, machine) if found in ("marginal", "does not fit") else [],
-        duration=duration(config, architecture, options),
-    )
-
-
-def _fitted(config: RunConfig, options: PlanConfig, machine: Machine) -> RunConfig:
-    """The run at the micro-batch that `auto` is expected to come to."""
-    if config.train.micro_batch != "auto":
-        return config
-    budget_gib = config.hardware.memory_budget_gib
-    within = machine if budget_gib is None else replace(machine, memory_gib=budget_gib)
-    if within.memory_gib is None:
-        raise ConfigurationError(["train.micro_batch: auto needs a memory to fit into: plan.memory_gib=..."])
-    return replace(config, train=replace(config.train, micro_batch=largest_micro_batch(config, options, within) or 1))
-
-
-def device_kind(hardware: HardwareConfig) -> Literal["cpu", "cuda"]:
-    """The kind of device that `hardware.device` means here."""
-    if hardware.device != "auto":
-        return hardware.device
-    return "cuda" if _NVIDIA.exists() else "cpu"
-
-
-def _machines(config: RunConfig, options: PlanConfig) -> list[Machine]:
-    """The device that `hardware` means, with each memory to be compared."""
-    device = device_kind(config.hardware)
-    memory = config.hardware.memory_gib
-    if memory is None and device == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    memories: list[float | None] = [*options.memory_gib] if options.memory_gib else [memory]
-    return [Machine(device, gib) for gib in memories]
-
-
-def _plan_mapping(overrides: list[str]) -> dict[str, Any]:
-    try:
-        given = OmegaConf.from_dotlist([text.removeprefix(_PREFIX) for text in overrides])
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigurationError([f"plan: {' '.join(str(error).split())}"]) from None
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONFIG_FOLDER / "plan.yaml"), given))
-    return {str(key): value for key, value in merged.items()}

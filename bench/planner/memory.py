@@ -1,10 +1,13 @@
-"""The peak of a training step on one device, term by term.
+"""The peak memory of a training step on one device, term by term, from the settings alone.
 
 A step's memory rises through the forward pass, is highest when the backward pass begins (everything is kept, the
 logits are turned into a gradient) or while it goes through the last layer, and ends with all gradients and the
-optimizer. Each of these moments is computed; the highest is the estimate.
+optimizer. Each of these moments is computed; the highest is the estimate. Its total is `peak_memory_bytes` as runs
+measure it: the most that one device must have, the CUDA context and what the allocator reserves included; on a CPU
+the resident set. docs/planner.md gives the source of every term.
 
->>> estimate(architecture, config.method, numerics, batch, accumulates=True).total
+    >>> estimate(PlannedStep(config, architecture, Batch(4, 2048, 8192), device="cuda", compiled=True)).total
+    39620000000
 """
 
 from __future__ import annotations
@@ -12,55 +15,40 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from math import ceil
-from typing import Annotated, Any, Literal
-
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from typing import Literal
 
 from bench.config import (
     AdapterConfig,
     ArchitectureConfig,
     ConfigurationError,
-    HardwareConfig,
     MethodConfig,
-    PositiveInt,
     QuantizationConfig,
-    TrainConfig,
-    checked,
+    RunConfig,
 )
 
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp"]
-_Positive = Annotated[float, Field(gt=0)]
-_Share = Annotated[float, Field(gt=0, le=1)]
-
-
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class PlanConfig:
-    """The settings are explained in `conf/plan.yaml`."""
-
-    memory_gib: list[_Positive] | None = None
-    devices: PositiveInt = 1
-    strategy: Strategy = "ddp"
-    supervised_share: _Share = 1.0
-    padded: bool = True
-    tokens_per_example: PositiveInt | None = None
-    examples: PositiveInt | None = None
-    utilization: tuple[_Share, _Share] = (0.25, 0.5)
-
-
-def plan_config(mapping: dict[str, Any]) -> PlanConfig:
-    """Check the planner's settings. A single `memory_gib`, or several with commas, is a list.
-
-    Raises:
-        ConfigurationError: with every mistake found.
-    """
-    memory = mapping.get("memory_gib")
-    if isinstance(memory, str):
-        memory = memory.split(",")
-    if memory is not None and not isinstance(memory, list):
-        memory = [memory]
-    return checked(PlanConfig, mapping | {"memory_gib": memory}, "plan")
+Device = Literal["cpu", "cuda"]
+BYTES = {"bfloat16": 2, "float32": 4}
+MIB = 2**20
+# CUDA: assumed. The context with its kernels, and cuBLAS' workspace (32 MiB on Hopper, 8 MiB before: PyTorch's notes
+# on CUBLAS_WORKSPACE_CONFIG).
+CUDA_PROCESS_BYTES = 600 * MIB
+# CUDA: assumed. What the caching allocator reserves beyond what is allocated, as a part of what comes and goes.
+CUDA_ALLOCATOR_SHARE = 0.05
+# CPU: measured, on Linux with glibc (docs/planner.md). The process: the peak of runs whose freed tensors go back to the
+# system at once, less the terms with a formula. The compiler, and what malloc keeps of freed tensors as a part of those
+# that come and go in the layers: the median of the compiled and of the eager runs of the 42M model, rounded.
+CPU_PROCESS_BYTES = 545 * MIB
+CPU_COMPILER_BYTES = 110 * MIB
+CPU_MALLOC_SHARE_EAGER = 0.5
+CPU_MALLOC_SHARE_COMPILED = 0.25
+# bitsandbytes: elements of a block that share a scale, and of a block of scales; bytes of the tables of values.
+_BLOCK, _NESTED_BLOCK = 64, 256
+_CODE_4BIT, _CODE_8BIT = 16 * 4, 256 * 4
+_STATE_BLOCK, _SMALLEST_8BIT = 256, 4096  # of an 8-bit optimizer: elements a scale; smaller tensors stay in fp32
+_GATHERED_LAYERS = 2  # of cut weights: the layer that computes, and the one that is fetched meanwhile
 
 
 @dataclass(frozen=True)
@@ -87,11 +75,14 @@ class Terms:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+# --- Parameters ---
+
+
 @dataclass(frozen=True)
 class Linear:
     """One linear layer of a decoder layer."""
 
-    name: str  # its full name without the layer's: self_attn.q_proj
+    name: str  # without the decoder layer's: self_attn.q_proj
     rows: int  # output features
     columns: int  # input features
     bias: bool = False
@@ -102,15 +93,14 @@ class Linear:
         return self.rows * self.columns
 
 
-def linears(architecture: ArchitectureConfig) -> list[Linear]:
+def linears(a: ArchitectureConfig) -> list[Linear]:
     """The linear layers of one decoder layer, in the order in which they compute."""
-    a = architecture
     queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    of_inputs = a.attention_bias or a.model_type == "qwen2"
+    input_bias = a.attention_bias or a.model_type == "qwen2"
     return [
-        Linear("self_attn.q_proj", queries, a.hidden_size, of_inputs),
-        Linear("self_attn.k_proj", keys, a.hidden_size, of_inputs),
-        Linear("self_attn.v_proj", keys, a.hidden_size, of_inputs),
+        Linear("self_attn.q_proj", queries, a.hidden_size, input_bias),
+        Linear("self_attn.k_proj", keys, a.hidden_size, input_bias),
+        Linear("self_attn.v_proj", keys, a.hidden_size, input_bias),
         Linear("self_attn.o_proj", a.hidden_size, queries, a.attention_bias),
         Linear("mlp.gate_proj", a.intermediate_size, a.hidden_size, a.mlp_bias),
         Linear("mlp.up_proj", a.intermediate_size, a.hidden_size, a.mlp_bias),
@@ -118,13 +108,9 @@ def linears(architecture: ArchitectureConfig) -> list[Linear]:
     ]
 
 
-def base_tensors(architecture: ArchitectureConfig) -> dict[str, list[int]]:
-    """Elements of every parameter tensor of the base, by kind: embeddings, linear, bias, norm.
-
-    A head that is tied to the embedding is the embedding.
-    """
-    a, layers = architecture, architecture.num_hidden_layers
-    modules = linears(a)
+def base_tensors(a: ArchitectureConfig) -> dict[str, list[int]]:
+    """Elements of every parameter tensor of the base, by kind; a head tied to the embedding is the embedding."""
+    layers, modules = a.num_hidden_layers, linears(a)
     head_norms = [a.head_dim] * 2 if a.model_type == "qwen3" else []
     return {
         "embeddings": [a.vocab_size * a.hidden_size] * (1 if a.tie_word_embeddings else 2),
@@ -135,16 +121,25 @@ def base_tensors(architecture: ArchitectureConfig) -> dict[str, list[int]]:
 
 
 def base_parameters(architecture: ArchitectureConfig) -> dict[str, int]:
-    """Parameters by kind of tensor."""
+    """Parameters of the base by kind of tensor."""
     return {kind: sum(sizes) for kind, sizes in base_tensors(architecture).items()}
 
 
-def adapted(architecture: ArchitectureConfig, adapter: AdapterConfig) -> list[Linear]:
+def trained_parameters(architecture: ArchitectureConfig, method: MethodConfig) -> int:
+    """Parameters that the method trains."""
+    if method.trains == "all_weights":
+        return sum(base_parameters(architecture).values())
+    return sum(adapter_tensors(architecture, method.adapter)) if method.trains == "adapter" else 0
+
+
+def adapted_linears(architecture: ArchitectureConfig, adapter: AdapterConfig | None) -> list[Linear]:
     """The linear layers of a decoder layer that PEFT puts an adapter on: `target_modules` as PEFT reads it.
 
     Raises:
         ConfigurationError: a target is none of them.
     """
+    if adapter is None:
+        return []
     wanted, modules = adapter.target_modules, linears(architecture)
     if isinstance(wanted, str) and wanted.lower() == "all-linear":
         return modules
@@ -152,8 +147,8 @@ def adapted(architecture: ArchitectureConfig, adapter: AdapterConfig) -> list[Li
         chosen = [m for m in modules if re.fullmatch(wanted, f"model.layers.0.{m.name}")]
         unknown = [] if chosen else [wanted]
     else:
-        chosen = [m for m in modules if any(m.name == name or m.name.endswith(f".{name}") for name in wanted)]
-        unknown = [n for n in wanted if not any(m.name == n or m.name.endswith(f".{n}") for m in modules)]
+        chosen = [m for m in modules if any(f".{m.name}".endswith(f".{name}") for name in wanted)]
+        unknown = [name for name in wanted if not any(f".{m.name}".endswith(f".{name}") for m in modules)]
     if unknown:
         allowed = ", ".join(m.name.rpartition(".")[2] for m in modules)
         message = f"no linear layer of the decoder is called {', '.join(unknown)}; the planner knows all-linear or"
@@ -161,117 +156,39 @@ def adapted(architecture: ArchitectureConfig, adapter: AdapterConfig) -> list[Li
     return chosen
 
 
-def adapter_tensors(architecture: ArchitectureConfig, adapter: AdapterConfig) -> list[int]:
+def adapter_tensors(architecture: ArchitectureConfig, adapter: AdapterConfig | None) -> list[int]:
     """Elements of every tensor of the adapter: A (rank x inputs), B (outputs x rank), with DoRA the magnitudes."""
     sizes: list[int] = []
-    for module in adapted(architecture, adapter):
+    for module in adapted_linears(architecture, adapter):
+        assert adapter is not None
         sizes += [adapter.rank * module.columns, module.rows * adapter.rank]
         sizes += [module.rows] if adapter.use_dora else []
     return sizes * architecture.num_hidden_layers
 
 
-Attention = Literal["sdpa", "flash_attention_2", "eager"]
+# --- Held through the whole step ---
 
 
-@dataclass(frozen=True)
-class Numerics:
-    """Element sizes in bytes, and what is saved for the backward pass because of them."""
-
-    device: Literal["cpu", "cuda"]
-    weights: int  # of a base weight as it is kept, before quantization
-    autocast: bool
-    trains_all: bool
-    quantized: bool
-    adapted: frozenset[str]  # linear layers of a decoder layer with an adapter
-    rank: int
-    dropout: bool
-    dora: bool
-    adds_in_fp32: bool
-    compiled: bool
-    checkpointing: bool
-    attention: Attention
-
-    @property
-    def compute(self) -> int:
-        """Bytes of an element in a matrix product."""
-        return 2 if self.autocast else 4
-
-
-def numerics_of(
-    architecture: ArchitectureConfig,
-    method: MethodConfig,
-    train: TrainConfig,
-    hardware: HardwareConfig,
-    *,
-    device: Literal["cpu", "cuda"],
-    compiled: bool,
-) -> Numerics:
-    """What the settings decide; what they leave to the machine is given.
+def static_terms(architecture: ArchitectureConfig, method: MethodConfig, *, autocast: bool = True) -> Terms:
+    """Weights, optimizer state, and the gradients at the end of the backward pass.
 
     Args:
-        device: what `hardware.device=auto` stands for.
-        compiled: what `train.compile=auto` stands for.
+        autocast: False where nothing runs in 16 bit and all weights are fp32.
     """
-    autocast = hardware.compute_dtype != "float32"
-    adapter = method.adapter
-    return Numerics(
-        device=device,
-        weights=BYTES[method.weights_dtype] if autocast else 4,
-        autocast=autocast,
-        trains_all=method.trains == "all_weights",
-        quantized=method.quantization is not None,
-        adapted=frozenset(module.name for module in adapted(architecture, adapter)) if adapter else frozenset(),
-        rank=adapter.rank if adapter else 0,
-        dropout=bool(adapter and adapter.dropout),
-        dora=bool(adapter and adapter.use_dora),
-        adds_in_fp32=bool(adapter and adapter.add_in_fp32 and autocast and not compiled),
-        compiled=compiled,
-        checkpointing=train.gradient_checkpointing,
-        attention="sdpa" if hardware.attention == "auto" else hardware.attention,
-    )
-
-
-BYTES = {"bfloat16": 2, "float32": 4}
-_BLOCK, _NESTED_BLOCK = 64, 256
-_CODE_4BIT, _CODE_8BIT = 16 * 4, 256 * 4  # bytes of the tables of values
-_STATE_BLOCK, _SMALLEST_8BIT = 256, 4096
-
-
-@dataclass(frozen=True)
-class Static:
-    """Bytes that are held through a whole training step, the gradients after its backward pass."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    parameters: int  # of base and adapter
-    trainable: int  # parameters
-
-
-def static_bytes(architecture: ArchitectureConfig, method: MethodConfig, compute_dtype: str) -> Static:
-    """Static memory of training by a method on one device.
-
-    Args:
-        compute_dtype: "bfloat16", or "float32" where nothing runs under autocast and all weights are fp32.
-    """
-    element = 4 if compute_dtype == "float32" else BYTES[method.weights_dtype]
-    base, adapter = base_tensors(architecture), []
-    if method.adapter is not None:
-        adapter = adapter_tensors(architecture, method.adapter)
+    element = BYTES[method.weights_dtype] if autocast else 4
+    base, adapter = base_tensors(architecture), adapter_tensors(architecture, method.adapter)
     frequencies = 2 * 2 * architecture.head_dim  # bytes of the rotary embedding's two fp32 buffers
     weights = base_bytes(base, method.quantization, element) + 4 * sum(adapter) + frequencies
-    everything = [size for sizes in base.values() for size in sizes]
     if method.trains == "nothing":
-        return Static(weights, 0, 0, sum(everything), 0)
-    trained, of_each = (adapter, 4) if method.trains == "adapter" else (everything, element)
-    in_8_bit = method.optimizer.endswith("8bit")
-    first = everything[0] if in_8_bit and method.trains == "all_weights" else 0  # the embedding: 32 bit all the same
-    return Static(
+        return Terms(weights=weights)
+    tensors, trained_element = adapter, 4
+    if method.trains == "all_weights":
+        tensors, trained_element = [size for sizes in base.values() for size in sizes], element
+    in_fp32 = 1 if method.optimizer.endswith("8bit") and method.trains == "all_weights" else 0  # the embedding
+    return Terms(
         weights=weights,
-        gradients=of_each * sum(trained),
-        optimizer=8 * first + optimizer_bytes(trained[1:] if first else trained, of_each, method.optimizer),
-        parameters=sum(everything) + sum(adapter),
-        trainable=sum(trained),
+        gradients=trained_element * sum(tensors),
+        optimizer=8 * sum(tensors[:in_fp32]) + optimizer_bytes(tensors[in_fp32:], trained_element, method.optimizer),
     )
 
 
@@ -308,58 +225,7 @@ def optimizer_bytes(tensors: Sequence[int], element: int, optimizer: str) -> int
     )
 
 
-_GATHERED_LAYERS = 2  # the one that computes, and the one that is fetched meanwhile
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """How many devices share a step, and how."""
-
-    devices: int
-    strategy: Strategy
-
-
-ALONE = Parallel(1, "ddp")
-
-
-def shared(
-    alone: Terms, architecture: ArchitectureConfig, method: MethodConfig, numerics: Numerics, parallel: Parallel
-) -> Terms:
-    """What each device holds of what one would hold alone; activations are of its own micro-batch."""
-    n = parallel.devices
-    if n == 1:
-        return alone
-    gradients = static_bytes(architecture, method, "bfloat16" if numerics.autocast else "float32").gradients
-    if parallel.strategy == "ddp":
-        return replace(alone, gradients=alone.gradients + gradients)
-    cut = replace(alone, gradients=-(-alone.gradients // n), optimizer=-(-alone.optimizer // n))
-    if parallel.strategy == "zero2":
-        return cut
-    of_a_layer = gradients // architecture.num_hidden_layers if numerics.trains_all else 0
-    return replace(
-        cut,
-        weights=-(-alone.weights // n),
-        casts=_gathered(architecture, method, numerics) + _copies(alone, architecture, numerics),
-        workspace=alone.workspace + of_a_layer,  # a layer's gradient before it is cut
-    )
-
-
-def _gathered(architecture: ArchitectureConfig, method: MethodConfig, numerics: Numerics) -> int:
-    """Bytes of what is whole on every device, in the dtype it is kept in, or quantized as it is stored."""
-    counts = base_parameters(architecture)
-    of_layers = base_bytes(base_tensors(architecture) | {"embeddings": []}, method.quantization, numerics.weights)
-    return numerics.weights * counts["embeddings"] + _GATHERED_LAYERS * of_layers // architecture.num_hidden_layers
-
-
-def _copies(alone: Terms, architecture: ArchitectureConfig, numerics: Numerics) -> int:
-    """Of autocast, in 16 bit: of all layers, or of one where a layer is computed again."""
-    if not numerics.checkpointing:
-        return alone.casts
-    of_layers = base_parameters(architecture)["linear"] if numerics.trains_all else 0
-    return min(alone.casts, numerics.compute * of_layers // architecture.num_hidden_layers)
-
-
-Saved = dict[str, int]  # tensor -> bytes; a storage that two operations keep stands once
+# --- The step ---
 
 
 @dataclass(frozen=True)
@@ -378,6 +244,182 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class PlannedStep:
+    """All that decides what a training step holds on one device.
+
+    Attributes:
+        batch: a micro-batch of this device.
+        device: what `hardware.device=auto` stands for.
+        compiled: what `train.compile=auto` stands for.
+        accumulates: a step has several micro-batches, so that gradients are there while the next is computed.
+        devices, strategy: how many share the step, and how.
+    """
+
+    config: RunConfig
+    architecture: ArchitectureConfig
+    batch: Batch
+    device: Device
+    compiled: bool
+    accumulates: bool = True
+    devices: int = 1
+    strategy: Strategy = "ddp"
+
+    @property
+    def method(self) -> MethodConfig:
+        """What is trained, and how the base is kept."""
+        return self.config.method
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether all weights are trained, not an adapter."""
+        return self.method.trains == "all_weights"
+
+    @property
+    def autocast(self) -> bool:
+        """Whether matrix products are in 16 bit; without it all weights are fp32."""
+        return self.config.hardware.compute_dtype != "float32"
+
+    @property
+    def weights_element(self) -> int:
+        """Bytes of a base weight as it is kept, before quantization."""
+        return BYTES[self.method.weights_dtype] if self.autocast else 4
+
+    @property
+    def compute_element(self) -> int:
+        """Bytes of an element in a matrix product."""
+        return 2 if self.autocast else 4
+
+    @property
+    def adds_in_fp32(self) -> bool:
+        """Whether the adapter's branch is added to the base's output in fp32."""
+        return bool((a := self.method.adapter) and a.add_in_fp32 and self.autocast and not self.compiled)
+
+    @property
+    def eager_attention(self) -> bool:
+        """Whether attention keeps its scores."""
+        return self.config.hardware.attention == "eager"
+
+    @property
+    def repeats_keys(self) -> bool:
+        """Whether attention keeps keys and values for every head: eager, and SDPA with a mask for padding."""
+        fused = self.config.hardware.attention == "flash_attention_2"
+        return self.eager_attention or (self.batch.padded and not fused)
+
+    @cached_property
+    def adapted(self) -> frozenset[str]:
+        """Names of the linear layers of a decoder layer that have an adapter."""
+        return frozenset(module.name for module in adapted_linears(self.architecture, self.method.adapter))
+
+    @cached_property
+    def static(self) -> Terms:
+        """`static_terms` of one device alone."""
+        return static_terms(self.architecture, self.method, autocast=self.autocast)
+
+
+def estimate(step: PlannedStep) -> Terms:
+    """The highest moment of a training step, on one device."""
+    live = max((_shared(moment, step) for moment in moments(step)), key=lambda terms: terms.total)
+    if step.device == "cuda":
+        moving = live.gradients + live.activations + live.casts + live.logits + live.workspace
+        return replace(live, process=CUDA_PROCESS_BYTES, allocator=round(moving * CUDA_ALLOCATOR_SHARE))
+    share = CPU_MALLOC_SHARE_COMPILED if step.compiled else CPU_MALLOC_SHARE_EAGER
+    process = CPU_PROCESS_BYTES + (CPU_COMPILER_BYTES if step.compiled else 0)
+    return replace(live, process=process, allocator=round((live.activations + live.workspace) * share))
+
+
+def moments(step: PlannedStep) -> list[Terms]:
+    """The moments of which one is the highest: backward begins, its last layer, its first layer, the update."""
+    a, trains_all, accumulates = step.architecture, step.trains_all, step.accumulates
+    held = replace(step.static, gradients=step.static.gradients if accumulates else 0)
+    logits = step.batch.supervised * a.vocab_size
+    loss = 2 * 4 * logits  # fp32: the logits and their log-softmax, then the latter and its gradient
+    if step.method.trains == "nothing":
+        return [replace(held, logits=loss)]
+    casts, saved = _casts(step), _activations(step)
+    head = a.vocab_size * a.hidden_size
+    head_update = (step.compute_element + step.weights_element) * head if trains_all else 0  # as computed and as kept
+    embedding_update = step.weights_element * head if trains_all else 0  # dense, beside the sum of those before
+    kept_head = embedding_update if a.tie_word_embeddings else 0  # the head's part of it waits for the embedding's
+    # With checkpointing no layer's copies outlive its forward pass in the graph, but autocast's cache keeps them all.
+    in_backward = casts // a.num_hidden_layers if step.config.train.gradient_checkpointing else casts
+    head_logits = step.compute_element * logits
+    return [
+        replace(held, activations=saved, casts=casts, logits=loss),
+        replace(held, activations=saved, casts=in_backward, logits=head_logits, workspace=head_update),
+        replace(held, activations=saved, casts=in_backward, workspace=kept_head + _layer_workspace(step)),
+        replace(step.static, workspace=kept_head + (embedding_update if accumulates else 0)),
+    ]
+
+
+def _casts(step: PlannedStep) -> int:
+    """Copies in the compute dtype of the trained fp32 matrices: of base and head, or of the adapter."""
+    a = step.architecture
+    if not step.autocast:
+        return 0
+    if not step.trains_all:
+        return step.compute_element * sum(adapter_tensors(a, step.method.adapter))
+    matrices = base_parameters(a)["linear"] + a.vocab_size * a.hidden_size
+    return step.compute_element * matrices if step.weights_element != step.compute_element else 0
+
+
+def _activations(step: PlannedStep) -> int:
+    """Of all layers and the last norm; the first layer's norm of frozen embeddings keeps nothing."""
+    a, positions, stream = step.architecture, step.batch.positions, residual_element(step)
+    last_norm = positions * (a.hidden_size * (4 + stream) + 4) if step.trains_all else 0
+    if step.config.train.gradient_checkpointing:
+        return a.num_hidden_layers * positions * a.hidden_size * stream + last_norm
+    return a.num_hidden_layers * sum(saved_by_layer(step).values()) + last_norm
+
+
+def _layer_workspace(step: PlannedStep) -> int:
+    """Temporary bytes of one layer's backward pass; a checkpointed layer is computed again first."""
+    a, element = step.architecture, 4 if step.adds_in_fp32 or not step.autocast else 2
+    # In the feed-forward part: gradients of the product, of both factors, and of the gate before its activation.
+    backward = step.batch.positions * (4 * a.intermediate_size * element + 2 * a.hidden_size * 4)
+    again = sum(saved_by_layer(step).values()) if step.config.train.gradient_checkpointing else 0
+    largest = max(module.weights for module in linears(a)) if step.method.quantization else 0
+    return backward + again + step.compute_element * largest
+
+
+def _shared(alone: Terms, step: PlannedStep) -> Terms:
+    """What each device holds of what one would hold alone; activations are of its own micro-batch."""
+    n, a, gradients = step.devices, step.architecture, step.static.gradients
+    if n == 1:
+        return alone
+    if step.strategy == "ddp":
+        return replace(alone, gradients=alone.gradients + gradients)  # the buckets that they travel in
+    cut = replace(alone, gradients=ceil(alone.gradients / n), optimizer=ceil(alone.optimizer / n))
+    if step.strategy == "zero2":
+        return cut
+    layers = base_bytes(base_tensors(a) | {"embeddings": []}, step.method.quantization, step.weights_element)
+    whole = step.weights_element * base_parameters(a)["embeddings"] + _GATHERED_LAYERS * layers // a.num_hidden_layers
+    copies = alone.casts
+    if step.config.train.gradient_checkpointing:  # autocast's, of the one layer that is computed again
+        matrices = base_parameters(a)["linear"] if step.trains_all else 0
+        copies = min(copies, step.compute_element * matrices // a.num_hidden_layers)
+    layer_gradient = gradients // a.num_hidden_layers if step.trains_all else 0  # before it is cut
+    workspace = alone.workspace + layer_gradient
+    return replace(cut, weights=ceil(alone.weights / n), casts=whole + copies, workspace=workspace)
+
+
+# --- What a layer keeps for the backward pass: tensor -> bytes; a storage that two operations keep stands once ---
+
+
+def saved_by_layer(step: PlannedStep) -> dict[str, int]:
+    """Of a decoder layer behind the first one, when nothing is checkpointed."""
+    if step.compiled:
+        return _saved_by_compiled_layer(step)
+    layer = _Layer(step)
+    layer.walk(residual_element(step))
+    return layer.saved
+
+
+def residual_element(step: PlannedStep) -> int:
+    """Bytes of an element of the residual stream between two layers."""
+    return _Layer(step).walk(step.weights_element)
+
+
+@dataclass(frozen=True)
 class _Tensor:
     """What flows between the operations."""
 
@@ -385,256 +427,121 @@ class _Tensor:
     bytes: int  # of an element
 
 
-def saved_by_layer(architecture: ArchitectureConfig, numerics: Numerics, batch: Batch) -> Saved:
-    """What a decoder layer behind the first one keeps, when nothing is checkpointed or compiled."""
-    layer = _Layer(architecture, numerics, batch)
-    layer.walk(residual_bytes(architecture, numerics, batch))
-    return layer.saved
-
-
-def residual_bytes(architecture: ArchitectureConfig, numerics: Numerics, batch: Batch) -> int:
-    """Bytes of an element of the residual stream between two layers."""
-    return _Layer(architecture, numerics, batch).walk(numerics.weights)
-
-
 class _Layer:
-    """Walks through a decoder layer and notes what is kept."""
+    """Walks through a decoder layer, operation by operation, and notes what is kept."""
 
-    def __init__(self, architecture: ArchitectureConfig, numerics: Numerics, batch: Batch):
-        self._a, self._n, self._batch = architecture, numerics, batch
-        self._modules = {module.name: module for module in linears(architecture)}
-        self.saved: Saved = {}
-
-    def keep(self, name: str, channels: float, element: int) -> None:
-        """A tensor of so many channels a position; a name that is there already is the same storage."""
-        self.saved[name] = round(self._batch.positions * channels * element)
-
-    def norm(self, name: str, given: _Tensor, channels: int, groups: int = 1) -> _Tensor:
-        """RMS norm: computes in fp32, of each of `groups` parts of the channels."""
-        n = self._n
-        self.keep(given.name if given.bytes == 4 else f"{name}.fp32", channels, 4)
-        self.keep(f"{name}.rsqrt", groups, 4)
-        if n.trains_all:
-            self.keep(f"{name}.normalized", channels, given.bytes)
-        return _Tensor(name, max(given.bytes, n.weights))
-
-    def linear(self, name: str, given: _Tensor) -> _Tensor:
-        """A linear layer, trained, frozen, or frozen with an adapter."""
-        n, module = self._n, self._modules[name]
-        if n.trains_all:
-            if given.bytes == n.compute:
-                self.keep(given.name, module.columns, given.bytes)
-            else:
-                self.keep(f"{name}.input", module.columns, n.compute)
-            return _Tensor(name, n.compute)
-        # bitsandbytes gives back the dtype that it was given, a plain linear layer that of autocast
-        out = given.bytes if n.quantized else n.compute
-        if name not in n.adapted:
-            return _Tensor(name, out)
-        self._adapter(module, given)
-        return _Tensor(name, 4 if n.adds_in_fp32 else out)
-
-    def _adapter(self, module: Linear, given: _Tensor) -> None:
-        n = self._n
-        if n.dropout:
-            self.keep(f"{module.name}.dropout", module.columns, 1 if n.device == "cuda" else 4)
-        # PEFT casts the branch's input to the adapter's fp32 and autocast casts it back: a copy of its own. For 4-bit
-        # layers it leaves that out where it sees autocast, which it does on CUDA alone.
-        as_given = not n.autocast or (n.quantized and n.device == "cuda" and given.bytes == n.compute)
-        shared = as_given and not n.dropout
-        self.keep(given.name if shared else f"{module.name}.input", module.columns, n.compute)
-        self.keep(f"{module.name}.A", n.rank, n.compute)
-        if n.dora:  # the branch's output and the base's, and the identity that PEFT multiplies to get B A
-            self.keep(f"{module.name}.B", module.rows, n.compute)
-            self.keep(f"{module.name}.base", module.rows, 4 if n.adds_in_fp32 else n.compute)
-            self.saved[f"{module.name}.identity"] = module.columns * (module.columns + n.rank) * n.compute
-
-    def attention(self, query: _Tensor, key: _Tensor, value: _Tensor) -> _Tensor:
-        """Scaled dot products: a fused kernel keeps its inputs, its output and one number a row; eager the scores."""
-        n, heads = self._n, self._a.num_attention_heads
-        queries = heads * self._a.head_dim
-        repeated = n.attention == "eager" or (n.attention == "sdpa" and self.masked)
-        keys = queries if repeated else self._a.num_key_value_heads * self._a.head_dim
-        self.keep("query", queries, n.compute)
-        self.keep("key", keys, n.compute)
-        self.keep("value", keys, n.compute)
-        if n.attention == "eager":
-            self.keep("scores", heads * self._batch.length, 4)
-            if n.compute != 4:
-                self.keep("scores.cast", heads * self._batch.length, n.compute)
-        else:
-            self.keep("attention", queries, n.compute)
-            self.keep("logsumexp", heads, 4)
-            if repeated:
-                self.keep("mask", self._batch.length, n.compute)
-        return _Tensor("attention", n.compute)
-
-    @property
-    def masked(self) -> bool:
-        """SDPA without a mask knows that attention is causal; rows of unequal length need one."""
-        return self._batch.padded
+    def __init__(self, step: PlannedStep):
+        self._step, self._a, self._batch = step, step.architecture, step.batch
+        self._modules = {module.name: module for module in linears(step.architecture)}
+        self.saved: dict[str, int] = {}
 
     def walk(self, residual: int) -> int:
         """Note everything; element bytes of the residual stream that comes in, and of the one that goes out."""
         a = self._a
-        stream = _Tensor("residual", residual)
-        normed = self.norm("input_layernorm", stream, a.hidden_size)
-        query, key, value = (self.linear(f"self_attn.{part}_proj", normed) for part in "qkv")
+        normed = self._norm("input_layernorm", _Tensor("residual", residual), a.hidden_size)
+        query, key, _ = (self._linear(f"self_attn.{part}_proj", normed) for part in "qkv")
         if a.model_type == "qwen3":
-            query = self.norm("q_norm", query, a.num_attention_heads * a.head_dim, a.num_attention_heads)
-            key = self.norm("k_norm", key, a.num_key_value_heads * a.head_dim, a.num_key_value_heads)
-        mixed = self.linear("self_attn.o_proj", self.attention(query, key, value))
+            query = self._norm("q_norm", query, a.num_attention_heads * a.head_dim, a.num_attention_heads)
+            key = self._norm("k_norm", key, a.num_key_value_heads * a.head_dim, a.num_key_value_heads)
+        mixed = self._linear("self_attn.o_proj", self._attention())
         middle = _Tensor("residual.middle", max(residual, mixed.bytes))
-        normed = self.norm("post_attention_layernorm", middle, a.hidden_size)
-        gate, up = (self.linear(f"mlp.{part}_proj", normed) for part in ("gate", "up"))
+        normed = self._norm("post_attention_layernorm", middle, a.hidden_size)
+        gate, up = (self._linear(f"mlp.{part}_proj", normed) for part in ("gate", "up"))
         for name, element in ((gate.name, gate.bytes), ("silu", gate.bytes), (up.name, up.bytes)):
-            self.keep(name, a.intermediate_size, element)
-        down = self.linear("mlp.down_proj", _Tensor("product", max(gate.bytes, up.bytes)))
+            self._keep(name, a.intermediate_size, element)
+        down = self._linear("mlp.down_proj", _Tensor("product", max(gate.bytes, up.bytes)))
         return max(middle.bytes, down.bytes)
 
+    def _keep(self, name: str, channels: float, element: int) -> None:
+        """A tensor of so many channels a position; a name that is there already is the same storage."""
+        self.saved[name] = round(self._batch.positions * channels * element)
 
-def saved_by_compiled_layer(architecture: ArchitectureConfig, numerics: Numerics, batch: Batch) -> Saved:
-    """Tensor -> bytes, for a layer behind the first one."""
-    a, n = architecture, numerics
+    def _norm(self, name: str, given: _Tensor, channels: int, groups: int = 1) -> _Tensor:
+        """RMS norm: computes in fp32, of each of `groups` parts of the channels."""
+        self._keep(given.name if given.bytes == 4 else f"{name}.fp32", channels, 4)
+        self._keep(f"{name}.rsqrt", groups, 4)
+        if self._step.trains_all:
+            self._keep(f"{name}.normalized", channels, given.bytes)
+        return _Tensor(name, max(given.bytes, self._step.weights_element))
+
+    def _linear(self, name: str, given: _Tensor) -> _Tensor:
+        """A linear layer, trained, frozen, or frozen with an adapter."""
+        step, module, compute = self._step, self._modules[name], self._step.compute_element
+        if step.trains_all:
+            as_given = given.bytes == compute
+            self._keep(given.name if as_given else f"{name}.input", module.columns, compute)
+            return _Tensor(name, compute)
+        # bitsandbytes gives back the dtype that it was given, a plain linear layer that of autocast
+        out = given.bytes if step.method.quantization else compute
+        if name not in step.adapted:
+            return _Tensor(name, out)
+        self._adapter(module, given)
+        return _Tensor(name, 4 if step.adds_in_fp32 else out)
+
+    def _adapter(self, module: Linear, given: _Tensor) -> None:
+        step, adapter, compute = self._step, self._step.method.adapter, self._step.compute_element
+        assert adapter is not None
+        if adapter.dropout:
+            self._keep(f"{module.name}.dropout", module.columns, 1 if step.device == "cuda" else 4)
+        # PEFT casts the branch's input to the adapter's fp32 and autocast casts it back: a copy of its own. For 4-bit
+        # layers it leaves that out where it sees autocast, which it does on CUDA alone.
+        as_given = not step.autocast or (step.method.quantization and step.device == "cuda" and given.bytes == compute)
+        shared = as_given and not adapter.dropout
+        self._keep(given.name if shared else f"{module.name}.input", module.columns, compute)
+        self._keep(f"{module.name}.A", adapter.rank, compute)
+        if adapter.use_dora:  # the branch's output and the base's, and the identity that PEFT multiplies to get B A
+            self._keep(f"{module.name}.B", module.rows, compute)
+            self._keep(f"{module.name}.base", module.rows, 4 if step.adds_in_fp32 else compute)
+            self.saved[f"{module.name}.identity"] = module.columns * (module.columns + adapter.rank) * compute
+
+    def _attention(self) -> _Tensor:
+        """Scaled dot products: a fused kernel keeps its inputs, its output and one number a row; eager the scores."""
+        step, a, compute = self._step, self._a, self._step.compute_element
+        queries, scores = a.num_attention_heads * a.head_dim, a.num_attention_heads * self._batch.length
+        keys = queries if step.repeats_keys else a.num_key_value_heads * a.head_dim
+        for name, channels in (("query", queries), ("key", keys), ("value", keys)):
+            self._keep(name, channels, compute)
+        if step.eager_attention:
+            self._keep("scores", scores, 4)
+            if compute != 4:
+                self._keep("scores.cast", scores, compute)
+        else:
+            self._keep("attention", queries, compute)
+            self._keep("logsumexp", a.num_attention_heads, 4)
+            if step.repeats_keys:
+                self._keep("mask", self._batch.length, compute)
+        return _Tensor("attention", compute)
+
+
+def _saved_by_compiled_layer(step: PlannedStep) -> dict[str, int]:
+    a, adapter, compute = step.architecture, step.method.adapter, step.compute_element
     queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    repeated = n.attention == "eager" or (n.attention == "sdpa" and batch.padded)
-    reads_first = n.trains_all or any(f"self_attn.{part}_proj" in n.adapted for part in "qkv")
-    reads_second = n.trains_all or any(f"mlp.{part}_proj" in n.adapted for part in ("gate", "up"))
+    kept_keys = queries if step.repeats_keys else keys
+    reads_first = step.trains_all or any(f"self_attn.{part}_proj" in step.adapted for part in "qkv")
+    reads_second = step.trains_all or any(f"mlp.{part}_proj" in step.adapted for part in ("gate", "up"))
     per_position = {
-        "residual": a.hidden_size * n.weights,
-        "residual.middle": a.hidden_size * n.compute,  # with an fp32 stream: the attention's output, 16-bit, instead
+        "residual": a.hidden_size * step.weights_element,
+        "residual.middle": a.hidden_size * compute,  # with an fp32 stream: the attention's output, 16-bit, instead
         "rsqrt": 2 * 4,
-        "normed": (reads_first + reads_second) * a.hidden_size * n.compute,  # one copy for all layers that read it
-        "query": queries * n.compute,
-        "key": (queries if repeated else keys) * n.compute,
-        "value": (queries if repeated else keys) * n.compute,
-        "attention": queries * n.compute,
-        "gate": a.intermediate_size * n.compute,
-        "up": a.intermediate_size * n.compute,
-        "A": len(n.adapted) * n.rank * n.compute,
+        "normed": (reads_first + reads_second) * a.hidden_size * compute,  # one copy for all layers that read it
+        "query": queries * compute,
+        "key": kept_keys * compute,
+        "value": kept_keys * compute,
+        "attention": queries * compute,
+        "gate": a.intermediate_size * compute,
+        "up": a.intermediate_size * compute,
+        "A": len(step.adapted) * (adapter.rank if adapter else 0) * compute,
     }
-    if n.trains_all or "mlp.down_proj" in n.adapted:
-        per_position["product"] = a.intermediate_size * n.compute
-    if "self_attn.o_proj" in n.adapted:
-        per_position["self_attn.o_proj.input"] = queries * n.compute
+    if step.trains_all or "mlp.down_proj" in step.adapted:
+        per_position["product"] = a.intermediate_size * compute
+    if "self_attn.o_proj" in step.adapted:
+        per_position["self_attn.o_proj.input"] = queries * compute
     if a.model_type == "qwen3":
-        per_position["head norms"] = (queries + keys) * n.compute + 4 * (a.num_attention_heads + a.num_key_value_heads)
-    if n.attention == "eager":
-        per_position["scores"] = a.num_attention_heads * batch.length * (4 + n.compute)
+        per_position["head norms"] = (queries + keys) * compute + 4 * (a.num_attention_heads + a.num_key_value_heads)
+    if step.eager_attention:
+        per_position["scores"] = a.num_attention_heads * step.batch.length * (4 + compute)
     else:
         per_position["logsumexp"] = a.num_attention_heads * 4
-        if repeated:
-            per_position["mask"] = batch.length * n.compute
-    return {name: batch.positions * size for name, size in per_position.items()}
-
-
-MIB = 2**20
-# CUDA: assumed. The context with its kernels, and cuBLAS' workspace (32 MiB on Hopper, 8 MiB before: PyTorch's notes
-# on CUBLAS_WORKSPACE_CONFIG).
-CUDA_PROCESS_BYTES = 600 * MIB
-# CUDA: assumed. What the caching allocator reserves beyond what is allocated, as a part of what comes and goes.
-CUDA_ALLOCATOR_SHARE = 0.05
-# CPU: measured, on Linux with glibc (docs/planner.md). The process: the peak of runs whose freed tensors go back to the
-# system at once, less the terms with a formula. The compiler, and what malloc keeps of freed tensors as a part of those
-# that come and go in the layers: the median of the compiled and of the eager runs of the 42M model, rounded.
-CPU_PROCESS_BYTES = 545 * MIB
-CPU_COMPILER_BYTES = 110 * MIB
-CPU_MALLOC_SHARE_EAGER = 0.5
-CPU_MALLOC_SHARE_COMPILED = 0.25
-
-
-def process_bytes(numerics: Numerics) -> int:
-    """Bytes that are taken before a model is loaded: the CUDA context, or Python with torch, transformers and PEFT."""
-    if numerics.device == "cuda":
-        return CUDA_PROCESS_BYTES
-    return CPU_PROCESS_BYTES + (CPU_COMPILER_BYTES if numerics.compiled else 0)
-
-
-def allocator_bytes(numerics: Numerics, live: Terms) -> int:
-    """Bytes that the allocator holds and nothing uses."""
-    if numerics.device == "cuda":
-        moving = live.gradients + live.activations + live.casts + live.logits + live.workspace
-        return round(moving * CUDA_ALLOCATOR_SHARE)
-    share = CPU_MALLOC_SHARE_COMPILED if numerics.compiled else CPU_MALLOC_SHARE_EAGER
-    return round((live.activations + live.workspace) * share)
-
-
-def estimate(
-    architecture: ArchitectureConfig,
-    method: MethodConfig,
-    numerics: Numerics,
-    batch: Batch,
-    *,
-    accumulates: bool,
-    parallel: Parallel = ALONE,
-) -> Terms:
-    """The highest moment of a training step, on one device.
-
-    Args:
-        batch: a micro-batch of this device.
-        accumulates: a step has several micro-batches, so that gradients are there while the next is computed.
-    """
-    alone = moments(architecture, method, numerics, batch, accumulates=accumulates)
-    live = max((shared(moment, architecture, method, numerics, parallel) for moment in alone), key=lambda t: t.total)
-    return replace(live, process=process_bytes(numerics), allocator=allocator_bytes(numerics, live))
-
-
-def moments(
-    architecture: ArchitectureConfig, method: MethodConfig, numerics: Numerics, batch: Batch, *, accumulates: bool
-) -> list[Terms]:
-    """The moments of which one is the highest: backward begins, its last layer, its first layer, the update."""
-    a, n = architecture, numerics
-    static = static_bytes(a, method, "bfloat16" if n.autocast else "float32")
-    held = Terms(weights=static.weights, optimizer=static.optimizer, gradients=static.gradients if accumulates else 0)
-    casts = _casts(a, method, n)
-    saved = _activations(a, n, batch)
-    logits = batch.supervised * a.vocab_size
-    loss = 2 * 4 * logits  # fp32: the logits and their log-softmax, then the latter and its gradient
-    if method.trains == "nothing":
-        return [replace(held, logits=loss)]
-    head = a.vocab_size * a.hidden_size
-    head_update = (n.compute + n.weights) * head if n.trains_all else 0  # its gradient, as computed and as kept
-    embedding_update = n.weights * head if n.trains_all else 0  # dense, beside the sum of those before
-    kept_head = embedding_update if a.tie_word_embeddings else 0  # the head's part of it waits for the embedding's
-    ended = replace(held, gradients=static.gradients)
-    # With checkpointing no layer's copies outlive its forward pass in the graph, but autocast's cache keeps them all.
-    in_backward = casts // a.num_hidden_layers if n.checkpointing else casts
-    return [
-        replace(held, activations=saved, casts=casts, logits=loss),
-        replace(held, activations=saved, casts=in_backward, logits=n.compute * logits, workspace=head_update),
-        replace(held, activations=saved, casts=in_backward, workspace=kept_head + layer_workspace(a, n, batch)),
-        replace(ended, workspace=kept_head + (embedding_update if accumulates else 0)),
-    ]
-
-
-def layer_workspace(a: ArchitectureConfig, n: Numerics, batch: Batch) -> int:
-    """Temporary bytes of one layer's backward pass; a checkpointed layer is computed again first."""
-    element = 4 if n.adds_in_fp32 or not n.autocast else 2
-    # In the feed-forward part: gradients of the product, of both factors, and of the gate before its activation.
-    backward = batch.positions * (4 * a.intermediate_size * element + 2 * a.hidden_size * 4)
-    again = sum(_layer(a, n, batch).values()) if n.checkpointing else 0
-    largest = max(module.weights for module in linears(a)) if n.quantized else 0
-    return backward + again + n.compute * largest
-
-
-def _layer(a: ArchitectureConfig, n: Numerics, batch: Batch) -> dict[str, int]:
-    return saved_by_compiled_layer(a, n, batch) if n.compiled else saved_by_layer(a, n, batch)
-
-
-def _activations(a: ArchitectureConfig, n: Numerics, batch: Batch) -> int:
-    """Of all layers and the last norm; the first layer's norm of frozen embeddings keeps nothing."""
-    stream = residual_bytes(a, n, batch)
-    last_norm = batch.positions * (a.hidden_size * (4 + (stream if n.trains_all else 0)) + 4) if n.trains_all else 0
-    if n.checkpointing:
-        return a.num_hidden_layers * batch.positions * a.hidden_size * stream + last_norm
-    return a.num_hidden_layers * sum(_layer(a, n, batch).values()) + last_norm
-
-
-def _casts(a: ArchitectureConfig, method: MethodConfig, n: Numerics) -> int:
-    """Copies in the compute dtype of the trained fp32 matrices: of base and head, or of the adapter."""
-    if not n.autocast:
-        return 0
-    if not n.trains_all:
-        return n.compute * sum(adapter_tensors(a, method.adapter)) if method.adapter else 0
-    matrices = base_parameters(a)["linear"] + a.vocab_size * a.hidden_size
-    return n.compute * matrices if n.weights != n.compute else 0
+        if step.repeats_keys:
+            per_position["mask"] = step.batch.length * compute
+    return {name: step.batch.positions * size for name, size in per_position.items()}

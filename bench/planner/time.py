@@ -9,11 +9,31 @@ time at one utilization. Energy is the time at the device's full power, so at mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from bench.config import ArchitectureConfig, MethodConfig, RunConfig
-from bench.planner.memory import PlanConfig, adapter_tensors, base_tensors
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-_FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT = 2, 2, 2
+from bench.config import ArchitectureConfig, MethodConfig, PositiveInt, RunConfig
+from bench.planner.memory import Strategy, adapter_tensors, base_parameters
+
+Range = tuple[float, float]  # (at the high utilization, at the low one) for costs; (low, high) for speeds
+_Positive = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PlanConfig:
+    """What the planner assumes beside the run's own settings; each is explained in `conf/plan.yaml`."""
+
+    memory_gib: list[_Positive] | None = None
+    devices: PositiveInt = 1
+    strategy: Strategy = "ddp"
+    supervised_share: _Share = 1.0
+    padded: bool = True
+    tokens_per_example: PositiveInt | None = None
+    examples: PositiveInt | None = None
+    utilization: tuple[_Share, _Share] = (0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -27,7 +47,7 @@ class LinearCosts:
 
 def linear_flops(weights: int, *, trained: bool) -> int:
     """Per token, forward and backward, of linear layers with so many weights."""
-    return weights * (_FORWARD + _INPUT_GRADIENT + (_WEIGHT_GRADIENT if trained else 0))
+    return weights * (6 if trained else 4)  # 2 each: forward, gradient of the input, gradient of the weights
 
 
 def attention_flops(channels: int) -> int:
@@ -38,9 +58,9 @@ def attention_flops(channels: int) -> int:
 def planned_costs(architecture: ArchitectureConfig, method: MethodConfig) -> LinearCosts:
     """What training by a method will need."""
     a, trained = architecture, method.trains == "all_weights"
-    adapter = sum(adapter_tensors(a, method.adapter)) if method.adapter else 0
+    adapter = sum(adapter_tensors(a, method.adapter))
     return LinearCosts(
-        linear_flops(sum(base_tensors(a)["linear"]), trained=trained) + linear_flops(adapter, trained=True),
+        linear_flops(base_parameters(a)["linear"], trained=trained) + linear_flops(adapter, trained=True),
         linear_flops(a.vocab_size * a.hidden_size, trained=trained),
         attention_flops(a.num_hidden_layers * a.num_attention_heads * a.head_dim),
     )
@@ -60,9 +80,6 @@ def needed_flops(costs: LinearCosts, *, tokens: int, supervised_tokens: int, att
     )
 
 
-Range = tuple[float, float]  # (at the high utilization, at the low one) for costs; (low, high) for speeds
-
-
 @dataclass(frozen=True)
 class Duration:
     """Of the whole run on all devices; None where a number is not known."""
@@ -76,8 +93,11 @@ class Duration:
 
 def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanConfig) -> Duration:
     """Time, energy and money of training."""
-    hardware, length = config.hardware, options.tokens_per_example or config.train.max_length
-    tokens = _tokens(config, options, length)
+    hardware, train, length = config.hardware, config.train, options.tokens_per_example or config.train.max_length
+    examples = options.examples or config.task.train_examples
+    limits = [] if examples is None else [examples * train.epochs]
+    limits += [] if train.max_steps is None else [train.max_steps * train.batch_size]
+    tokens = min(limits) * length if limits else None
     if hardware.bf16_tflops is None or config.method.trains == "nothing":
         return Duration(tokens, None, None, None, None)
     done = needed_flops(
@@ -93,10 +113,8 @@ def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanC
         factor = None if rate is None else rate * options.devices
         return None if hours is None or factor is None else (hours[0] * factor, hours[1] * factor)
 
-    watts = hardware.watts
-    return Duration(
-        tokens, (low, high), hours, times(None if watts is None else watts / 1000), times(hardware.price_usd_per_hour)
-    )
+    kilowatts = None if hardware.watts is None else hardware.watts / 1000
+    return Duration(tokens, (low, high), hours, times(kilowatts), times(hardware.price_usd_per_hour))
 
 
 def done_costs(config: RunConfig, architecture: ArchitectureConfig) -> LinearCosts:
@@ -104,18 +122,8 @@ def done_costs(config: RunConfig, architecture: ArchitectureConfig) -> LinearCos
     costs = planned_costs(architecture, config.method)
     if not config.train.gradient_checkpointing:
         return costs
-    weights = planned_costs(architecture, replace(config.method, trains="nothing", adapter=None)).per_token // 4
     return replace(
         costs,
-        per_token=costs.per_token + 2 * weights,
+        per_token=costs.per_token + 2 * base_parameters(architecture)["linear"],
         per_attended_pair=costs.per_attended_pair + costs.per_attended_pair // 3,
     )
-
-
-def _tokens(config: RunConfig, options: PlanConfig, length: int) -> int | None:
-    """Of all epochs, or of the steps that are allowed."""
-    train, examples = config.train, options.examples or config.task.train_examples
-    of_epochs = None if examples is None else examples * train.epochs
-    of_steps = None if train.max_steps is None else train.max_steps * train.batch_size
-    limits = [count for count in (of_epochs, of_steps) if count is not None]
-    return min(limits) * length if limits else None

@@ -11,7 +11,8 @@ import pandas as pd
 
 from bench.config import ConfigurationError
 from bench.planner.advice import Machine, predict
-from bench.planner.memory import PlanConfig, Terms
+from bench.planner.memory import Terms
+from bench.planner.time import PlanConfig
 from bench.record import Record
 from bench.report.answer import Group
 from bench.report.memory_plots import PARTS, peak_parts

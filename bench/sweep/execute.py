@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gzip
+import json
 import os
 import platform
 import shlex
@@ -109,7 +110,7 @@ def prepare(config: RunConfig, watch: Watch = lambda progress: None, stage: Stag
 
 def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
     """Run what is missing of a run and write its record. Returns at once when it is finished."""
-    with claim(run_folder(config)):
+    with claim(run_folder(config)), claim_training(config):
         record = read_record(run_folder(config))
         ended_well = record is not None and record.status is Status.OK
         if record is not None and ended_well and is_served(config, record):
@@ -145,6 +146,8 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
         if failure:
             break
         results[stage] = _read_stage(folder, stage)
+        if stage == "train":
+            keep_training(config, folder)
     return Record(
         run_id=run_id(config),
         comparison_key=comparison_key(config),
@@ -176,6 +179,8 @@ def _run(config: RunConfig, folder: Path, stage: Stage, watch: Watch) -> Outcome
 def finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:
     """A stage's result from an earlier call; None when it, its weights or its items are missing or torn."""
     result = _read_stage(folder, stage)
+    if stage == "train" and result is None:
+        result = take_over_training(config, folder)
     if isinstance(result, TrainResult) and not weights_are_whole(artifact_folder(config), result.checkpoint_bytes):
         return None
     if stage in ITEMS_OF and not _is_whole_gzip(folder / ITEMS_OF[stage]):
@@ -377,6 +382,40 @@ def take_over(config: RunConfig, folder: Path) -> Record | None:
                 shutil.copy2(file, folder / file.name)
         return replace(record, sweep=config.sweep, reused_from=record.reused_from or record.sweep)
     return None
+
+
+_TRAINING, _TRAINING_STEPS = "training.json", "training_steps.jsonl"  # beside the weights
+
+
+def claim_training(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """Hold the weights of a run's training: runs that differ in evaluation alone share them."""
+    artifacts = artifact_folder(config)
+    return contextlib.nullcontext() if config.untrained else claim(artifacts.parent / ".claims" / artifacts.name)
+
+
+def keep_training(config: RunConfig, folder: Path) -> None:
+    """Leave what a finished training measured beside its weights, for runs of the same `training_key`."""
+    if config.trial is not None:  # it keeps no weights
+        return
+    content = {"train": json.loads((folder / "train.json").read_bytes()), "provenance": provenance()}
+    write_atomic(artifact_folder(config) / _TRAINING_STEPS, (folder / "steps.jsonl").read_bytes())
+    write_atomic(artifact_folder(config) / _TRAINING, json.dumps(content))
+
+
+def take_over_training(config: RunConfig, folder: Path) -> TrainResult | None:
+    """The result of an equal training by the same program and machine, copied into `folder`; None: there is none."""
+    kept = artifact_folder(config)
+    try:
+        content = json.loads((kept / _TRAINING).read_bytes())
+        result = from_json(TrainResult, json.dumps(content["train"]))
+        steps = (kept / _TRAINING_STEPS).read_bytes()
+    except (OSError, ValueError, KeyError):
+        return None
+    if not (weights_are_whole(kept, result.checkpoint_bytes) and _same(content["provenance"], provenance())):
+        return None
+    write_atomic(folder / "steps.jsonl", steps)
+    write_atomic(folder / "train.json", to_json(result))
+    return result
 
 
 def _same(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from bench.compose import compose
 from bench.config import RunConfig, TrialConfig
 from bench.identity import run_folder
 from bench.planner.advice import architecture_of
-from bench.planner.memory import Batch, Static, Terms, estimate, numerics_of, static_bytes
+from bench.planner.memory import Batch, PlannedStep, Terms, estimate
 from bench.record import Record
 from bench.sweep.execute import execute
 from benchmarks.planner.cases import EMBEDDED, SIZES, Case
@@ -29,8 +29,7 @@ class Run:
 
     case: Case
     record: Record
-    batch: Batch  # as it was consumed
-    static: Static
+    step: PlannedStep  # with the lengths that were consumed
     terms: Terms
 
     @property
@@ -64,12 +63,12 @@ def table(runs: list[Run]) -> str:
         measured = run.record.train.breakdown
         assert measured is not None
         pairs = [
-            (run.static.weights, measured.weights_bytes),
-            (run.static.gradients, measured.gradients_bytes),
-            (run.static.optimizer, measured.optimizer_bytes),
+            (run.step.static.weights, measured.weights_bytes),
+            (run.step.static.gradients, measured.gradients_bytes),
+            (run.step.static.optimizer, measured.optimizer_bytes),
         ]
         peak = (run.terms.total, run.peak_bytes)
-        shape = f"{run.batch.rows}x{run.batch.length}"
+        shape = f"{run.step.batch.rows}x{run.step.batch.length}"
         errors = [_error(*pair) for pair in pairs]
         rows.append([run.case.name, shape, *errors, *(_mib(value) for value in peak), _error(*peak)])
     aligned = ["left", "left", *["right"] * (len(headers) - 2)]
@@ -117,20 +116,17 @@ def _config(case: Case, folder: Path) -> RunConfig:
 
 def _run(case: Case, config: RunConfig, record: Record) -> Run:
     assert record.train is not None
-    environment, architecture = record.train.environment, architecture_of(config.model)
-    hardware = replace(config.hardware, compute_dtype=environment.compute_dtype, attention=environment.attention)
-    numerics = numerics_of(
-        architecture, config.method, config.train, hardware,
-        device="cuda" if environment.device.startswith("cuda") else "cpu", compiled=case.compile == "regional",
-    )  # fmt: skip
-    batch = _consumed(config)
-    return Run(
-        case,
-        record,
-        batch,
-        static_bytes(architecture, config.method, environment.compute_dtype),
-        estimate(architecture, config.method, numerics, batch, accumulates=MICRO_BATCHES > 1),
+    environment = record.train.environment
+    found = replace(config.hardware, compute_dtype=environment.compute_dtype, attention=environment.attention)
+    step = PlannedStep(
+        replace(config, hardware=found),
+        architecture_of(config.model),
+        _consumed(config),
+        "cuda" if environment.device.startswith("cuda") else "cpu",
+        compiled=case.compile == "regional",
+        accumulates=MICRO_BATCHES > 1,
     )
+    return Run(case, record, step, estimate(step))
 
 
 def _consumed(config: RunConfig) -> Batch:

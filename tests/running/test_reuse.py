@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.compose import compose
-from bench.config import RunConfig
-from bench.identity import run_folder
+from bench.config import RunConfig, with_settings
+from bench.identity import artifact_folder, run_folder
 from bench.record import Record, Status
 from bench.sweep import execute as reuse
 from bench.sweep.execute import write_record
@@ -75,3 +76,26 @@ def test_trained_runs_are_measured_anew(smoke) -> None:
     (config,) = compose(smoke("method=lora"), multirun=False)
     finished_elsewhere(config)
     assert reuse.take_over(config, run_folder(config)) is None
+
+
+def test_a_finished_training_serves_runs_that_differ_in_evaluation_alone(smoke, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(reuse, "provenance", lambda: HERE)
+    reference = Path(__file__).parents[2] / "results" / "reference"
+    trained = next(reference.glob("lora-*"))
+    (config,) = compose(smoke("method=lora"), multirun=False)
+    weights = artifact_folder(config)
+    weights.mkdir(parents=True)
+    expected_bytes = json.loads((trained / "train.json").read_bytes())["checkpoint_bytes"]
+    (weights / "adapter_model.safetensors").write_bytes(bytes(expected_bytes))
+    (weights / "complete").touch()
+    reuse.keep_training(config, trained)
+    other = with_settings(config, {"task.metrics": ["bleu"], "sweep": "later"})
+    folder = run_folder(other)
+    folder.mkdir(parents=True)
+    result = reuse.take_over_training(other, folder)
+    assert result is not None
+    assert (folder / "steps.jsonl").read_bytes() == (trained / "steps.jsonl").read_bytes()
+    assert reuse.finished_stage(other, folder, "train") == result
+    assert reuse.take_over_training(with_settings(config, {"train.epochs": 9}), folder) is None
+    monkeypatch.setattr(reuse, "provenance", lambda: HERE | {"git_commit": "def"})
+    assert reuse.take_over_training(other, folder) is None

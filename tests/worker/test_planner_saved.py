@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.compose import compose
 from bench.config import ArchitectureConfig, RunConfig
-from bench.planner.memory import Batch, adapter_tensors, linears, numerics_of, saved_by_compiled_layer, saved_by_layer
+from bench.planner.memory import Batch, PlannedStep, adapter_tensors, linears, saved_by_layer
 from bench.worker import methods
 from bench.worker.device import compile_layers
 from bench.worker.loss import SupervisedHead
@@ -91,14 +91,13 @@ def saved_bytes(config: RunConfig, *, padded: bool, compiled: bool) -> int:
 def expected_bytes(config: RunConfig, kind: str, *, padded: bool, compiled: bool) -> int:
     """One layer's, with the 16-bit copies of its trained weights."""
     architecture = ArchitectureConfig(model_type=kind, num_hidden_layers=1, **NUMBERS)
-    numerics = numerics_of(architecture, config.method, config.train, config.hardware, device="cpu", compiled=compiled)
     batch = Batch(ROWS, LENGTH, SUPERVISED, padded=padded)
-    saved = (saved_by_compiled_layer if compiled else saved_by_layer)(architecture, numerics, batch)
+    step = PlannedStep(config, architecture, batch, "cpu", compiled)
     if config.method.adapter is not None:
         copies = 2 * sum(adapter_tensors(architecture, config.method.adapter))
     else:
-        copies = 2 * sum(m.weights for m in linears(architecture)) if numerics.weights == 4 else 0
-    return sum(saved.values()) + copies
+        copies = 2 * sum(m.weights for m in linears(architecture)) if step.weights_element == 4 else 0
+    return sum(saved_by_layer(step).values()) + copies
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["equal", "padded"])

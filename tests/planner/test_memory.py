@@ -1,0 +1,160 @@
+"""Counts and bytes by hand, and against the breakdown that the reference runs measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.compose import choices, compose
+from bench.config import ConfigurationError, QuantizationConfig, RunConfig
+from bench.planner.advice import architecture_of
+from bench.planner.memory import (
+    Batch,
+    PlannedStep,
+    Terms,
+    adapter_tensors,
+    base_parameters,
+    estimate,
+    moments,
+    optimizer_bytes,
+    quantized_bytes,
+    residual_element,
+    saved_by_layer,
+    static_terms,
+    trained_parameters,
+)
+from bench.record import Record, from_json
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+MODELS = [name for name in choices("model") if name != "folder"]
+BATCH, LONG = Batch(rows=2, length=10, supervised=5), Batch(4, 512, 512)
+
+
+def config_of(*overrides: str) -> RunConfig:
+    (config,) = compose(["model=tiny-random", *overrides], multirun=False)
+    return config
+
+
+def step_of(*overrides: str, batch: Batch = BATCH, **more: object) -> PlannedStep:
+    config, settings = config_of(*overrides), {"device": "cuda", "compiled": False} | more
+    return PlannedStep(config, architecture_of(config.model), batch, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_architecture_of_every_model_gives_its_number_of_parameters(name: str) -> None:
+    (config,) = compose([f"model={name}"], multirun=False)
+    total = sum(base_parameters(architecture_of(config.model)).values())
+    assert config.model.parameters in (None, total)
+
+
+def test_the_adapter_by_hand() -> None:
+    # width 64, feed-forward 128, 2 layers, keys and values 32 wide
+    config = config_of("method=lora", "method.adapter.rank=8")
+    architecture, adapter = architecture_of(config.model), config.method.adapter
+    assert adapter is not None
+    assert trained_parameters(architecture, config.method) == 2 * 8 * (128 + 2 * 96 + 128 + 3 * 192)
+    pair = replace(adapter, target_modules=["q_proj", "v_proj"])
+    assert sum(adapter_tensors(architecture, pair)) == 2 * 8 * (128 + 96)
+    pattern = replace(adapter, target_modules=r".*\.mlp\.(gate|up)_proj")
+    assert sum(adapter_tensors(architecture, pattern)) == 2 * 8 * 2 * 192
+    assert sum(adapter_tensors(architecture, replace(pair, use_dora=True))) == 2 * (8 * (128 + 96) + 64 + 32)
+
+
+def test_an_unknown_target_is_answered_with_the_allowed_ones() -> None:
+    config = config_of("method=lora", "method.adapter.target_modules=[q_proj,w_proj]")
+    with pytest.raises(ConfigurationError, match=r"called w_proj.*all-linear or q_proj, k_proj"):
+        adapter_tensors(architecture_of(config.model), config.method.adapter)
+
+
+def test_nf4_by_hand() -> None:
+    # 1,000,000 weights: 500,000 bytes and a table of 16 floats; 15,625 scales in fp32, or in 8 bit with 62 of their own
+    plain = quantized_bytes(1_000_000, QuantizationConfig("nf4", double_quantization=False))
+    double = quantized_bytes(1_000_000, QuantizationConfig("nf4", double_quantization=True))
+    assert plain == 500_000 + 64 + 4 * 15_625
+    assert double == 500_000 + 64 + 15_625 + 4 * 62 + 1024 + 4
+
+
+def test_optimizers_by_hand() -> None:
+    assert optimizer_bytes([10_000, 100], 4, "adamw") == 8 * 10_100 + 2 * 4
+    assert optimizer_bytes([10_000, 100], 2, "adamw") == 4 * 10_100 + 2 * 4
+    assert optimizer_bytes([10_000, 100], 2, "paged_adamw_32bit") == 8 * 10_100
+    assert optimizer_bytes([10_000, 100], 4, "adamw_8bit") == 2048 + 2 * 10_000 + 8 * 40 + 8 * 100
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_static_terms_are_those_that_the_reference_runs_measured(method: str) -> None:
+    train = from_json(Record, next(REFERENCE.glob(f"{method}-*/record.json")).read_text()).train
+    assert train is not None
+    assert train.breakdown is not None
+    (config,) = compose([f"method={method}"], multirun=False)
+    static, measured = static_terms(architecture_of(config.model), config.method), train.breakdown
+    assert trained_parameters(architecture_of(config.model), config.method) == train.parameters_trainable
+    assert static == Terms(measured.weights_bytes, measured.gradients_bytes, measured.optimizer_bytes)
+
+
+def test_what_a_layer_keeps_by_hand() -> None:
+    # Full, eager: fp32 stream and normalized copies, a 16-bit copy of each input, a 16-bit feed-forward part.
+    attention = 2 * 64 + 2 * 2 * 32 + 2 * 64 + 4 * 4
+    saved = saved_by_layer(step_of("method=full"))
+    assert sum(saved.values()) == 20 * (4 * 4 * 64 + 2 * 4 + 5 * 2 * 64 + attention + 4 * 2 * 128)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "compiled", "expected"),
+    [
+        (["method=lora"], False, 4),
+        (["method=lora"], True, 2),
+        (["method=lora", "method.adapter.add_in_fp32=false"], False, 2),
+        (["method=lora", "method.adapter.target_modules=[q_proj,v_proj]"], False, 2),
+        (["method=full"], True, 4),
+        (["method=full_bf16"], False, 2),
+    ],
+)
+def test_the_stream_is_fp32_where_the_branch_is_added_in_fp32(
+    overrides: list[str], compiled: bool, expected: int
+) -> None:
+    assert residual_element(step_of(*overrides, compiled=compiled)) == expected
+
+
+def test_eager_attention_keeps_the_scores() -> None:
+    long = Batch(rows=2, length=1000, supervised=5)
+    fused, eager = (
+        sum(saved_by_layer(step_of("method=lora", f"hardware.attention={name}", batch=long)).values())
+        for name in ("auto", "eager")
+    )
+    assert eager - fused == pytest.approx(2 * 4 * 1000 * 1000 * 6, rel=0.01)
+
+
+def peak_of(*overrides: str, batch: Batch = LONG, **more: object) -> Terms:
+    return estimate(step_of("model=llama-3.2-1b", *overrides, batch=batch, **more))
+
+
+def test_the_peak_grows_with_what_it_should_grow_with() -> None:
+    lora = peak_of("method=lora").total
+    assert peak_of("method=lora", batch=Batch(8, 512, 512)).total > lora
+    assert peak_of("method=lora", batch=Batch(4, 512, 2048)).total > lora
+    assert peak_of("method=lora", "method.adapter.rank=64").total > lora
+    assert peak_of("method=full").total > lora > peak_of("method=qlora").total
+    assert peak_of("method=lora", "train.gradient_checkpointing=true").total < lora
+    assert peak_of("method=full", accumulates=False).total < peak_of("method=full").total
+
+
+def test_every_moment_holds_weights_and_optimizer() -> None:
+    step = step_of("method=full", accumulates=False)
+    for moment in moments(step):
+        assert (moment.weights, moment.optimizer) == (step.static.weights, step.static.optimizer)
+
+
+def test_devices_share_what_their_strategy_shares() -> None:
+    alone = peak_of("method=full")
+    ddp, zero2, fsdp, zero3 = (
+        peak_of("method=full", devices=8, strategy=name) for name in ("ddp", "zero2", "fsdp", "zero3")
+    )
+    assert ddp.weights == zero2.weights == alone.weights
+    assert ddp.total > alone.total  # the buckets of gradients
+    assert zero2.optimizer == -(-alone.optimizer // 8)
+    assert fsdp.weights == -(-alone.weights // 8)
+    assert fsdp == zero3
+    assert fsdp.total < zero2.total < alone.total
