@@ -25,16 +25,16 @@ setup: .venv/ready ## Create .venv and install everything, once
 	@touch $@
 
 tune: .venv/ready ## Find each method's learning rate for a sweep with the same ARGS; prints that sweep's command
-	@$(BIN)/python -m bench.tune method=$(TUNED) $(ARGS)
+	@$(BIN)/python -m bench tune method=$(TUNED) $(ARGS)
 
 sweep: .venv/ready ## Compare the methods and report (ARGS="model=... task=... seed=0,1,2")
 	@$(BIN)/python -m bench -m method=$(METHODS) $(ARGS)
 
 fetch: .venv/ready ## Gather MODEL, TASK and SUITE with all packages in the folder TO, for a machine without a network
-	@$(BIN)/python -m bench.fetch $(if $(MODEL),model=$(MODEL)) $(if $(TASK),task=$(TASK)) $(if $(SUITE),suite=$(SUITE)) --to $(TO) $(ARGS)
+	@$(BIN)/python -m bench fetch to=$(TO) $(if $(MODEL),model=$(MODEL)) $(if $(TASK),task=$(TASK)) $(if $(SUITE),suite=$(SUITE)) $(ARGS)
 
-report: .venv/ready ## Write the report of SWEEP (default: results/default) again (ARGS=--allow-different=...)
-	@$(BIN)/python -m bench.report $(SWEEP) $(ARGS)
+report: .venv/ready ## Write the report of SWEEP (default: results/default) again (ARGS=allow_different=...)
+	@$(BIN)/python -m bench report $(SWEEP) $(ARGS)
 
 test: .venv/ready ## Run every test that needs neither GPU nor hub
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not hub and not alone" $(ARGS) || [ $$? -eq 5 ]

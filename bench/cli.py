@@ -1,173 +1,186 @@
-"""`python -m bench`: check everything, prepare what is shared, run what is missing, report.
+"""The command line: sweeps, and the commands around them.
 
     python -m bench method=lora                                 one run
-    python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep and its report
-    ... hydra/launcher=joblib                                   its runs by Slurm, Ray or joblib (docs/cluster.md)
-    ... --allow-different=device,threads                        compare in spite of these; the report says so
+    python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep, its report and its answer
+    python -m bench COMMAND ...                                 report, plan, tune, export, fetch
 
-Exit codes: 0 all runs are ok and reported; 1 some failed (their records say why) or could not be written down; 2
-mistakes in the configuration, nothing was run; 130 stopped by Ctrl-C, what was finished is kept.
+Paths are given by position, everything else as KEY=VALUE; the only flags are -m, --json and --help.
+
+Exit codes: 0 done, and every run is ok; 1 some run failed (its record says why), or something could not be written or
+was refused; 2 mistakes on the command line or in the configuration, nothing was run; 130 stopped by Ctrl-C, what was
+finished is kept.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
+import math
 import sys
+import textwrap
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
-from bench import fairness as pairs
-from bench.compose import CONFIG_FOLDER, compose, explicit, is_search, to_run_config
-from bench.config import ConfigurationError, RunConfig
-from bench.fairness import allowed_names
-from bench.identity import data_key, run_folder, run_id, sweep_folder, write_atomic
-from bench.record import Stage, Status
-from bench.sweep import launchers as dispatch
+from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
+from bench.config import ConfigurationError, RunConfig, suggest
+from bench.fairness import FILE, REQUIREMENTS, allowed_names, groups_of, to_json
+from bench.identity import sweep_folder, write_atomic
+from bench.planner.advice import plans
+from bench.record import Status
+from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
-from bench.sweep.execute import claim, command, execute, is_finished, prepare, read_record, unwritable_folders
-from bench.sweep.fetching import bundle_problems
-from bench.sweep.tracking import track, track_report
-from bench.sweep.tuning import keep_rates
+from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, read_record, run_one
+from bench.sweep.tracking import track_report
 
-COMMAND_AGAIN = "The same command again runs only what is missing."
-_INFORMATION = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-_ALLOW = "--allow-different"
+FLAGS = ("-m", "--json", "--help")
 console = Console()
 
 
-def main(arguments: list[str] | None = None) -> int:
+@dataclass(frozen=True)
+class Given:
+    """A command line, taken apart."""
+
+    command: str  # "sweep" where none is named
+    paths: list[Path]
+    settings: list[str]  # KEY=VALUE
+    flags: frozenset[str]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    flags = [a for a in arguments if a.startswith("-")]
-    exceptions = [flag for flag in flags if flag.startswith(_ALLOW)]
-    flags = [flag for flag in flags if flag not in exceptions]
-    overrides = [a for a in arguments if not a.startswith("-")]
-    multirun = bool({"-m", "--multirun"} & set(flags))
-    searching = multirun and is_search(overrides)
-    launcher = dispatch.chosen_launcher(overrides)
     try:
-        if not set(flags) & set(_INFORMATION):
-            dispatch.check(overrides, multirun, searching)
-            given = ",".join(flag.removeprefix(_ALLOW).removeprefix("=") for flag in exceptions)
-            allowed = allowed_names(given) if exceptions else frozenset()
-            configs = compose(overrides, multirun)
-            pending = [c for c in configs if searching or not is_finished(c)]
-            if searching:
-                console.say("The sweeper draws the runs one after the other.")
-            else:
-                console.plan(configs, pending, allowed)
-            for config in configs:
-                keep_rates(config)
-            if not pending:
-                return _conclude(configs, allowed)
-            prepare_all([_aside(c) for c in pending] if searching else pending, "fetch" if launcher else "prepare")
-            _keep_plan(configs)
-            if launcher:
-                _send(pending, overrides, launcher)
-                return _conclude(configs, allowed)
-        sys.argv[1:] = flags + explicit(overrides)
-        _job()
-        return 0 if set(flags) & set(_INFORMATION) else _conclude(configs, allowed, searching)
+        given = parse(list(sys.argv[1:] if arguments is None else arguments))
+        if "--help" in given.flags:
+            console.say(help_text(given.command))
+            return 0
+        return COMMANDS[given.command](given)
     except ConfigurationError as error:
         console.problem(error.message())
         return 2
     except KeyboardInterrupt:
-        console.problem(f"Stopped. Finished runs are kept. {COMMAND_AGAIN}")
+        console.problem(f"Stopped. What was finished is kept. {COMMAND_AGAIN}")
         return 130
 
 
-def _send(pending: list[RunConfig], overrides: list[str], launcher: str) -> None:
-    """Let a launcher run the runs, and name those that never came back."""
-    console.say(f"Sent by {launcher}: {len(pending)} jobs. This command waits for them, then reports.")
-    outcome = dispatch.dispatch(pending, overrides, console.ended)
-    for problem in outcome.problems:
-        console.problem(problem)
-    for config in outcome.missing:
-        console.problem(
-            f"MISSING  {run_id(config)}: its job ended without a record; logs: {sweep_folder(config)}/.submitit"
-        )
-    if outcome.missing:
-        console.problem(f"{COMMAND_AGAIN} Here that is the {len(outcome.missing)} above: {command()}")
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
-def _job(composed: DictConfig) -> float | None:
-    """One Hydra job: one run. Returns its held-out loss, which sweepers such as Optuna minimize."""
-    config = to_run_config(composed)
-    with console.run(config) as watch:
-        try:
-            record = execute(config, watch)
-        except OSError as error:  # a full disk, a folder gone: this run has no record, the others may
-            console.problem(f"{run_id(config)}: not written down: {error}. {COMMAND_AGAIN}")
-            return None
-    console.ended(record)
-    if trouble := track(config, record):
-        console.problem(trouble)
-    return record.train.heldout[-1].loss if record.train and record.train.heldout else None
-
-
-def _aside(config: RunConfig) -> RunConfig:
-    """A run that is only prepared, because a search draws others in its place: without a folder among the results."""
-    return replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
-
-
-def prepare_all(pending: list[RunConfig], stage: Stage = "prepare") -> None:
-    """Make the model and data of the pending runs, once each; all their mistakes are told together.
-
-    Args:
-        stage: "fetch" does without the device of the runs, which may be another machine's.
+def parse(arguments: Sequence[str]) -> Given:
+    """Take a command line apart.
 
     Raises:
-        ConfigurationError: unusable folders; mistakes in the data, the suite or the names of models.
+        ConfigurationError: unknown commands or flags, and paths where none belong or none where some do.
     """
-    problems = dict.fromkeys(p for config in pending for p in [*unwritable_folders(config), *bundle_problems(config)])
+    flags = {"--help" if text == "-h" else text for text in arguments if text.startswith("-")}
+    words = [text for text in arguments if not text.startswith("-")]
+    settings = [text for text in words if "=" in text and not Path(text).is_dir()]
+    paths = [text for text in words if text not in settings]
+    command = "sweep" if not paths or words[0] in settings else paths.pop(0)
+    if command not in COMMANDS:
+        raise ConfigurationError([f"{command}: no such command{suggest(command, [*COMMANDS])}"])
+    problems = [f"{flag}: no such flag{suggest(flag, [*FLAGS])}" for flag in sorted(flags - {*FLAGS})]
+    least, most, takes = PATHS.get(command, (0, 0, "no path"))
+    if not least <= len(paths) <= most and "--help" not in flags:
+        given = f"given {', '.join(paths)}" if paths else "none was given"
+        problems.append(f"{command}: takes {takes}; {given}. Settings have the form KEY=VALUE")
     if problems:
-        raise ConfigurationError(list(problems))
-    made_once = {(data_key(c), c.method.quantization if stage == "prepare" else None): c for c in reversed(pending)}
-    for config in made_once.values():
-        try:
-            scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
-            with console.stage(f"{stage} {config.model.name}{scheme}, {config.task.name}") as watch:
-                outcome = prepare(config, watch, stage)
-        except ConfigurationError as error:
-            problems |= dict.fromkeys(error.problems)
-            continue
-        if outcome.failure:
-            problems[f"preparing failed: {outcome.failure.message}; log: {run_folder(config) / f'{stage}.log'}"] = None
-    if problems:
-        raise ConfigurationError(list(problems))
+        raise ConfigurationError(problems)
+    return Given(command, [Path(path) for path in paths], settings, frozenset(flags))
+
+
+def take(settings: Sequence[str], *names: str) -> tuple[dict[str, str], list[str]]:
+    """(a command's own settings by name, the others as they were given)."""
+    own = {name: value for name, _, value in (text.partition("=") for text in settings) if name in names}
+    return own, [text for text in settings if text.partition("=")[0] not in names]
+
+
+def is_true(name: str, value: str) -> bool:
+    """A setting that is true or false.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if value.lower() not in ("true", "false"):
+        raise ConfigurationError([f"{name}={value}: true or false"])
+    return value.lower() == "true"
+
+
+def help_text(command: str) -> str:
+    """The help of a command; that of the sweep lists all commands, groups and settings."""
+    own = inspect.cleandoc(COMMANDS[command].__doc__ or "")
+    if command == "report":
+        from bench.stats.limits import WORDS  # with the numbers behind it
+
+        limits = {name: word.meaning for name, word in WORDS.items()}
+        own += f"\n\nLimits, each the most that is allowed:\n{_rows(limits)}"
+        own += f"\n\nWhat allow_different can name:\n{_rows(REQUIREMENTS)}"
+    if command != "sweep":
+        return own
+    commands = {name: inspect.cleandoc(f.__doc__ or "").splitlines()[0] for name, f in COMMANDS.items() if f != sweep}
+    folders = sorted(path for path in CONFIG_FOLDER.rglob("*") if list(path.glob("*.yaml")) and path != CONFIG_FOLDER)
+    groups = {str(path.relative_to(CONFIG_FOLDER)): ", ".join(choices(str(path))) for path in folders}
+    return (
+        f"{__doc__}\nCommands (python -m bench COMMAND --help):\n{_rows(commands)}\n\n"
+        f"Groups (choose with group=name; claims are not chosen, the report judges them all):\n{_rows(groups)}\n\n"
+        f"Settings (override with key=value):\n{textwrap.indent(default_settings(), '    ')}"
+    )
+
+
+def _rows(texts: Mapping[str, str]) -> str:
+    width = max(map(len, texts)) + 2
+    return "\n".join(
+        textwrap.fill(text, 118, initial_indent=f"    {name:{width}}", subsequent_indent=" " * (width + 4))
+        for name, text in texts.items()
+    )
+
+
+def sweep(given: Given) -> int:
+    """Check everything, prepare what is shared, run what is missing, report."""
+    own, overrides = take(given.settings, "allow_different")
+    multirun = "-m" in given.flags
+    searching = multirun and is_search(overrides)
+    launcher = launchers.chosen_launcher(overrides)
+    launchers.check(overrides, multirun, searching)
+    allowed = allowed_names(own["allow_different"]) if own else frozenset[str]()
+    configs = compose(overrides, multirun)
+    pending = [config for config in configs if searching or not is_finished(config)]
+    if searching:
+        console.say("The sweeper draws the runs one after the other.")
+    else:
+        console.plan(configs, pending, allowed)
+    for config in configs:
+        tuning.keep_rates(config)
+    if pending:
+        fetching.prepare_all(pending, console, "fetch" if launcher else "prepare", aside=searching)
+        _keep_plan(configs)
+    if searching:
+        launchers.search(configs, overrides, console)
+    elif pending and launcher:
+        launchers.send(pending, overrides, console)
+    else:
+        for config in pending:
+            run_one(config, console)
+    folders = {sweep_folder(config): config for config in configs}
+    reported = [_report(folder, allowed, config) for folder, config in sorted(folders.items())]
+    if searching:  # its runs are those in its folder
+        records = [read_record(path.parent) for folder in folders for path in folder.glob("*/record.json")]
+        ended_well = all(record is not None and record.status is Status.OK for record in records)
+    else:
+        ended_well = all(map(is_finished, configs))
+    return 0 if all(reported) and ended_well else 1
 
 
 def _keep_plan(configs: list[RunConfig]) -> None:
     """Write down what every two methods have in common, before the first of them runs."""
-    for folder in sorted({sweep_folder(c) for c in configs}):
-        groups = pairs.groups_of([c for c in configs if sweep_folder(c) == folder])
+    for folder in sorted({sweep_folder(config) for config in configs}):
+        groups = groups_of([config for config in configs if sweep_folder(config) == folder])
         if any(group.pairs for group in groups):
-            write_atomic(folder / pairs.FILE, pairs.to_json(groups))
-
-
-def _conclude(configs: list[RunConfig], allowed: frozenset[str], searching: bool = False) -> int:
-    """Write the reports; 0 when every run is ok and reported. A search's runs are those that are in its folder."""
-    folders = {sweep_folder(c): c for c in configs}
-    reported = [_report(folder, allowed, folders[folder]) for folder in sorted(folders)]
-    if searching:
-        records = [read_record(path.parent) for folder in folders for path in folder.glob("*/record.json")]
-        ended_well = all(record is not None and record.status is Status.OK for record in records)
-    else:
-        ended_well = all(is_finished(c) for c in configs)
-    return 0 if all(reported) and ended_well else 1
+            write_atomic(folder / FILE, to_json(groups))
 
 
 def _report(folder: Path, allowed: frozenset[str], config: RunConfig) -> bool:
-    """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written.
-
-    Args:
-        config: of one of its runs; it says whether a tracker gets the report too.
-    """
-    from bench.report.build import NoRecordsError, build_report  # plotting takes a second to import
+    """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written."""
+    from bench.report.build import NoRecordsError, build_report  # charts take a second to import
 
     try:
         with claim(folder), warnings.catch_warnings():
@@ -179,3 +192,165 @@ def _report(folder: Path, allowed: frozenset[str], config: RunConfig) -> bool:
     if trouble := track_report(config, folder):
         console.problem(trouble)
     return True
+
+
+def report(given: Given) -> int:
+    """Write the report of a sweep (again), and say what to use under your limits.
+
+    python -m bench report results/default
+    python -m bench report results/default memory_gib=24 time_hours=2 quality_tolerance=0.01
+    python -m bench report results/a results/b allow_different=device,threads export=latex
+
+    The first folder gets the report, which covers all of them. Exceptions and limits hold for this report only.
+
+    allow_different=NAME,...    compare runs that differ in these, and say so
+    target_loss=NATS            held-out loss whose time and tokens are reported; default: the worst final one
+    export=FORMAT,...           tables and charts in further formats
+    """
+    from bench.report.build import NoRecordsError, build_report  # pandas and charts: only when there is work
+    from bench.report.exports import formats_of
+    from bench.stats.limits import limits_from_words
+
+    own, words = take(given.settings, "allow_different", "target_loss", "export")
+    problems = [f"{path}: no such folder; sweeps are in results/<sweep>" for path in given.paths if not path.is_dir()]
+    read: dict[str, Any] = {}
+    readers: dict[str, Callable[[str], Any]] = {
+        "allow_different": allowed_names, "target_loss": _loss, "export": formats_of,
+    }  # fmt: skip
+    for name, value in own.items():
+        try:
+            read[name] = readers[name](value)
+        except ConfigurationError as error:
+            problems += error.problems
+    try:
+        limits_from_words(words)
+    except ConfigurationError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigurationError(problems)
+    try:
+        path = build_report(
+            *given.paths,
+            allowed=read.get("allow_different", frozenset()),
+            target_loss=read.get("target_loss"),
+            formats=read.get("export", frozenset()),
+        )
+    except (FileNotFoundError, NoRecordsError) as error:
+        raise ConfigurationError([str(error)]) from None
+    console.say(f"Report: {path}")
+    return 0
+
+
+def _loss(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigurationError([f"target_loss={text}: a loss in nats per token is above 0 and finite, such as 1.9"])
+    return value
+
+
+def plan(given: Given) -> int:
+    """Predict what runs will take: memory by term, whether it fits, time, energy, money.
+
+    python -m bench plan model=llama-3.1-8b method=full,lora,qlora train=gpu hardware=h100
+    ... plan.memory_gib=24,48,80     several devices; every other plan.NAME=VALUE is explained in conf/plan.yaml
+    ... --json                       the same for programs, in bytes and seconds
+
+    The settings are those of the runs. It needs no weights, no GPU and no network. Exit code 0 whether it fits or not.
+    """
+    made = plans(given.settings)
+    if "--json" in given.flags:
+        print(json.dumps([asdict(plan) for plan in made], indent=1))
+    else:
+        console.memory(made)
+    return 0
+
+
+def tune(given: Given) -> int:
+    """Find each method's own learning rate, by the loss on the validation split.
+
+    python -m bench tune method=full,lora,qlora                   the settings of the sweep it is for
+    python -m bench tune method=lora model=... tune.points=5      settings of the search: conf/tune.yaml
+
+    The rates go to results/tune/<sweep>/rates.yaml, which a sweep reads with rates=FILE.
+    """
+    return tuning.tune(given.settings, console)
+
+
+def export(given: Given) -> int:
+    """Export a tuned run as a folder for others, with its card and checksums; or check such a folder.
+
+    python -m bench export results/default/lora-...                     writes exports/lora-...
+    python -m bench export results/default/lora-... to=FOLDER license=apache-2.0
+    python -m bench export results/default/lora-... form=merged         a form that serving built
+    python -m bench export exports/lora-... check=true [base=FOLDER]    its files and its base against its manifest
+    """
+    names = ("to", "form", "license", "check", "base")
+    own, others = take(given.settings, *names)
+    if others:
+        wrong = {text: text.partition("=")[0] for text in others}
+        raise ConfigurationError(
+            [f"{text}: export has no such setting{suggest(name, [*names])}" for text, name in wrong.items()]
+        )
+    (folder,) = given.paths
+    if is_true("check", own.get("check", "false")):
+        return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
+    run = exporting.exportable(folder, own.get("form"))
+    target = Path(own.get("to", Path("exports") / run.name))
+    from bench.report.card import card  # pandas and jinja2: only when there is work
+    from bench.report.own_scores import own_scores
+
+    with console.stage(f"export {run.record.run_id}") as watch:
+        scores = own_scores(run.folder, run.form)
+        manifest = exporting.export(run, target, scores=scores, license=own.get("license"), card=card, watch=watch)
+    size_bytes = sum(file.bytes for file in manifest.files.values())
+    console.say(f"Exported to {target}: {len(manifest.files)} files, {size_bytes / 2**20:.1f} MiB.")
+    if manifest.license is None:
+        console.say("Licence: not stated; give license=ID before you publish it.")
+    console.say(f"Check it: python -m bench export {target} check=true")
+    return 0
+
+
+def fetch(given: Given) -> int:
+    """Fetch model, data, suite and packages into one folder, for a machine without a network; or check such a folder.
+
+    python -m bench fetch to=FOLDER model=llama-3.2-3b task=gsm8k suite=general     the settings of the runs it is for
+    python -m bench fetch to=FOLDER wheels=false ...                                without the Python packages
+    python -m bench fetch FOLDER check=true                                         is all of it there, unchanged?
+
+    A run uses it by paths.bundle=FOLDER and then asks no hub. The same command again goes on where it was interrupted.
+    """
+    own, overrides = take(given.settings, "to", "wheels", "check")
+    if is_true("check", own.get("check", "false")) != bool(given.paths):
+        raise ConfigurationError(["fetch: takes to=FOLDER to fetch into it, or FOLDER check=true to check it"])
+    if given.paths:
+        return _checked(given.paths[0], fetching.refusals(given.paths[0]))
+    target = Path(own.get("to", "bundle"))
+    wheels = is_true("wheels", own.get("wheels", "true"))
+    configs = compose(overrides, multirun=True)
+    with console.stage(f"fetch into {target}") as watch:
+        bundle = fetching.fetch(configs, target, wheels=wheels, watch=watch)
+    size_bytes = sum(file.bytes for name, file in bundle.files.items() if "/snapshots/" not in name)  # links to blobs
+    console.say(f"Fetched into {target}: {len(bundle.files)} files, {size_bytes / 2**30:.2f} GiB.")
+    console.say(f"Runs use it with paths.bundle={target}. Check it: python -m bench fetch {target} check=true")
+    return 0
+
+
+def _checked(folder: Path, refusals: Sequence[str]) -> int:
+    for text in refusals:
+        console.say(f"REFUSED  {folder}: {text}")
+    if not refusals:
+        console.say(f"CHECKED  {folder}: every file is the one that was written.")
+    return 1 if refusals else 0
+
+
+COMMANDS: dict[str, Callable[[Given], int]] = {
+    "sweep": sweep, "report": report, "plan": plan, "tune": tune, "export": export, "fetch": fetch,
+}  # fmt: skip
+PATHS = {  # command -> (fewest, most, in words)
+    "report": (1, sys.maxsize, "the folders of sweeps, such as results/default"),
+    "export": (1, 1, "one folder: results/<sweep>/<run>, or an export with check=true"),
+    "fetch": (0, 1, "at most one folder"),
+}

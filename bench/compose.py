@@ -150,6 +150,12 @@ def compose(overrides: list[str], multirun: bool, key: Callable[[RunConfig], str
     return list(configs.values())
 
 
+def default_settings() -> str:
+    """Every setting of a run with its default, as YAML."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return OmegaConf.to_yaml(hydra_compose("config"))
+
+
 def is_search(overrides: list[str]) -> bool:
     """Whether a sweeper such as Optuna draws the runs one after the other, so that they cannot be listed before.
 

@@ -1,6 +1,6 @@
 """What two runs must agree in to be compared, by name; and what may differ.
 
-The names are those of `--allow-different=NAME[,NAME...]`, which lets runs be compared in spite of a difference.
+The names are those of `allow_different=NAME,...`, which lets runs be compared in spite of a difference.
 
     >>> requirement_of("train.epochs"), requirement_of("method.learning_rate")
     ('budget', None)
@@ -46,24 +46,24 @@ class Reason:
 
     @property
     def may_be_allowed(self) -> bool:
-        """Whether `--allow-different` can name it."""
+        """Whether `allow_different` can name it."""
         return self.name in REQUIREMENTS
 
 
 def allowed_names(given: str) -> frozenset[str]:
-    """The names in the value of `--allow-different`, separated by commas.
+    """The names in the value of `allow_different`, separated by commas.
 
     Raises:
         ConfigurationError: unknown names, or none.
     """
     names = [name.strip() for name in given.split(",") if name.strip()]
     problems = [
-        f"--allow-different={name}: nothing of that name must agree{suggest(name, list(REQUIREMENTS))}"
+        f"allow_different={name}: nothing of that name must agree{suggest(name, list(REQUIREMENTS))}"
         for name in names
         if name not in REQUIREMENTS
     ]
     if not names:
-        problems = [f"--allow-different=NAME[,NAME...]: name what may differ{suggest('', list(REQUIREMENTS))}"]
+        problems = [f"allow_different=NAME,...: name what may differ{suggest('', list(REQUIREMENTS))}"]
     if problems:
         raise ConfigurationError(problems)
     return frozenset(names)

@@ -135,6 +135,25 @@ def flush_to_disk(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The .safetensors that make a model or an adapter; others beside them (another layout of it) are left out."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    named = [folder / name for name in ("model.safetensors", "adapter_model.safetensors")]
+    return [path for path in named if path.exists()] or sorted(folder.glob("*.safetensors"))
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """SHA-256 over a model's weights, file after file by name, in hex; None where there are none."""
+    hashed, files = hashlib.sha256(), sorted(weight_files(folder))
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                hashed.update(block)
+    return hashed.hexdigest() if files else None
+
+
 def names_of_arms(runs: Iterable[tuple[str, str, RunConfig]]) -> dict[str, str]:
     """run -> the name of its arm, for (run, method, its configuration) of one model, task and suite.
 

@@ -202,9 +202,7 @@ SCHEMA_VERSION = 2
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
-Stage = Literal[
-    "bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export", "verify"
-]
+Stage = Literal["bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export"]
 
 
 @dataclass(frozen=True, config=_STRICT_record)
@@ -325,7 +323,7 @@ class TrainResult:
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
     parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: a record older than this field
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
-    stopped_early: str | None = None  # why a trial of `bench.tune` ended before its last step
+    stopped_early: str | None = None  # why a trial of `bench tune` ended before its last step
     devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
     strategy: str = "none"  # how they shared it
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
@@ -539,7 +537,6 @@ class Evaluated:
     examples: int
     scores: dict[str, ScoreInterval]
     test_loss: float | None  # nats a token
-    answers_sha256: list[str]  # the first 12 hex digits of each greedy answer's hash, in the split's order
     environment: Environment
 
 
@@ -568,24 +565,11 @@ BUNDLE_MANIFEST = "bundle-manifest.json"
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Source:
-    """Something of the model hub, or of a Python package, by the revision that was gathered."""
-
-    kind: Literal["model", "dataset"]
-    name: str  # hub id, or the package of an embedded model
-    revision: str | None  # hub commit, or the package's version; None where there is none
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Bundle:
     """What a bundle holds."""
 
-    overrides: list[str]  # of the runs it is for, with the user's own files as they are named inside it
-    sources: list[Source]
     python: str  # the wheels are for this version and platform
     platform: str
-    git_commit: str | None
-    wheels: bool
     fetched_at: str  # ISO 8601, UTC
     files: dict[str, ExportedFile]  # by path inside the folder, the manifest left out
     schema_version: int = 1

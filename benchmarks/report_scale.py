@@ -3,7 +3,7 @@
     python -m benchmarks.report_scale               prints the table, one process a shape
     python -m benchmarks.report_scale seeds         that shape alone
 
-Each shape's folder is made first (tests/report/synthetic.py) and is not counted; then `python -m bench.report` runs
+Each shape's folder is made first (tests/report/synthetic.py) and is not counted; then `python -m bench report` runs
 on it in a process of its own. Time: of that process, imports included, and that of processors, which other work on the
 machine does not stretch. Memory: its peak resident set (wait4's ru_maxrss). Linux.
 """

@@ -84,7 +84,7 @@ AB = ("python -m bench -m method=base,lora sweep=a", "python -m bench -m method=
 REPORT = ("results/default/report.html", "results/default/report.md", "results/default/tables/*.csv")
 PLOTS = ("results/default/plots/quality_against_cost.png",)
 RATES = ("results/tune/default/rates.yaml",)
-FETCHED = Elsewhere("test_fetch.py::test_a_hub_model_runs_from_its_bundle_when_the_hub_is_gone")
+FETCHED = Elsewhere("sweep/test_fetching.py::test_a_hub_model_runs_from_its_bundle_when_the_hub_is_gone")
 
 TABLE: dict[str, Here | Elsewhere | No] = {
     # README.md
@@ -101,14 +101,13 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "make fetch MODEL=llama-3.2-3b TASK=gsm8k": FETCHED,
     TUNE: Here(f"{TINY} tune.max_points=2", RATES, says="A sweep with them"),
     'make sweep ARGS="rates=results/tune/default/rates.yaml"': Here(TINY, REPORT, after=(TUNE,)),
-    "python -m bench.report results/default": Here("", REPORT + PLOTS, after=(SWEEP,)),
-    "python -m bench.report results/default --export=latex,svg": Here(
+    "python -m bench report results/default": Here("", REPORT + PLOTS, after=(SWEEP,)),
+    "python -m bench report results/default export=latex,svg": Here(
         "",
         ("results/default/tables/*.tex", "results/default/plots/*.svg"),
         after=(SWEEP,),
     ),
-    "python -m bench.report --history results/*": Here("", ("results/*/history.html",), after=AB),
-    "python -m bench.report recommend results/default memory_gb=24 time_hours=2": Here(after=(SWEEP,)),
+    "python -m bench report results/default memory_gb=24 time_hours=2": Here(after=(SWEEP,)),
     (
         'make sweep ARGS="task=jsonl task.train_file=train.jsonl task.test_file=test.jsonl '
         'task.prompt={question} task.target={answer} task.metrics=[numeric] sweep=mine"'
@@ -125,12 +124,12 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "pytest tests/worker/test_golden.py": No(Why.TESTS),
     # docs/air-gapped.md
     "make fetch MODEL=llama-3.2-3b TASK=gsm8k SUITE=general": FETCHED,
-    "python -m bench.fetch model=llama-3.2-3b task=gsm8k suite=general seed=0,1,2 --to /mnt/disk/bundle": FETCHED,
+    "python -m bench fetch model=llama-3.2-3b task=gsm8k suite=general seed=0,1,2 to=/mnt/disk/bundle": FETCHED,
     "git clone bundle/bench.git bench && cd bench": No(Why.INSTALLS),
     "python3 -m venv .venv": No(Why.INSTALLS),
     ".venv/bin/pip install --no-index --find-links ../bundle/wheels -c constraints.txt -e .": No(Why.INSTALLS),
-    ".venv/bin/python -m bench.fetch verify ../bundle": Elsewhere(
-        "test_fetch.py::test_a_bundle_holds_files_wheels_and_checksums"
+    ".venv/bin/python -m bench fetch ../bundle check=true": Elsewhere(
+        "sweep/test_fetching.py::test_a_bundle_holds_wheels_and_checksums"
     ),
     (
         ".venv/bin/python -m bench -m method=base,full,lora,qlora model=llama-3.2-3b task=gsm8k suite=general "
@@ -146,16 +145,16 @@ TABLE: dict[str, Here | Elsewhere | No] = {
         "hydra/launcher=slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=720"
     ): No(Why.CLUSTER),
     "python -m bench -m method=full,lora,qlora seed=0,1,2 hydra/launcher=joblib hydra.launcher.n_jobs=8": Elsewhere(
-        "test_launchers.py::test_joblib"
+        "sweep/test_real_launchers.py::test_joblib"
     ),
     'pip install -c constraints.txt -e ".[launchers]"': No(Why.INSTALLS),
     'pip install -e ".[ray]"': No(Why.INSTALLS),
     "ray start --head": No(Why.CLUSTER),
     "ray start --address=HEAD:6379": No(Why.CLUSTER),
     # docs/definitions.md, docs/design.md, docs/fairness.md
-    "python -m bench.report": No(Why.NAME),
+    "python -m bench report": No(Why.NAME),
     "python -m bench.worker RUN_DIR STAGE": Elsewhere(
-        "test_sweep.py::test_a_sweep_trains_every_method_on_the_same_stream"
+        "sweep/test_sweep.py::test_a_sweep_trains_every_method_on_the_same_stream"
     ),
     "python -m bench": No(Why.NAME),
     "make report": Here("", REPORT + PLOTS, after=(SWEEP,)),
@@ -165,7 +164,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "python -m bench method=full hardware.devices=4 hardware.strategy=fsdp": No(Why.GPUS),
     "python -m bench method=full hardware=gpu_pair hardware.cpu_offload=true": No(Why.GPUS),
     "pip install 'finetune-bench[deepspeed]'": No(Why.INSTALLS),
-    "python -m bench.plan": No(Why.NAME),
+    "python -m bench plan": No(Why.NAME),
     # docs/experiments.md
     "python -m bench -m experiment=rank": Here(TINY, runs=8),
     "python -m bench -m experiment=targets": Here(TINY, runs=2),
@@ -182,8 +181,8 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     ),
     # docs/faq.md, docs/faults.md
     "python -m bench -m method=base,base_4bit": Here(TINY),
-    "python -m bench.report recommend": No(Why.NAME),
-    "python -m bench.report results/a results/b": Here("", ("results/a/report.html",), after=AB),
+    "python -m bench report recommend": No(Why.NAME),
+    "python -m bench report results/a results/b": Here("", ("results/a/report.html",), after=AB),
     "python -m pytest tests/faults": No(Why.TESTS),
     "python -m pytest tests/faults --update-faults": No(Why.TESTS),
     "pytest -m gpu tests/faults": No(Why.GPU),
@@ -211,7 +210,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "nvidia-smi": No(Why.GPU),
     "nvidia-smi --query-gpu=name,compute_cap,memory.total --format=csv": No(Why.GPU),
     "sudo apt-get install python3-venv python3-dev git make g++": No(Why.INSTALLS),
-    "python -m bench.plan model=llama-3.1-8b method=full,lora,qlora train=gpu task=gsm8k hardware=h100": Here(
+    "python -m bench plan model=llama-3.1-8b method=full,lora,qlora train=gpu task=gsm8k hardware=h100": Here(
         says="does not fit, 161.8 GiB, most of it optimizer 59.8"
     ),
     "dmesg": No(Why.SYSTEM),
@@ -230,22 +229,19 @@ TABLE: dict[str, Here | Elsewhere | No] = {
         "suite=none task.validation_examples=4 task.test_examples=2"
     ): Here(f"model=tiny-random train.batch_size=4 {DATA} {FEW} task.max_new_tokens=4 hardware.threads=1"),
     # docs/planner.md
-    "python -m bench.plan model=llama-3.1-8b method=full,lora,qlora train=gpu hardware=h100 plan.memory_gib=24,48,80": (
+    "python -m bench plan model=llama-3.1-8b method=full,lora,qlora train=gpu hardware=h100 plan.memory_gib=24,48,80": (
         Here(says="does not fit")
     ),
     (
-        "python -m bench.plan model=llama-3.2-1b,llama-3.2-3b,llama-3.1-8b,llama-3.1-70b method=full,lora,qlora "
+        "python -m bench plan model=llama-3.2-1b,llama-3.2-3b,llama-3.1-8b,llama-3.1-70b method=full,lora,qlora "
         "train=gpu hardware=h100 plan.memory_gib=24,48,80"
     ): Here(says="1260.5"),
     "python -m benchmarks.planner measured": No(Why.BY_HAND),
     'MALLOC_MMAP_THRESHOLD_=262144 python -m benchmarks.planner overhead --only "42m lora 4x"': No(Why.BY_HAND),
     "python -m benchmarks.planner published": Here(says="Llama-3.1-8B full, bf16, paged 8-bit Adam"),
     # docs/recommendation.md, docs/report.md, docs/resume.md
-    (
-        "python -m bench.report recommend results/default memory_gb=24 time_hours=2 quality_tolerance=3% mergeable=yes"
-    ): Here(after=(SWEEP,)),
-    "python -m bench.report --history results/a results/b": Here(
-        "", ("results/a/history.html", "results/a/history.md"), after=AB
+    ("python -m bench report results/default memory_gb=24 time_hours=2 quality_tolerance=3% mergeable=yes"): Here(
+        after=(SWEEP,)
     ),
     "python -m benchmarks.report_scale": No(Why.BY_HAND),
     "wandb sync": No(Why.SYSTEM),
@@ -262,11 +258,11 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     "python -m bench -m method=base,full,lora,qlora serve=full": Here(
         f"{TINY} {SERVED} method=base,lora", REPORT, after=("python -m bench method=lora",)
     ),
-    "python -m bench.export results/default/lora-... [--to DIR] [--license apache-2.0] [--form merged]": Elsewhere(
-        "test_export.py::test_a_served_form_is_exported_with_its_own_scores"
+    "python -m bench export results/default/lora-... [to=FOLDER license=apache-2.0 form=merged]": Elsewhere(
+        "sweep/test_exporting.py::test_a_served_form_is_exported_with_its_own_scores"
     ),
-    "python -m bench.export verify exports/lora-... [--base BASE_FOLDER]": Elsewhere(
-        "test_export.py::test_the_commands_by_real_processes"
+    "python -m bench export exports/lora-... check=true [base=BASE_FOLDER]": Elsewhere(
+        "sweep/test_exporting.py::test_what_was_exported_is_checked_with_its_base"
     ),
     # docs/statistics.md, docs/tuning.md
     "python -m benchmarks.statistics --repetitions 500": No(Why.BY_HAND),
@@ -278,5 +274,5 @@ TABLE: dict[str, Here | Elsewhere | No] = {
         "'method.learning_rate=tag(log,interval(1e-4,2e-3))' method.adapter.rank=8,16,32 "
         "trial.hopeless_below=0.5 seed=1000 sweep=optuna"
     ): No(Why.EXTRA),
-    "python -m bench.tune method=lora tune.rates=[5e-4]": Here(TINY, RATES),
+    "python -m bench tune method=lora tune.rates=[5e-4]": Here(TINY, RATES),
 }

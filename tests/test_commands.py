@@ -36,9 +36,7 @@ from bench.config import RunConfig
 from bench.identity import run_folder, sweep_folder
 from bench.record import Status
 from bench.report import build
-from bench.sweep import execute
-from bench.sweep import execute as fitting
-from bench.sweep import execute as serving
+from bench.sweep import execute, fetching
 from bench.sweep.execute import read_record
 from bench.worker import models
 from bench.worker.instruments import memory as meters
@@ -140,7 +138,7 @@ def given() -> Iterator[set[str]]:
 @pytest.fixture
 def give(folder: Path, given: set[str], monkeypatch, capfd) -> Callable[[str], str]:
     """A function that runs a command of the table, after what it needs, and returns what it printed."""
-    for module in (execute, fitting, serving):
+    for module in (execute, fetching):
         monkeypatch.setattr(module, "run_stage", in_process)
     peak = functools.partial(flops.matmul_peak_flops_per_second, seconds=0.01)
     monkeypatch.setattr(flops, "matmul_peak_flops_per_second", peak)

@@ -94,4 +94,4 @@ def _answers(case: Case, fields: Sequence[str], spoken: Vocabulary) -> list[list
 def command(group: Group) -> str:
     """How to ask with several limits, for folders where sweeps put them."""
     folders = " ".join(f"results/{folder.name}" for folder in group.sweep.folders)
-    return fenced(f"python -m bench.report recommend {folders} memory_gib=24 time_hours=2 mergeable=yes", "sh")
+    return fenced(f"python -m bench report {folders} memory_gib=24 time_hours=2 mergeable=yes", "sh")

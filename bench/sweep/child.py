@@ -26,6 +26,8 @@ from typing import Any
 from bench.config import ConfigurationError
 from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, Failure, Stage, Status, next_step
 
+HEARTBEAT = "heartbeat"  # a file in the run's folder whose time shows that the run is at work
+HEARTBEAT_SECONDS = 5
 POLL_SECONDS = 0.5  # asleep in between: 0.3% of a core, measured
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 CHECKPOINT_GRACE_SECONDS = 120  # where SIGTERM lets training end its step and write a checkpoint
@@ -72,8 +74,9 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
         try:
             timed_out, resident_bytes = _wait(child, folder, started + timeout_seconds, watch)
         finally:
+            (folder / HEARTBEAT).unlink(missing_ok=True)
             writes_checkpoints = _read(folder / "progress.json").get("checkpoint_step") is not None
-            _stop(child, CHECKPOINT_GRACE_SECONDS if writes_checkpoints else GRACE_SECONDS)
+            stop(child, CHECKPOINT_GRACE_SECONDS if writes_checkpoints else GRACE_SECONDS)
     wall_seconds = time.monotonic() - started
     code = child.returncode
     killed_by_kernel = code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills
@@ -107,7 +110,7 @@ def visible(given: str | None, devices: int) -> str:
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, deadline: float, watch: Watch) -> tuple[bool, int | None]:
     """Sleep until the child ends or the deadline passes: (whether it passed, the most that was seen resident)."""
-    resident_bytes = None
+    resident_bytes, beat_at = None, 0.0
     while True:
         try:
             child.wait(POLL_SECONDS)
@@ -115,14 +118,18 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, deadline: float, watch: 
         except subprocess.TimeoutExpired:
             if time.monotonic() > deadline:
                 return True, resident_bytes
+            if time.monotonic() - beat_at > HEARTBEAT_SECONDS:
+                beat_at = time.monotonic()
+                with contextlib.suppress(OSError):  # a full disk
+                    (folder / HEARTBEAT).touch()
             resident_bytes = max(resident_bytes or 0, _resident_peak_bytes(child.pid) or 0) or None
             if progress := _read(folder / "progress.json"):
                 watch(progress)
 
 
-def _stop(child: subprocess.Popen[bytes], grace_seconds: float) -> None:
-    """End the child and everything it started; does nothing when it has ended by itself."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
+def stop(child: subprocess.Popen[bytes], grace_seconds: float, first: signal.Signals = signal.SIGTERM) -> None:
+    """End a child that leads a session of its own, and everything it started; one that has ended by itself is left."""
+    for how in (first, signal.SIGKILL):
         if child.poll() is not None:
             break
         with contextlib.suppress(ProcessLookupError):

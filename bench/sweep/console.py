@@ -1,10 +1,16 @@
-"""What a person sees while a sweep runs: what runs, how far it is, how long it may still take.
+"""What a person sees: the plan before a sweep, what runs and how long it will still take, how each run ended.
 
-Live lines on a terminal (`live.py`); plain lines, one a phase, elsewhere.
+Live lines on a terminal; elsewhere (a file, a pipe) plain lines, one a phase. Nothing here is part of a result.
+
+>>> with console.run(config, ["train", "evaluate"]) as watch:
+...     record = execute(config, watch)
+>>> console.ended(record)
+OK       lora-smollm2-135m-docstrings-s0-1f2e3d4c: 181 s, 612 tokens/s, rougeL 0.312
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich import console as rich_console
-from rich.box import SIMPLE_HEAD
+from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.live import Live
@@ -24,30 +30,47 @@ from rich.text import Text
 from bench.config import RunConfig
 from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
+from bench.planner.advice import GIB, Plan
+from bench.planner.time import Range
 from bench.record import Record, Status
 from bench.sweep.child import Watch
-from bench.sweep.execute import stages
 
 PLAIN_INTERVAL_SECONDS = 30
-PLAIN_WIDTH = 160  # of tables in a file or a pipe, characters
+PLAIN_WIDTH = 250  # of tables in a file or a pipe, characters
+RUNS_SHOWN, PAIRS_SHOWN, ARMS_SHOWN = 3, 3, 6
+METHODS_NEEDED = 2  # that have ended, for an estimate: an untrained model alone says little of how long training takes
+REFRESH_HZ = 1  # at rich's ten, drawing would take 2% of a core beside the measured child
+UNKNOWN = "-"
+TERMS = {  # column of the memory table -> the planner's terms
+    "weights": ("weights",),
+    "gradients": ("gradients",),
+    "optimizer": ("optimizer",),
+    "activations": ("activations",),
+    "logits": ("logits",),
+    "copies, workspace": ("casts", "workspace"),
+    "process, allocator": ("process", "allocator"),
+}
 
 
 class Console:
-    """Prints for people; never part of a result."""
+    """Prints for people."""
 
     def __init__(self) -> None:
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else PLAIN_WIDTH
+        self._out = RichConsole(highlight=False, soft_wrap=True, width=width)
         self._error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._agenda = Agenda()
 
     def say(self, text: str) -> None:
+        """A line on standard output."""
         self._out.print(escape(text))
 
     def problem(self, text: str) -> None:
+        """A line on standard error."""
         self._error.print(escape(text), style="red" if self._error.is_terminal else None)
 
     def plan(self, configs: list[RunConfig], pending: list[RunConfig], allowed: frozenset[str] = frozenset()) -> None:
-        """Say what will run, and what the methods have in common, before it does."""
+        """Say what will run and what the methods have in common, before anything does."""
         done = len(configs) - len(pending)
         self._agenda = Agenda(list(map(run_id, pending)), {run_id(c): c.method.name for c in pending})
         if not pending:
@@ -57,37 +80,42 @@ class Console:
         for group in groups_of(configs):
             if group.pairs:
                 self.say(heading(group))
-                self._out.print(table(group), width=None if self._out.is_terminal else PLAIN_WIDTH)
+                self._out.print(fairness_table(group))
                 for line in verdicts(group, allowed):
                     self.say(line)
 
+    def memory(self, plans: Sequence[Plan]) -> None:
+        """The planner's table, and below it what would make a run fit that does not."""
+        self._out.print(plan_table(plans, markdown=not self._out.is_terminal))
+        for line in plan_notes(plans):
+            self.say(line)
+
     @contextmanager
-    def run(self, config: RunConfig) -> Iterator[Watch]:
+    def run(self, config: RunConfig, stages: Sequence[str]) -> Iterator[Watch]:
+        """Show a run of the plan while the block executes it; yields what takes the child's progress."""
         name = run_id(config)
         self._agenda.begins(name)
-        with self._watched(name, stages(config), self._agenda) as watch:
+        with self._watched(name, stages, self._agenda) as watch:
             yield watch
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Watch]:
-        """Something that is no run: preparing, exporting."""
+        """Show something that is no run: preparing, exporting."""
         with self._watched(name) as watch:
             yield watch
 
     @contextmanager
-    def _watched(self, name: str, steps: Sequence[str] = (), agenda: Agenda | None = None) -> Iterator[Watch]:
-        """Live lines on a terminal, plain ones elsewhere; yields what takes the child's progress."""
+    def _watched(self, name: str, stages: Sequence[str] = (), agenda: Agenda | None = None) -> Iterator[Watch]:
         if not self._out.is_terminal:
             yield _PlainWatch(self, name)
             return
-        with live(self._out, name, steps, agenda) as watch:
+        with live(self._out, name, stages, agenda) as watch:
             yield watch
 
     def ended(self, record: Record) -> None:
         """One line a run: how it ended and its main numbers."""
         self._agenda.ended(record.run_id, record.wall_seconds)
-        if record.status is not Status.OK:
-            assert record.failure is not None
+        if record.failure is not None:
             self.say(f"{record.status.upper():8} {record.run_id}: {record.failure.message} ({record.failure.stage})")
             self.say(f"         {record.failure.next_step}")
             return
@@ -96,7 +124,7 @@ class Console:
             parts.append(f"{record.train.train_tokens_per_second:.0f} tokens/s")
         if record.evaluate:
             parts += [f"{name} {value:.3f}" for name, value in list(record.evaluate.scores.items())[:1]]
-        self.say(f"OK       {record.run_id}: {', '.join(parts)}")
+        self.say(f"{Status.OK.upper():8} {record.run_id}: {', '.join(parts)}")
         if record.serve_failure is not None:
             self.say(f"         serving: {record.serve_failure.message}")
             self.say(f"         {record.serve_failure.next_step}")
@@ -109,22 +137,17 @@ class _PlainWatch:
         self._console, self._name = console, name
         self._shown, self._at = "", 0.0
 
-    def __call__(self, content: dict[str, Any]) -> None:
-        phase = f"{content['stage']}: {content['phase']}"
+    def __call__(self, progress: dict[str, Any]) -> None:
+        phase = f"{progress['stage']}: {progress['phase']}"
         if phase == self._shown and time.monotonic() - self._at < PLAIN_INTERVAL_SECONDS:
             return
         self._shown, self._at = phase, time.monotonic()
-        how_far = f" {content['done']}/{content['total']}" if content["total"] else ""
-        self._console.say(f"  {self._name}  {phase}{how_far}  {details(content)}".rstrip())
-
-
-_SHOWN = 3  # of the runs that wait
-_FEWEST = 2  # methods that have ended: an untrained model alone says little of how long training takes
-_REFRESH_HZ = 1  # at rich's ten, drawing would take 2% of a core beside the measured child
+        how_far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
+        self._console.say(f"  {self._name}  {phase}{how_far}  {details(progress)}".rstrip())
 
 
 class Agenda:
-    """The runs that this command has to do, in order, and how long each method's took.
+    """The runs that this command has to do, in order, and how long those of each method took.
 
     Args:
         runs: run ids.
@@ -137,12 +160,12 @@ class Agenda:
         self.total, self.done, self.started = len(self._waiting), 0, time.monotonic()
 
     def begins(self, run: str) -> None:
-        """The run is no longer one of those that wait."""
+        """The run no longer waits."""
         if run in self._waiting:
             self._waiting.remove(run)
 
     def ended(self, run: str, seconds: float) -> None:
-        """However it ended."""
+        """The run has ended, well or not."""
         if run in self._method_of:
             self.done += 1
             self._seconds[self._method_of[run]].append(seconds)
@@ -151,26 +174,33 @@ class Agenda:
         """Until the last run has ended; None while too little is known."""
         known = {method: sum(took) / len(took) for method, took in self._seconds.items()}
         methods = [self._method_of.get(name, "") for name in (run, *self._waiting)]
-        if not set(methods) <= set(known) and len(known) < _FEWEST:
+        if not set(methods) <= set(known) and len(known) < METHODS_NEEDED:
             return None
         expected = [known.get(method, max(known.values())) for method in methods]
         return max(0.0, expected[0] - elapsed_seconds) + sum(expected[1:])
 
+    def progress(self, run: str, elapsed_seconds: float) -> str:
+        """How far the sweep is, while a run is at work."""
+        left = self.left_seconds(run, elapsed_seconds)
+        so_far = (time.monotonic() - self.started) / 60
+        about = "" if left is None else f", about {left / 60:.0f} min left"
+        return f"{self.done} of {self.total} runs ended, {so_far:.0f} min so far{about}"
+
     def upcoming(self) -> str:
         """The next runs by name, and how many there are behind them."""
-        more = len(self._waiting) - _SHOWN
-        return ", ".join(self._waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        more = len(self._waiting) - RUNS_SHOWN
+        return ", ".join(self._waiting[:RUNS_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def details(content: Mapping[str, Any]) -> str:
+def details(progress: Mapping[str, Any]) -> str:
     """The numbers of a child's progress: loss, speed, the highest memory of the stage so far."""
     parts = []
-    if content.get("loss") is not None:
-        parts.append(f"loss {content['loss']:.3f}")
-    if content.get("tokens_per_second"):
-        parts.append(f"{content['tokens_per_second']:.0f} tokens/s")
-    if content.get("peak_bytes"):
-        parts.append(f"peak {content['peak_bytes'] / 2**30:.2f} GiB")
+    if progress.get("loss") is not None:
+        parts.append(f"loss {progress['loss']:.3f}")
+    if progress.get("tokens_per_second"):
+        parts.append(f"{progress['tokens_per_second']:.0f} tokens/s")
+    if progress.get("peak_bytes"):
+        parts.append(f"peak {progress['peak_bytes'] / GIB:.2f} GiB")
     return ", ".join(parts)
 
 
@@ -179,7 +209,7 @@ def live(out: RichConsole, name: str, stages: Sequence[str] = (), agenda: Agenda
     """Lines that are redrawn while the block runs; yields what takes the child's progress.
 
     Args:
-        stages: of the run, in order; what comes after the present one is told.
+        stages: of the run, in order; those after the present one are shown.
     """
     phases = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -191,94 +221,70 @@ def live(out: RichConsole, name: str, stages: Sequence[str] = (), agenda: Agenda
     def drawn() -> RenderableType:
         lines: list[RenderableType] = [phases]
         if agenda is not None and agenda.total > 1:
-            lines.insert(0, Text(_sweep(agenda, name, time.monotonic() - started), overflow="ellipsis", no_wrap=True))
-        if coming := _coming(stages, stage, agenda):
-            lines.append(Text(coming, style="dim", overflow="ellipsis", no_wrap=True))
+            sweep = agenda.progress(name, time.monotonic() - started)
+            lines.insert(0, Text(sweep, overflow="ellipsis", no_wrap=True))
+        after = list(stages[stages.index(stage) + 1 :]) if stage in stages else []
+        coming = [f"then {', '.join(after)}"] if after else []
+        coming += [f"next {agenda.upcoming()}"] if agenda and agenda.upcoming() else []
+        if coming:
+            lines.append(Text("; ".join(coming), style="dim", overflow="ellipsis", no_wrap=True))
         return rich_console.Group(*lines)
 
-    with Live(get_renderable=drawn, console=out, transient=True, refresh_per_second=_REFRESH_HZ):
+    with Live(get_renderable=drawn, console=out, transient=True, refresh_per_second=REFRESH_HZ):
 
-        def watch(content: dict[str, Any]) -> None:
+        def watch(progress: dict[str, Any]) -> None:
             nonlocal shown, stage, task
-            stage = content["stage"]
-            phase = f"{stage}: {content['phase']}"
+            stage = progress["stage"]
+            phase = f"{stage}: {progress['phase']}"
             if phase != shown:  # a new phase starts its own estimate of the time left
                 shown = phase
                 phases.remove_task(task)
-                task = phases.add_task(escape(f"{name}  {phase}"), total=content["total"], details="")
-            phases.update(task, completed=content["done"], details=details(content))
+                task = phases.add_task(escape(f"{name}  {phase}"), total=progress["total"], details="")
+            phases.update(task, completed=progress["done"], details=details(progress))
 
         yield watch
 
 
-def _sweep(agenda: Agenda, run: str, elapsed_seconds: float) -> str:
-    left = agenda.left_seconds(run, elapsed_seconds)
-    so_far = (time.monotonic() - agenda.started) / 60
-    told = "" if left is None else f", about {left / 60:.0f} min left"
-    return f"{agenda.done} of {agenda.total} runs ended, {so_far:.0f} min so far{told}"
-
-
-def _coming(stages: Sequence[str], stage: str, agenda: Agenda | None) -> str:
-    after = list(stages[stages.index(stage) + 1 :]) if stage in stages else []
-    then = [f"then {', '.join(after)}"] if after else []
-    upcoming = agenda.upcoming() if agenda else ""
-    return "; ".join([*then, *([f"next {upcoming}"] if upcoming else [])])
-
-
-_COLUMNS, _PAIRS_SHOWN = 6, 3
-_MISSING = "-"
-
-
 def heading(group: Group) -> str:
-    """What is the same."""
+    """How many settings are the same for all arms of a planned comparison."""
     same = f"Identical for all {len(group.seeds)} arms: {len(group.identical)} settings."
     return f"{same} Different:" if group.different else f"{same} None differs."
 
 
-def table(group: Group) -> Table:
-    """One row a setting that differs, one column an arm; of many arms each value with the number that have it."""
-    wide = len(group.seeds) > _COLUMNS
-    headers = ["setting", "values"] if wide else ["setting", *group.seeds]
+def fairness_table(group: Group) -> Table:
+    """One row a setting that differs, one column an arm; with many arms each value and the number that have it."""
+    wide = len(group.seeds) > ARMS_SHOWN
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header in headers:
+    for header in ["setting", "values"] if wide else ["setting", *group.seeds]:
         shown.add_column(escape(header), no_wrap=header == "setting", overflow="fold")
     for setting, values in folded(group).items():
-        cells = [_counted(values, group)] if wide else [values.get(arm, _MISSING) for arm in group.seeds]
+        cells = [values.get(arm, UNKNOWN) for arm in group.seeds]
+        if wide:
+            cells = [", ".join(f"{value} ({count} arms)" for value, count in Counter(cells).items())]
         shown.add_row(*map(escape, [setting, *cells]))
     return shown
 
 
 def folded(group: Group) -> dict[str, dict[str, str]]:
-    """The differing settings as text; those of one part that differ only in being there make one row.
+    """Setting -> arm -> value as text; settings of one part that differ only in being there make one row.
 
-    An adapter of eight equal settings that LoRA and QLoRA have and others lack says nothing in eight rows.
+    The eight equal settings of an adapter that LoRA and QLoRA have and others lack are no news in eight rows.
     """
-    parts: dict[str, dict[str, dict[str, Any]]] = {}
+    parts: dict[str, dict[str, dict[str, str]]] = {}
     rows: dict[str, dict[str, str]] = {}
     for setting, values in group.different.items():
         part = setting.rpartition(".")[0]
+        texts = {arm: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for arm, v in values.items()}
         if part.count(".") and len({repr(value) for value in values.values()}) == 1:
-            parts.setdefault(f"{part}.*", {})[setting.removeprefix(f"{part}.")] = values
+            parts.setdefault(f"{part}.*", {})[setting] = texts
             rows.setdefault(f"{part}.*", {})
         else:
-            rows[setting] = {arm: _text(value) for arm, value in values.items()}
+            rows[setting] = texts
     for name, members in parts.items():
-        arms = dict.fromkeys(arm for values in members.values() for arm in values)
-        rows[name] = {arm: _together({s: v[arm] for s, v in members.items() if arm in v}) for arm in arms}
+        for arm in dict.fromkeys(arm for texts in members.values() for arm in texts):
+            held = [texts[arm] for texts in members.values() if arm in texts]
+            rows[name][arm] = f"{len(held)} alike" if len(held) > 1 else held[0]
     return rows
-
-
-def _together(settings: Mapping[str, Any]) -> str:
-    return f"{len(settings)} alike" if len(settings) > 1 else ", ".join(map(_text, settings.values()))
-
-
-def _counted(values: Mapping[str, str], group: Group) -> str:
-    counts = Counter(values.get(arm, _MISSING) for arm in group.seeds)
-    return ", ".join(f"{value} ({count} arms)" for value, count in counts.items())
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def verdicts(group: Group, allowed: Collection[str]) -> list[str]:
@@ -293,12 +299,71 @@ def verdicts(group: Group, allowed: Collection[str]) -> list[str]:
         f"{len(group.pairs) - len(spoilt)} of {len(group.pairs)} pairs may be compared as planned; their data, device "
         "and software are checked when they have run."
     ]
-    return lines + [_refusal(found) for found in refused.values()]
+    for name, found in refused.items():
+        named = [f"{pair.left} and {pair.right}, {reason.text}" for pair, reason in found[:PAIRS_SHOWN]]
+        more = f"; {len(found) - PAIRS_SHOWN} more in {FILE}" if len(found) > PAIRS_SHOWN else ""
+        remedy = f"; allow_different={name} would" if found[0][1].may_be_allowed else ""
+        lines.append(f"  {len(found)} will not be compared for {name}: {'; '.join(named)}{more}{remedy}")
+    return lines
 
 
-def _refusal(found: Sequence[tuple[Pair, Reason]]) -> str:
-    named = [f"{pair.left} and {pair.right}, {reason.text}" for pair, reason in found[:_PAIRS_SHOWN]]
-    more = f"; {len(found) - _PAIRS_SHOWN} more in {FILE}" if len(found) > _PAIRS_SHOWN else ""
-    reason = found[0][1]
-    remedy = f"; --allow-different={reason.name} would" if reason.may_be_allowed else ""
-    return f"  {len(found)} will not be compared for {reason.name}: {'; '.join(named)}{more}{remedy}"
+def plan_table(plans: Sequence[Plan], *, markdown: bool = False) -> Table:
+    """One row a run, in GiB of one device; one column a memory: the verdict, and the largest micro-batch that fits."""
+    shown = Table(box=MARKDOWN if markdown else SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
+    rows: dict[tuple[object, ...], dict[float | None, Plan]] = defaultdict(dict)
+    for plan in plans:  # plans of one run with several memories share a row
+        key = (plan.model, plan.method, plan.hardware, plan.max_length, plan.micro_batch, plan.total_bytes)
+        rows[key][plan.memory_gib] = plan
+    memories = list(dict.fromkeys(plan.memory_gib for plan in plans))
+    timed = any(plan.duration.tokens_per_second for plan in plans)
+    for header in ["model", "method"]:
+        shown.add_column(header, no_wrap=True)
+    for header in [*TERMS, "GiB"]:
+        shown.add_column(header, justify="right")
+    for memory in memories:
+        shown.add_column("device" if memory is None else f"{memory:.4g} GiB")
+    for header in ["tokens/s", "hours", "kWh", "USD"] if timed else []:
+        shown.add_column(header, justify="right", no_wrap=True)
+    for by_memory in rows.values():
+        first = next(iter(by_memory.values()))
+        terms, time_ = first.terms.by_name(), first.duration
+        shown.add_row(
+            first.model,
+            first.method,
+            *(_gib(sum(terms[name] for name in names)) for names in TERMS.values()),
+            _gib(first.total_bytes),
+            *(_verdict(by_memory.get(memory)) for memory in memories),
+            *([_range(r) for r in (time_.tokens_per_second, time_.hours, time_.kwh, time_.usd)] if timed else []),
+        )
+    return shown
+
+
+def plan_notes(plans: Sequence[Plan]) -> Iterator[str]:
+    """What the table holds for, and for each run that does not fit the changes that would make it."""
+    first = plans[0]
+    how = f"{first.devices} devices, {first.strategy}; " if first.devices > 1 else ""
+    lengths = ", ".join(dict.fromkeys(f"{p.micro_batch} x {p.max_length:,}" for p in plans))
+    yield f"{how}micro-batch x tokens: {lengths}. In brackets: the largest micro-batch that fits."
+    yield "Planned for the longest examples; logits for plan.supervised_share of their positions (default: all)."
+    for plan in plans:
+        if plan.verdict in ("fits", "unknown"):
+            continue
+        run = f"{plan.model} {plan.method}, {plan.memory_gib:g} GiB"
+        largest = f"{plan.largest_term} {_gib(plan.terms.by_name()[plan.largest_term])}"
+        ways = "; ".join(f"{r.change} ({_gib(r.total_bytes)})" for r in plan.remedies)
+        remedy = f"fits with {ways}" if ways else "none of the changes that were tried makes it fit"
+        yield f"{run}: {plan.verdict}, {_gib(plan.total_bytes)} GiB, most of it {largest}; {remedy}"
+
+
+def _verdict(plan: Plan | None) -> str:
+    if plan is None or plan.verdict == "unknown":
+        return UNKNOWN
+    return f"{plan.verdict} ({plan.largest_micro_batch or 'none'})"
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f}" if count < 10 * GIB else f"{count / GIB:.1f}"
+
+
+def _range(values: Range | None) -> str:
+    return UNKNOWN if values is None else "-".join(f"{v:,.0f}" if v >= 100 else f"{v:.2g}" for v in values)

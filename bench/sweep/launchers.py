@@ -1,64 +1,71 @@
-"""Runs sent to other processes and machines by a Hydra launcher: Slurm, Ray, joblib.
+"""Runs sent to other processes and machines by a Hydra launcher (Slurm, Ray, joblib), and searches by a Hydra sweeper.
 
-What is sent is what was checked: every job carries the `RunConfig`s of the sweep and is told by its only override
-which of them to run. Nothing is composed again where it runs, so a file of `conf/` edited in the meantime changes
-nothing. The job writes the run's record; the parent waits, tells of the records as they appear, and reports.
+Both are a Hydra application of their own: this module, in a process of its own.
 
->>> outcome = dispatch(pending, ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], ended=console.ended)
->>> [run_id(config) for config in outcome.missing]  # no record came back: a node was lost, a job was cancelled
+    python -m bench.sweep.launchers --multirun sent=FILE 'run=range(0,12)' hydra/launcher=slurm ...
+    python -m bench.sweep.launchers --multirun --config-name config method=lora hydra/sweeper=optuna ...
+
+What is sent is what was checked: FILE (a `Sent`) names the runs' folders, and a job reads the `plan.json` in its own;
+nothing of conf/ but launch.yaml is read where it runs. The parent watches the records, which say how a run ended, and
+the heartbeats, which say that it is at work. So a lost or requeued job is seen whatever the scheduler says.
+
+>>> missing = send(pending, ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], console)
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import fcntl
 import importlib.util
 import os
+import re
 import signal
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
 
+import hydra
 from hydra import compose, initialize_config_dir
-from hydra._internal.callbacks import Callbacks
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
-from hydra.types import HydraContext
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.compose import CONFIG_FOLDER
+from bench.compose import CONFIG_FOLDER, explicit, to_run_config
 from bench.config import ConfigurationError, RunConfig
-from bench.identity import run_folder, run_id, sweep_folder
-from bench.record import Record
-from bench.sweep import execute as provenance
-from bench.sweep.execute import execute, is_finished, read_record
+from bench.identity import run_folder, run_id, sweep_folder, write_atomic
+from bench.record import from_json, to_json
+from bench.sweep.child import GRACE_SECONDS, HEARTBEAT, stop
+from bench.sweep.console import Console
+from bench.sweep.execute import COMMAND, COMMAND_AGAIN, command, execute, read_record, write_plan
 from bench.sweep.tracking import track
 
 CHOICE = "hydra/launcher="
-POLL_SECONDS = 2.0  # between two looks at the records; a shared folder shows them some seconds late
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+POLL_SECONDS = 2.0  # between two looks at the runs' folders; a shared folder shows changes some seconds late
+SILENT_SECONDS = 90.0  # without a heartbeat: the run is no longer at work
+END_SECONDS = 60.0  # for the launcher to end by itself when all records are there
+TERM_SECONDS = 600.0  # between SIGTERM and what follows: SIGKILL or, on some clusters, SIGUSR2
+GPU_POLL_SECONDS = 1.0
+ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b.*", re.M)  # of a traceback, its last line
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came back: the runs without a record of this sweep, and what the launcher said of its jobs."""
+class Sent:
+    """What jobs are told: where to start, for which command, and the folder of each run."""
 
-    missing: list[RunConfig]
-    problems: list[str]
+    folder: str  # relative paths start here, there as here
+    command: str
+    runs: list[str]
 
 
 def chosen_launcher(overrides: Sequence[str]) -> str | None:
-    """The launcher that the overrides name; None for Hydra's own, which runs one after another in this process."""
+    """The launcher that the overrides name; None for Hydra's own, which stands for a loop in this process."""
     names = [text.removeprefix(CHOICE) for text in overrides if text.startswith(CHOICE)]
     return names[-1] if names and names[-1] != "basic" else None
 
@@ -76,139 +83,198 @@ def check(overrides: Sequence[str], multirun: bool, searching: bool) -> None:
         raise ConfigurationError([f"{CHOICE}{name}: sends the runs of a sweep; add -m"])
     if searching:
         raise ConfigurationError([f"{CHOICE}{name}: a search draws its runs one after the other; leave one out"])
-    with _composed(overrides, Path(".")) as (config, _):
-        launcher = config.hydra.launcher
-        module = launcher._target_.rpartition(".")[0]
-        if not _is_installed(module):
-            plugin = module.split(".")[1].replace("_", "-")
-            how = 'pip install -e ".[ray]"' if "ray" in plugin else 'pip install -c constraints.txt -e ".[launchers]"'
-            raise ConfigurationError([f"{CHOICE}{name}: needs the package {plugin}; {how}"])
-        ray = launcher.get("ray") or {}
-        here = ray.get("init", {}).get("address") == "local"
-        if here and ray.get("remote", {}).get("num_gpus") and not visible_gpus():
-            text = "no GPU is visible here, so no job would ever start; set it to 0"
-            raise ConfigurationError([f"hydra.launcher.ray.remote.num_gpus: {text}"])
-
-
-def dispatch(configs: Sequence[RunConfig], overrides: Sequence[str], ended: Callable[[Record], None]) -> Outcome:
-    """Send the runs, one job each, and wait until all are done or lost.
-
-    Args:
-        configs: the runs, checked and not finished; all of one sweep folder or several.
-        overrides: of the command line; those of hydra choose and set the launcher.
-        ended: called with every record as it appears.
-    """
-    job = Job({run_id(config): config for config in configs})
-    before = {name: _written_at(config) for name, config in job.configs.items()}
-    problems: list[str] = []
-    with _composed(overrides, sweep_folder(configs[0]).resolve()) as (composed, context), _told(job, before, ended):
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=composed)
-        try:
-            results = launcher.launch([[f"run={name}"] for name in job.configs], initial_job_idx=0)
-            for name, result in zip(job.configs, results, strict=True):
-                if result.status is not JobStatus.COMPLETED:
-                    problems.append(f"{name}: {_words(result._return_value)}")
-        except Exception as error:  # a node lost, a job cancelled, a scheduler that cannot be reached
-            problems.append(f"{CHOICE}{chosen_launcher(overrides)}: {_words(error)}")
-            for sent in _jobs_left(error):
-                sent.wait()
-    unchanged = [config for name, config in job.configs.items() if _written_at(config) == before[name]]
-    return Outcome([config for config in unchanged if not is_finished(config)], problems)
-
-
-class _Told:
-    """In place of Hydra's loader of configurations, which would read conf/ again for every job, there."""
-
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        told = copy.deepcopy(master_config)
-        told.merge_with_dotlist(sweep_overrides)
-        return told
-
-
-@contextlib.contextmanager
-def _composed(overrides: Sequence[str], folder: Path) -> Iterator[tuple[DictConfig, HydraContext]]:
-    """conf/launch.yaml with the launcher's settings, and what tells a job its `run=ID`."""
-    own = [text for text in overrides if text.startswith("hydra")]
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"), warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=r"\s+'hydra/launcher/.* is validated against"
             )  # welcome: its names
-            composed = compose("launch", [*own, f"hydra.sweep.dir='{folder}'"], return_hydra_config=True)
-        yield composed, HydraContext(config_loader=cast(ConfigLoader, _Told()), callbacks=Callbacks(composed))
+            own = [text for text in overrides if text.startswith("hydra")]
+            launcher = compose("launch", own, return_hydra_config=True).hydra.launcher
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError([" ".join(str(error).split())]) from None
+    module = launcher._target_.rpartition(".")[0]
+    if not is_installed(module):
+        plugin = module.split(".")[1].replace("_", "-")
+        how = 'pip install -e ".[ray]"' if "ray" in plugin else 'pip install -c constraints.txt -e ".[launchers]"'
+        raise ConfigurationError([f"{CHOICE}{name}: needs the package {plugin}; {how}"])
+    ray = launcher.get("ray") or {}
+    here = ray.get("init", {}).get("address") == "local"
+    if here and ray.get("remote", {}).get("num_gpus") and not visible_gpus():
+        text = "no GPU is visible here, so no job would ever start; set it to 0"
+        raise ConfigurationError([f"hydra.launcher.ray.remote.num_gpus: {text}"])
 
 
-@contextlib.contextmanager
-def _told(job: Job, before: dict[str, int | None], ended: Callable[[Record], None]) -> Iterator[None]:
-    """Tell of each new record once while the block runs, and of the last ones at its end."""
-    seen, over = dict(before), threading.Event()
-
-    def look() -> None:
-        is_last = False
-        while not is_last:
-            is_last = over.wait(POLL_SECONDS)
-            for name, config in job.configs.items():
-                written_at = _written_at(config)
-                if written_at != seen[name] and (record := read_record(run_folder(config))):
-                    seen[name] = written_at
-                    ended(record)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _written_at(config: RunConfig) -> int | None:
-    try:
-        return (run_folder(config) / "record.json").stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def _jobs_left(error: BaseException) -> list[Any]:
-    """What submitit's launcher has sent: it gives up at the first lost job, and no one else knows the others."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((f.f_locals["jobs"] for f in frames if f.f_code.co_name == "launch" and "jobs" in f.f_locals), [])
-
-
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
 
 
-def _words(error: object) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+def send(configs: Sequence[RunConfig], overrides: Sequence[str], console: Console) -> list[RunConfig]:
+    """Send the runs, one job each, and wait until all are done or lost; returns the lost ones.
+
+    Args:
+        configs: the runs, checked and not finished.
+        overrides: of the command line; those of hydra choose and set the launcher.
+    """
+    launcher = chosen_launcher(overrides)
+    console.say(f"Sent by {launcher}: {len(configs)} jobs. This command waits for them, then reports.")
+    folder = sweep_folder(configs[0]).resolve()
+    path = folder / ".sent" / f"{os.getpid()}.json"
+    sent = Sent(os.getcwd(), command(), [str(write_plan(config).resolve()) for config in configs])
+    write_atomic(path, to_json(sent))
+    own = [text for text in overrides if text.startswith("hydra")]
+    asked = [f"sent='{path}'", f"run=range(0,{len(configs)})", f"hydra.sweep.dir='{folder}'", *own]
+    waiting = [_Sign(run_folder(config)) for config in configs]
+    with _application(["--multirun", *asked], path.with_suffix(".log")) as process:
+        with console.stage(f"{len(configs)} runs by {launcher}") as watch:
+            looks = _Looks(waiting, console)
+            while looks.waiting and not looks.given_up(process.poll()):
+                progress = {"done": len(configs) - len(looks.waiting), "total": len(configs)}
+                watch({"stage": "sent", "phase": f"{looks.at_work} at work", **progress})
+                time.sleep(POLL_SECONDS)
+                looks.look()
+        if looks.waiting and (problem := _problem(path.with_suffix(".log"))):
+            console.problem(f"{CHOICE}{launcher}: {problem}")
+    lost = [config for config in configs if run_folder(config) in {sign.folder for sign in looks.waiting}]
+    for config in lost:
+        console.problem(f"MISSING  {run_id(config)}: its job ended without a record; logs: {folder}/.submitit")
+    if lost:
+        console.problem(f"{COMMAND_AGAIN} Here that is the {len(lost)} above: {command()}")
+    return lost
 
 
-TERM_SECONDS = 600.0  # between SIGTERM and what follows: SIGKILL or, on some clusters, SIGUSR2
-POLL_SECONDS_job = 0.2
+def search(configs: Sequence[RunConfig], overrides: Sequence[str], console: Console) -> None:
+    """Let Hydra's sweeper draw the runs one after the other, in a process of its own, and report each as it ends."""
+    folders = sorted({sweep_folder(config) for config in configs})
+    log = folders[0] / ".sent" / f"{os.getpid()}.log"
+    known = {path.parent for folder in folders for path in folder.glob("*/record.json")}
+    with _application(["--multirun", "--config-name", "config", *explicit(list(overrides))], log) as process:
+        over = False
+        while not over:
+            over = process.poll() is not None  # and then a last look
+            for folder in [path.parent for f in folders for path in f.glob("*/record.json")]:
+                if folder not in known and (record := read_record(folder)):
+                    known.add(folder)
+                    console.ended(record)
+            time.sleep(0 if over else POLL_SECONDS)
+    if process.returncode:
+        console.problem(f"hydra/sweeper: {_problem(log)}")
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a launcher carries to where a run runs, and calls there with `run: ID`."""
+@contextlib.contextmanager
+def _application(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """This module as a Hydra application; at the end of the block it has ended, or is ended."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"HYDRA_FULL_ERROR": "1", COMMAND: command()}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.sweep.launchers", *arguments],
+            env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    how = signal.SIGINT
+    try:
+        yield process
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+        how = signal.SIGTERM
+    finally:  # stopped by Ctrl-C: jobs on this machine end in order, those of a cluster go on
+        stop(process, GRACE_SECONDS, first=how)
 
-    configs: dict[str, RunConfig]  # by run id
-    folder: str = field(default_factory=os.getcwd)  # relative paths start here, there as here
-    command: str = field(default_factory=provenance.command)
 
-    def __call__(self, told: DictConfig) -> None:
-        os.chdir(self.folder)
-        provenance.sent_by(self.command)
-        config = self.configs[told.run]
-        with _stopped_in_order(), own_gpus(config.hardware.devices):
-            record = execute(config)
-        if trouble := track(config, record):
-            print(trouble)
+@dataclass
+class _Sign:
+    """What a run's folder shows of it."""
+
+    folder: Path
+    record_ns: int | None = field(init=False)
+    heartbeat_ns: int | None = field(init=False)
+    alive_at: float | None = None  # monotonic seconds, of the last new heartbeat
+
+    def __post_init__(self) -> None:
+        self.record_ns, self.heartbeat_ns = self.times()
+
+    def times(self) -> tuple[int | None, int | None]:
+        """When the record and the heartbeat were written, by the clock of where they are."""
+        found: list[int | None] = []
+        for name in ("record.json", HEARTBEAT):
+            try:
+                found.append((self.folder / name).stat().st_mtime_ns)
+            except FileNotFoundError:
+                found.append(None)
+        return found[0], found[1]
+
+
+class _Looks:
+    """Watches runs by their folders."""
+
+    def __init__(self, waiting: list[_Sign], console: Console):
+        self.waiting, self._console = waiting, console
+        self._changed_at = time.monotonic()
+        self._silent: set[Path] = set()
+
+    @property
+    def at_work(self) -> int:
+        """The runs that showed a heartbeat lately."""
+        now = time.monotonic()
+        return sum(sign.alive_at is not None and now - sign.alive_at < SILENT_SECONDS for sign in self.waiting)
+
+    def look(self) -> None:
+        """Report new records, and runs that began and fell silent."""
+        for sign in list(self.waiting):
+            record_ns, heartbeat_ns = sign.times()
+            if heartbeat_ns is not None and heartbeat_ns != sign.heartbeat_ns:
+                sign.heartbeat_ns, sign.alive_at = heartbeat_ns, time.monotonic()
+                self._changed_at = time.monotonic()
+                self._silent.discard(sign.folder)
+            if record_ns is not None and record_ns != sign.record_ns and (record := read_record(sign.folder)):
+                self._changed_at = time.monotonic()
+                self.waiting.remove(sign)
+                self._console.ended(record)
+            elif self._is_silent(sign) and sign.folder not in self._silent:
+                self._silent.add(sign.folder)
+                text = "no sign of life: its job was lost, or stopped to be sent again"
+                self._console.problem(f"SILENT   {sign.folder.name}: {text}")
+
+    def _is_silent(self, sign: _Sign) -> bool:
+        return sign.alive_at is not None and time.monotonic() - sign.alive_at > SILENT_SECONDS
+
+    def given_up(self, exit_code: int | None) -> bool:
+        """Whether nothing more can come: the launcher has ended, and nothing is at work or will soon be.
+
+        A launcher that failed may have left jobs behind: submitit's ends at the first lost one.
+        """
+        if exit_code is None:
+            return False
+        if exit_code == 0:
+            self.look()
+            return True
+        return time.monotonic() - self._changed_at > SILENT_SECONDS
+
+
+def _problem(log: Path) -> str:
+    """What a launcher said last."""
+    text = log.read_text(errors="replace").strip()
+    errors = [match.group() for match in ERROR_LINE.finditer(text)]
+    return f"{errors[-1] if errors else (text.splitlines() or ['it said nothing'])[-1]} (log: {log})"
+
+
+def job(composed: DictConfig) -> float | None:
+    """One job of the application. Returns the run's held-out loss, which sweepers such as Optuna minimize."""
+    if "sent" in composed:
+        sent = from_json(Sent, Path(composed.sent).read_bytes())
+        os.chdir(sent.folder)
+        os.environ[COMMAND] = sent.command
+        config = from_json(RunConfig, (Path(sent.runs[composed.run]) / "plan.json").read_bytes())
+    else:
+        config = to_run_config(composed)
+    with _stopped_in_order(), own_gpus(config.hardware.devices):
+        record = execute(config)
+    if trouble := track(config, record):
+        print(trouble)
+    return record.train.heldout[-1].loss if record.train and record.train.heldout else None
 
 
 class _Preempted(BaseException):
@@ -240,17 +306,13 @@ def _stopped_in_order() -> Iterator[None]:
     except _Preempted:
         deadline = time.monotonic() + TERM_SECONDS
         while signal.SIGUSR2 not in asked and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS_job)
+            time.sleep(0.2)
         if signal.SIGUSR2 in asked:
             requeue(signal.SIGUSR2, None)  # ends this process
         raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-POLL_SECONDS_gpus = 1.0
 
 
 @contextlib.contextmanager
@@ -298,18 +360,18 @@ def _taken(names: Sequence[str], count: int, folder: Path) -> Iterator[list[str]
         with contextlib.ExitStack() as locks:
             own: list[str] = []
             for name in names:
-                if len(own) < count and _locked(folder / name, locks):
-                    own.append(name)
+                file = locks.enter_context((folder / name).open("w"))
+                with contextlib.suppress(BlockingIOError):
+                    if len(own) < count:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        own.append(name)
             if len(own) == count:
                 yield own
                 return
-        time.sleep(POLL_SECONDS_gpus)
+        time.sleep(GPU_POLL_SECONDS)
 
 
-def _locked(path: Path, locks: contextlib.ExitStack) -> bool:
-    file = locks.enter_context(path.open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+if __name__ == "__main__":
+    from bench.sweep.launchers import job as importable  # launchers send a reference to it, not its code
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="launch")(importable)()

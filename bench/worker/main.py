@@ -42,7 +42,6 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "regression": ("regression", "run"),
     "serve": ("serve", "run"),
     "export": ("weights", "run"),
-    "verify": ("stages.verify", "run"),
 }
 _INTERVAL_SECONDS = 0.5
 

@@ -1,6 +1,6 @@
 """Hashes of what an exported model depends on: its base's weights, its tokenizer, its chat template.
 
->>> base_digest(Path("cache/models/smollm2-135m-0.1.2"))
+>>> chat_template_digest(tokenizer)
 '5f0c...'
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from bench.config import ModelConfig
+from bench.identity import weights_sha256
 from bench.worker import models
 from bench.worker.main import Context
-from bench.worker.serve import weight_files
 
 _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
 
@@ -30,16 +30,6 @@ def local_folder(model: ModelConfig, source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     return Path(snapshot_download(source, revision=model.revision, local_files_only=True))
-
-
-def base_digest(folder: Path) -> str:
-    """SHA-256 over the weights, file after file by name, in hex."""
-    hashed = hashlib.sha256()
-    for path in sorted(weight_files(folder)):
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                hashed.update(block)
-    return hashed.hexdigest()
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -59,27 +49,20 @@ def chat_template_digest(tokenizer: Any) -> str:
     return _sha256(str(tokenizer.chat_template))
 
 
-def answer_digest(text: str) -> str:
-    """The first 12 hex digits of an answer's SHA-256: enough to see whether it is the same, not to read it."""
-    return _sha256(text)[:12]
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Hashes of the base, of the prompt format, and of the answers in `answers.json`, which the parent put there."""
+    """Hashes of the base and of the prompt format; the tokenizer goes into the run's folder."""
     config = context.config
     context.progress.phase("base")
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
     tokenizer.save_pretrained(context.folder / "tokenizer")
     context.progress.phase("hashes")
-    answers = [answer_digest(text) for text in json.loads((context.folder / "answers.json").read_bytes())]
     return {
-        "weights_sha256": base_digest(local_folder(config.model, source)),
+        "weights_sha256": weights_sha256(local_folder(config.model, source)),
         "chat_template_sha256": chat_template_digest(tokenizer),
         "tokenizer_sha256": tokenizer_digest(tokenizer),
-        "answers_sha256": answers,
     }

@@ -75,7 +75,7 @@ def test_another_budget_is_a_reason_before_anything_runs() -> None:
     lines = plan_view.verdicts(group, frozenset())
     assert lines[0].startswith("2 of 6 pairs may be compared")
     assert "4 will not be compared for budget: full (epochs=1) and full (epochs=3), their settings" in lines[1]
-    assert "1 more in fairness-plan.json; --allow-different=budget would" in lines[1]
+    assert "1 more in fairness-plan.json; allow_different=budget would" in lines[1]
     assert plan_view.verdicts(group, frozenset({"budget"})) == [lines[0].replace("2 of 6", "6 of 6")]
 
 

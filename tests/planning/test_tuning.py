@@ -19,7 +19,7 @@ def tuning_of(config: RunConfig, rate: float | None) -> Tuning:
     trials = [Trial(3e-4, 2.4, 20, None, 100.0, "a"), Trial(1e-3, None, 8, "hopeless", 40.0, "b")]
     return Tuning(
         tuning_key(config), config.method.name, config.model.name, config.task.name, rate, None, trials, 1000, None,
-        None, "python -m bench.tune", None, None, "2026-01-01T00:00:00+00:00",
+        None, "python -m bench tune", None, None, "2026-01-01T00:00:00+00:00",
     )  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def make_tuning(record: Record, trials: list[Trial]) -> Tuning:
         tuning_key(record.config), record.method, record.model, record.task,
         winner.learning_rate if winner else None, edge(trials) if winner else None, trials, 1000, None,
         record.data.fingerprint if record.data else None,
-        "python -m bench.tune", "synthetic", False, "2026-01-01T00:00:00+00:00",
+        "python -m bench tune", "synthetic", False, "2026-01-01T00:00:00+00:00",
     )  # fmt: skip
 
 

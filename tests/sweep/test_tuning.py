@@ -1,4 +1,4 @@
-"""`python -m bench.tune` and the sweep that reads its rates, with real child processes, on a tiny random model."""
+"""`python -m bench tune` and the sweep that reads its rates, with real child processes, on a tiny random model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import tune
+from bench.cli import main
 from bench.compose import compose, read_rates
 from bench.config import TrialConfig
 from bench.identity import artifact_folder, run_folder
 from bench.record import Record, Status, from_json
 from bench.sweep.execute import execute
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = ("tune.max_points=2", "tune.factor=10")
 
 
@@ -29,14 +29,14 @@ def run(module: str, *overrides: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_rates_are_found_on_the_validation_split_and_a_sweep_reads_them(smoke, tmp_path: Path) -> None:
     overrides = smoke("seed=0")
-    done = run("bench.tune", "method=base,lora", *overrides, *SETTINGS)
+    done = run("bench tune", "method=base,lora", *overrides, *SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr
     path = tmp_path / "results" / "tune" / "smoke" / "rates.yaml"
     (lora,) = read_rates(path).tunings
     assert [trial.learning_rate for trial in lora.trials] == [5e-4, 5e-3]
     ended = [trial for trial in lora.trials if not trial.stopped_early]
     assert lora.learning_rate == min(ended, key=lambda trial: trial.loss).learning_rate
-    assert lora.command.startswith("python -m bench.tune method=base,lora")
+    assert lora.command.startswith("python -m bench tune method=base,lora")
     records = [from_json(Record, p.read_bytes()) for p in path.parent.glob("*/record.json")]
     assert len(records) == 2
     assert {(r.seed, r.evaluate, r.regression) for r in records} == {(1000, None, None)}
@@ -45,7 +45,7 @@ def test_rates_are_found_on_the_validation_split_and_a_sweep_reads_them(smoke, t
     assert not list((tmp_path / "artifacts").rglob("*.safetensors"))
 
     started = time.monotonic()
-    again = run("bench.tune", "method=base,lora", *overrides, *SETTINGS)
+    again = run("bench tune", "method=base,lora", *overrides, *SETTINGS)
     assert again.returncode == 0
     assert time.monotonic() - started < 20  # nothing is trained again
     assert read_rates(path).tunings[0].trials == lora.trials
@@ -78,7 +78,7 @@ def test_a_hopeless_trial_ends_early_and_reads_no_test_split(smoke, tmp_path: Pa
 
 
 def test_mistakes_are_told_before_anything_runs(smoke, capfd) -> None:
-    assert tune.main(smoke("method=lora", "tune.points=0", "train.epoch=1")) == 2
+    assert main(["tune", *smoke("method=lora", "tune.points=0", "train.epoch=1")]) == 2
     errors = capfd.readouterr().err
     assert "tune.points" in errors
     assert "train.epoch" in errors
@@ -89,6 +89,6 @@ def test_a_damaged_rates_file_is_not_written_over(smoke, tmp_path: Path, capfd) 
     path = tmp_path / "results" / "tune" / "smoke" / "rates.yaml"
     path.parent.mkdir(parents=True)
     path.write_text("tunings: [mine")
-    assert tune.main(smoke("method=lora")) == 2
+    assert main(["tune", *smoke("method=lora")]) == 2
     assert "mend it or delete it" in capfd.readouterr().err
     assert path.read_text() == "tunings: [mine"

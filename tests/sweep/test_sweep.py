@@ -17,7 +17,7 @@ from bench.compose import compose
 from bench.identity import run_folder
 from bench.record import Record, Status, from_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 

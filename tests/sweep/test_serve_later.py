@@ -12,7 +12,7 @@ from bench.cli import main
 from bench.compose import compose
 from bench.identity import artifact_folder, run_folder
 from bench.record import Status
-from bench.sweep import execute
+from bench.sweep import execute, fetching
 from bench.sweep.execute import read_record
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,8 @@ SERVED = (
 def test_serving_is_added_to_what_is_there(
     smoke, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "run_stage", in_process)  # the serving itself has children of its own
+    for module in (execute, fetching):
+        monkeypatch.setattr(module, "run_stage", in_process)  # the serving itself has children of its own
     (config,) = compose(smoke("method=lora"), multirun=False)
     assert main(smoke("method=lora")) == 0
     before = read_record(run_folder(config))

@@ -16,7 +16,7 @@ from bench.sweep.launchers import VISIBLE, own_gpus, visible_gpus
 
 
 def test_each_gets_a_gpu_of_its_own_and_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(gpus, "GPU_POLL_SECONDS", 0.01)
     monkeypatch.setenv(VISIBLE, "4,7")
     third: list[str] = []
 

@@ -22,7 +22,7 @@ from bench.record import Status
 from bench.sweep import execute
 from bench.sweep.execute import read_record
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 METHODS = "method=base,lora,qlora"
 NODE = platform.node().partition(".")[0]  # this machine, as Slurm calls it
