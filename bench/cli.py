@@ -20,7 +20,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,9 @@ def help_text(command: str) -> str:
     """The help of a command; that of the sweep lists all commands, groups and settings."""
     own = inspect.cleandoc(COMMANDS[command].__doc__ or "")
     if command == "report":
-        from bench.stats.limits import WORDS  # with the numbers behind it
+        from bench.stats.decide import Limits  # with the numbers behind it
 
-        limits = {name: word.meaning for name, word in WORDS.items()}
+        limits = {limit.name: f"{limit.metadata['help']} {limit.metadata['unit']}" for limit in fields(Limits)}
         own += f"\n\nLimits, each the most that is allowed:\n{_rows(limits)}"
         own += f"\n\nWhat allow_different can name:\n{_rows(REQUIREMENTS)}"
     if command != "sweep":
@@ -207,9 +207,9 @@ def report(given: Given) -> int:
     target_loss=NATS            held-out loss whose time and tokens are reported; default: the worst final one
     export=FORMAT,...           tables and charts in further formats
     """
-    from bench.report.build import NoRecordsError, build_report  # pandas and charts: only when there is work
-    from bench.report.exports import formats_of
-    from bench.stats.limits import limits_from_words
+    from bench.report.build import NoRecordsError, answer_text, build_report, formats_of  # only when there is work
+    from bench.stats.decide import limits_from_words
+    from bench.stats.frames import load
 
     own, words = take(given.settings, "allow_different", "target_loss", "export")
     problems = [f"{path}: no such folder; sweeps are in results/<sweep>" for path in given.paths if not path.is_dir()]
@@ -223,7 +223,7 @@ def report(given: Given) -> int:
         except ConfigurationError as error:
             problems += error.problems
     try:
-        limits_from_words(words)
+        read["limits"] = limits_from_words(words)
     except ConfigurationError as error:
         problems += error.problems
     if problems:
@@ -234,9 +234,13 @@ def report(given: Given) -> int:
             allowed=read.get("allow_different", frozenset()),
             target_loss=read.get("target_loss"),
             formats=read.get("export", frozenset()),
+            limits=read["limits"],
         )
     except (FileNotFoundError, NoRecordsError) as error:
         raise ConfigurationError([str(error)]) from None
+    if words:
+        allowed = read.get("allow_different", frozenset())
+        console.say(answer_text(load(*given.paths), allowed=allowed, limits=read["limits"]))
     console.say(f"Report: {path}")
     return 0
 
@@ -299,8 +303,7 @@ def export(given: Given) -> int:
         return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
     run = exporting.exportable(folder, own.get("form"))
     target = Path(own.get("to", Path("exports") / run.name))
-    from bench.report.card import card  # pandas and jinja2: only when there is work
-    from bench.report.own_scores import own_scores
+    from bench.report.card import card, own_scores  # pandas and jinja2: only when there is work
 
     with console.stage(f"export {run.record.run_id}") as watch:
         scores = own_scores(run.folder, run.form)

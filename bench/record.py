@@ -379,8 +379,6 @@ class ServeResult:
     forms: list[ServedForm]
     generations: list[Generation]  # every repetition of every round
     fidelity: list[Fidelity]  # the first is the form that was evaluated; empty: an untrained model, or not asked for
-    rounding: LogitDifference | None  # of that form against itself in batches of another size
-    answers_as_evaluated: int | None  # of its answers, equal to the evaluation's; None: unknown
     adapters: Adapters | None  # None: the method has none, or not asked for
     skipped: dict[str, str]  # what was asked for and not measured -> why
     memory: list[PhaseMemory]  # phases "load FORM", "serve FORM", "N adapters", ...
@@ -389,6 +387,8 @@ class ServeResult:
     later_environments: list[Environment] = field(default_factory=list)  # of the rounds after the first
     provenance: dict[str, Any] = field(default_factory=dict)  # of the serving, which may be later than the run
     price_usd_per_hour: float | None = None  # of the machine, as the serving's command stated it
+    rounding: LogitDifference | None = None  # no longer measured; goes with schema 2
+    answers_as_evaluated: int | None = None  # likewise
 
 
 @dataclass(frozen=True, config=_STRICT_record)

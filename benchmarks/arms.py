@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,16 +89,8 @@ class Arms:
 
     def _observer(self, own: Seconds) -> Observer:
         memory, energy = open_memory(self._device.type), open_energy(self._device.type)
-        observer = Observer(
-            folder=self._context.folder,
-            config=self._config,
-            total_steps=self._steps,
-            clock=Clock(self._device.synchronize),
-            memory=memory,
-            energy=energy,
-            progress=self._context.progress,
-            measure_heldout=lambda: 3.0,
-        )
+        context = replace(self._context, clock=Clock(self._device.synchronize))
+        observer = Observer(context, self._config, self._steps, memory, energy, measure_heldout=lambda: 3.0)
         for name in (*INSIDE, *OUTSIDE):
             setattr(observer, name, _timed(getattr(observer, name), own, name))
         return observer

@@ -22,7 +22,6 @@ from tabulate import tabulate
 
 from bench.analysis.load import busy
 from bench.record import Environment
-from bench.worker import device as processor
 from bench.worker.instruments.clock import OtherLoad, open_load
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # of one processor
@@ -52,7 +51,7 @@ def main() -> None:
     alone = statistics.median(speed for speed, _ in measured[0.0])
     rows = [row(share, runs, alone) for share, runs in measured.items()]
     headers = ["asked of the other process", "measured other load", "stolen", "products/s of alone", "marked"]
-    print(f"{len(processor.affinity() or ())} processors, {torch.get_num_threads()} threads, {ROUNDS} rounds\n")
+    print(f"{len(os.sched_getaffinity(0))} processors, {torch.get_num_threads()} threads, {ROUNDS} rounds\n")
     print(tabulate(rows, headers, "github", disable_numparse=True))
 
 
@@ -71,7 +70,7 @@ def spread(values: list[float]) -> str:
 
 def environment(load: OtherLoad) -> Environment:
     """What a stage would have recorded."""
-    cpus = len(processor.affinity() or ())
+    cpus = len(os.sched_getaffinity(0))
     return Environment("cpu", 1, cpus, "float32", "sdpa", "off", torch.__version__, cpus=cpus,
                        other_cpu_cores=load.cpu_cores, stolen_cpu_cores=load.stolen_cores)  # fmt: skip
 

@@ -1,127 +1,207 @@
-"""Are the statistics what they say? Simulated experiments with a known truth: coverage, false positives, power.
+"""Are the statistics what they say? Simulated experiments with a known truth, in Markdown tables.
 
-    python -m benchmarks.statistics                        the tables of docs/statistics.md, in about five minutes
-    python -m benchmarks.statistics --repetitions 200
+    python -m benchmarks.statistics                        the tables of docs/statistics.md, in some minutes
+    python -m benchmarks.statistics --repetitions 200      quick
 
-Every experiment draws seeds and examples anew: value = seed effect + example effect + rest. What should come out:
-intervals that hold the truth in 95%, "different" in at most 5% where nothing differs, "different" in 80% at the
-smallest difference that is said to be detectable, "equivalent" in at most 5% where the truth lies at the margin.
+Each experiment draws seeds and examples anew. Intervals should hold the truth in at least 95%; a difference should be
+shown in at most 5% where there is none, and so should any of a family; equivalence in at most 5% where the truth lies
+at the margin; and of the sweeps whose decision says "80% sure", at least 77% should be right.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from rich.progress import track
 from tabulate import tabulate
 
-from bench.analysis import stats
+from bench.stats.decide import COLUMNS, Evidence, Limits, choose
+from bench.stats.paired import SEED_SPREAD, SEED_SPREAD_LOG_SD, Floats, draws, holm, means
 
-Floats = np.ndarray
-DRAWS = 1000  # bootstrap draws in each experiment; reports take 10,000
+DRAWS = 1000  # of each decision; reports take 4,000
+SEEDS, PARTS = (1, 2, 3, 5), (0, 0.25, 1, 4, 16)
+SPREAD, ARM_BY_EXAMPLE, REST = 0.2, 0.06, 0.1  # of a ROUGE-L: of examples, of arms by example, of what is left
+BINS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+TOLERANCE, BEST = 0.0135, 0.27
+TRUTHS = {
+    "full better by .01": (0.28, 0.27, 0.27),
+    "full better by the tolerance": (0.2836, 0.27, 0.27),
+    "full better by .03": (0.30, 0.27, 0.27),
+    "full better by .05": (0.32, 0.27, 0.27),
+    "all equal": (0.27, 0.27, 0.27),
+    "qlora worse by .02": (0.27, 0.27, 0.25),
+}
 
 
 @dataclass(frozen=True)
 class World:
-    """Where experiments come from: the kind of value, and how much seeds differ beside one example's spread of 1."""
+    """Where experiments come from: three arms of scores, with a seeds' part that is `part` times the rest of the error
+    of a mean."""
 
-    kind: str
     seeds: int
     examples: int
-    seed_spread: float = 0.0
-
-    def draw(self, rng: np.random.Generator, shift: float = 0.0) -> Floats:
-        """Paired differences of one experiment, (seeds, examples), with the true mean `shift`."""
-        if self.kind == "right/wrong":
-            return _right_or_wrong(rng, self.seeds, self.examples, shift)
-        of_seeds = rng.normal(0, self.seed_spread, (self.seeds, 1))
-        of_examples = _NOISE[self.kind](rng, (1, self.examples)) * 0.5**0.5
-        return shift + of_seeds + of_examples + _NOISE[self.kind](rng, (self.seeds, self.examples)) * 0.5**0.5
+    part: float = 0.0
 
     @property
-    def label(self) -> list[object]:
-        return [self.kind, self.seeds, self.examples, self.seed_spread]
+    def error(self) -> float:
+        """Standard error of a difference of two arms, its seeds' part left out."""
+        return float((2 * (ARM_BY_EXAMPLE**2 + REST**2 / self.seeds) / self.examples) ** 0.5)
+
+    def draw(self, rng: np.random.Generator, truth: Sequence[float], seed_spread: float | None = None) -> list[Floats]:
+        """Scores of arms with these true means, each of shape (seeds, examples)."""
+        spread = self.error * (self.part * self.seeds / 2) ** 0.5 if seed_spread is None else seed_spread
+        shape = (len(truth), self.seeds, self.examples)
+        scores = np.array(truth)[:, None, None] + rng.normal(0, SPREAD, shape[2]) + rng.normal(0, REST, shape)
+        scores += rng.normal(0, ARM_BY_EXAMPLE, (shape[0], 1, shape[2])) + rng.normal(0, spread, (*shape[:2], 1))
+        return list(scores)
 
 
-def _right_or_wrong(rng: np.random.Generator, seeds: int, examples: int, shift: float) -> Floats:
-    """Differences of 0/1 answers: each example has its own chance to be gained or lost, equal but for the shift."""
-    changed = np.maximum(rng.beta(1, 4, (1, examples)), abs(shift))  # else no chance could differ by the shift
-    side = rng.random((seeds, examples))
-    gained, lost = changed / 2 + shift / 2, changed / 2 - shift / 2
-    return np.where(side < gained, 1.0, np.where(side > 1 - lost, -1.0, 0.0))
+def answers(
+    rng: np.random.Generator, seeds: int, examples: int, chances: Sequence[float], agree: float, seed_spread: float = 0
+) -> list[Floats]:
+    """Right and wrong answers of arms. `agree`: share of examples on which an arm's seeds and the arms answer alike."""
+    chance = np.array(chances)[:, None, None] + rng.normal(0, seed_spread, (len(chances), seeds, 1))
+    own = rng.random((len(chances), seeds, examples))
+    luck = np.where(rng.random(examples) < agree, rng.random(examples), own)
+    return list((luck < chance).astype(float))
 
 
-_NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {  # mean 0, standard deviation 1
-    "normal": lambda rng, shape: rng.normal(size=shape),
-    "skewed": lambda rng, shape: rng.exponential(size=shape) - 1,
-    "mostly equal": lambda rng, shape: rng.normal(size=shape) * (rng.random(shape) < 0.3) / 0.3**0.5,
-}
-WORLDS = [
-    *(World(kind, 1, examples) for kind in (*_NOISE, "right/wrong") for examples in (30, 128, 500)),
-    *(World("normal", seeds, 128, spread) for seeds in (3, 5) for spread in (0.0, 0.05, 0.2)),
-    *(World("skewed", 3, 128, spread) for spread in (0.0, 0.05)),
-    World("right/wrong", 3, 128),
-]
+def intervals(repetitions: int, rng: np.random.Generator) -> Iterator[list[object]]:
+    """Rows: seeds, part; %: coverage of a difference, false positives, equivalent at the margin, coverage of a mean.
+
+    With one seed the truth is that of the seed at hand: nothing else can be known.
+    """
+    for seeds in SEEDS:
+        for part in PARTS if seeds > 1 else (0,):
+            world = World(seeds, 128, part)
+            margin = 2.5 * world.error * (1 + part) ** 0.5
+            count = np.zeros(4)
+            for _ in range(repetitions):
+                known = means(world.draw(rng, (0.0, 0.0, 0.0)))
+                at_margin = means(world.draw(rng, (margin, 0.0, 0.0))).difference(0, 1)
+                result, own = known.difference(0, 1), known.of(0)
+                low, high = own.interval()
+                covered = result.interval()[0] <= 0 <= result.interval()[1]
+                count += (covered, result.p_value() < 0.05, at_margin.is_equivalent(margin), low <= 0 <= high)
+            yield [seeds, part, *(100 * count / repetitions)]
+
+
+def edges(repetitions: int, rng: np.random.Generator) -> Iterator[list[object]]:
+    """Rows: accuracy, seeds, examples; %: coverage of a mean, of a difference of equal arms, false positives, and
+    equivalence called at a true difference of the margin of 2 points."""
+    for chance in (0.98, 0.9, 0.6):
+        for seeds, examples in ((1, 64), (3, 64), (1, 500), (3, 500)):
+            count = np.zeros(4)
+            for _ in range(repetitions):
+                known = means(answers(rng, seeds, examples, (chance, chance), 0.9))
+                low, high = known.of(0).interval()
+                result = known.difference(0, 1)
+                ends = result.interval()
+                worse = means(answers(rng, seeds, examples, (chance - 0.02, chance), 0.95)).difference(0, 1)
+                count += (low <= chance <= high, ends[0] <= 0 <= ends[1], result.p_value() < 0.05,
+                          worse.is_equivalent(0.02))  # fmt: skip
+            yield [chance, seeds, examples, *(100 * count / repetitions)]
+
+
+def families(repetitions: int, rng: np.random.Generator) -> Iterator[list[object]]:
+    """Rows: seeds, seeds' spread in points; %: any false positive among 3 arms x 8 tasks of 64 items."""
+    for seeds in (1, 2, 3, 5):
+        for spread in (0.0, 0.025) if seeds > 1 else (0.0,):
+            wrong = 0
+            for _ in range(repetitions):
+                p_values = []
+                for _ in range(8):
+                    known = means(answers(rng, seeds, 64, (0.75,) * 4, 0.8, spread), trained=(False, True, True, True))
+                    p_values += [known.difference(arm, 0).p_value() for arm in (1, 2, 3)]
+                wrong += min(holm(p_values)) < 0.05
+            yield [seeds, 100 * spread, 100 * wrong / repetitions]
+
+
+def decided(world: World, rng: np.random.Generator, truth: Sequence[float], spread: float) -> tuple[int, float, bool]:
+    """(the chosen arm, how sure, whether it falls short by no more than the tolerance); costs fall from arm to arm."""
+    known = means(world.draw(rng, truth, spread), value_range=(0.0, 1.0))
+    size = len(truth)
+    costs = pd.DataFrame({"peak_memory_bytes": np.arange(size, 0.0, -1)})
+    needs = dict.fromkeys(COLUMNS, np.tile(costs["peak_memory_bytes"], (DRAWS, 1)))
+    scores, arms = draws(known, rng, DRAWS), [str(place) for place in range(size)]
+    choice = choose(Evidence(arms, [True] * size, known, 1.0, scores, needs, {}, costs), Limits(), TOLERANCE)
+    assert choice.arm is not None
+    return choice.arm, choice.sureness, max(truth) - truth[choice.arm] <= TOLERANCE
+
+
+def calibration(sweeps: int, rng: np.random.Generator) -> Iterator[list[object]]:
+    """Rows: seeds, examples, seeds' spread, arms; said/right in % and number of sweeps by bin of sureness.
+
+    Prior of truths: gaps between arms normal with standard deviation .02; the seeds' spread as `paired.draws` supposes,
+    or fixed.
+    """
+    unit = (SPREAD**2 + ARM_BY_EXAMPLE**2 + REST**2) ** 0.5
+    cases = [(s, n, spread, 3) for s in (1, 3, 5) for spread in (None, 0.006, 0.012) for n in (128, 500)]
+    by_seeds: dict[int, list[tuple[float, bool]]] = {}
+    for seeds, examples, fixed, arms in track([*cases, (1, 128, None, 8), (3, 128, None, 8)], description="decisions"):
+        found: list[tuple[float, bool]] = []
+        for _ in range(sweeps):
+            prior = SEED_SPREAD * unit * np.exp(SEED_SPREAD_LOG_SD * rng.normal())
+            truth = BEST + np.array([0, *rng.normal(0, 0.02, arms - 1)])
+            found.append(decided(World(seeds, examples), rng, list(truth), prior if fixed is None else fixed)[1:])
+        by_seeds.setdefault(seeds, []).extend(found)
+        yield [seeds, examples, "prior" if fixed is None else fixed, arms, *_by_sureness(found)]
+    for seeds, together in by_seeds.items():
+        yield [seeds, "all", "all", "all", *_by_sureness(together)]
+
+
+def _by_sureness(found: Sequence[tuple[float, bool]]) -> list[str]:
+    """said/right in % (sweeps): of all, then by bin of the sureness said."""
+    said, right = np.array(found, dtype=float).T
+    place = np.digitize(said, BINS[1:-1])
+    parts = [np.ones(len(said), dtype=bool), *(place == number for number in range(len(BINS) - 1))]
+    return [
+        f"{100 * said[part].mean():.0f}/{100 * right[part].mean():.0f} ({part.sum()})" if part.sum() >= 30 else ""
+        for part in parts
+    ]
+
+
+def fixed_truths(sweeps: int, rng: np.random.Generator) -> Iterator[list[object]]:
+    """Rows: truth, seeds, examples; % right, mean sureness in %, and how often full, lora and qlora are chosen."""
+    for name, truth in track(TRUTHS.items(), description="fixed truths"):
+        for seeds, examples in ((1, 64), (1, 128), (3, 128), (3, 500), (5, 500)):
+            arms, said, right = zip(
+                *(decided(World(seeds, examples), rng, truth, 0.006) for _ in range(sweeps)), strict=True
+            )
+            shares = 100 * np.bincount(arms, minlength=3) / sweeps
+            yield [name, seeds, examples, 100 * np.mean(right), 100 * np.mean(said), *shares]
 
 
 def main() -> None:
     """Run the experiments and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--repetitions", type=int, default=1000)
+    parser.add_argument("--sweeps", type=int, default=2800, help="decisions a row")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rows = []
-    for world in track(WORLDS, description="simulating"):
-        rng = np.random.default_rng(options.seed)
-        rows.append([*world.label, *_rates(world, options.repetitions, rng)])
-    headers = ["values", "seeds", "examples", "seeds' spread", "coverage, %", "false positives, %", "permutation, %",
-               "McNemar, %", "power, %", "equivalent at the margin, %"]  # fmt: skip
-    print(tabulate(rows, headers, "github", floatfmt=("", "", "", ".2f", *[".1f"] * 6)))
-    error = 100 * (0.05 * 0.95 / options.repetitions) ** 0.5
-    print(f"\n{options.repetitions} experiments a row; a share of 5% has a standard error of {error:.1f} points.")
-    wrong = 100 * family_error(np.random.default_rng(options.seed), options.repetitions)
-    print(f"Any false positive among 12 tasks of 80 items, Holm-adjusted: {wrong:.1f}% of experiments.")
-
-
-def _rates(world: World, repetitions: int, rng: np.random.Generator) -> list[float | None]:
-    """Percentages: coverage, false positives of three tests, power, equivalence declared at the margin."""
-    spread = float(np.std([world.draw(rng).mean() for _ in range(400)]))  # true standard error of a mean
-    detectable = float(np.median([stats.detectable_difference(_paired(world.draw(rng), rng)) for _ in range(100)]))
-    margin = 4 * spread
-    counts = dict.fromkeys(("covered", "found", "permuted", "mcnemar", "power", "equivalent"), 0)
-    for _ in range(repetitions):
-        result = _paired(world.draw(rng), rng)
-        low, high = result.interval()
-        counts["covered"] += low <= 0 <= high
-        counts["found"] += result.p_value() < 0.05
-        if world.seeds == 1:
-            counts["permuted"] += stats.sign_flip(result, rng, draws=DRAWS) < 0.05
-            counts["mcnemar"] += result.discordant is not None and stats.mcnemar(*result.discordant) < 0.05
-        counts["power"] += _paired(world.draw(rng, detectable), rng).p_value() < 0.05
-        counts["equivalent"] += stats.is_equivalent(_paired(world.draw(rng, margin), rng), margin)
-    shares: dict[str, float | None] = {name: 100 * count / repetitions for name, count in counts.items()}
-    if world.seeds > 1:
-        shares["permuted"] = shares["mcnemar"] = None
-    if world.kind != "right/wrong":
-        shares["mcnemar"] = None
-    return list(shares.values())
-
-
-def _paired(values: Floats, rng: np.random.Generator) -> stats.Paired:
-    return stats.paired(values, rng=rng, draws=DRAWS)
-
-
-def family_error(rng: np.random.Generator, repetitions: int) -> float:
-    """How often at least one of 12 tasks is called different where none is."""
-    wrong = 0
-    for _ in range(repetitions):
-        draws = [World("right/wrong", 1, 80).draw(rng) for _ in range(12)]
-        counted = [(int((d > 0).sum()), int((d < 0).sum())) for d in draws]
-        wrong += min(stats.holm([stats.mcnemar(*pair) for pair in counted])) < 0.05
-    return wrong / repetitions
+    rng, count = np.random.default_rng(options.seed), options.repetitions
+    bins = [f"{100 * a:.0f}-{100 * b:.0f}" for a, b in itertools.pairwise(BINS)]
+    tables = [
+        ("Differences of scores (128 examples, 3 arms)", intervals(count, rng),
+         ["seeds", "seeds' part / rest", "coverage, %", "false positives, %", "equivalent at the margin, %",
+          "coverage of a mean, %"]),
+        ("Right and wrong answers", edges(count, rng),
+         ["accuracy", "seeds", "examples", "coverage of a mean, %", "coverage of a difference, %", "false positives, %",
+          "equivalent at a true -2.0 points, %"]),
+        ("Families: 3 arms x 8 tasks, Holm", families(count // 4, rng),
+         ["seeds", "seeds' spread, points", "any false positive, %"]),
+        ("Decisions: said/right in % (sweeps), by sureness said", calibration(options.sweeps, rng),
+         ["seeds", "examples", "seeds' spread", "arms", "all", *bins]),
+        ("Decisions at fixed truths (tolerance .0135, seeds' spread .006)", fixed_truths(options.sweeps // 7, rng),
+         ["truth", "seeds", "examples", "right, %", "sure, %", "full", "lora", "qlora"]),
+    ]  # fmt: skip
+    for title, rows, headers in tables:
+        print(f"\n## {title}\n\n{tabulate(list(rows), headers, 'github', floatfmt='.4g')}", flush=True)
 
 
 if __name__ == "__main__":

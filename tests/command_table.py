@@ -82,7 +82,7 @@ SWEEP = "python -m bench -m method=base,full,lora,qlora seed=0,1,2"
 TUNE = "make tune"
 AB = ("python -m bench -m method=base,lora sweep=a", "python -m bench -m method=base,full sweep=b")
 REPORT = ("results/default/report.html", "results/default/report.md", "results/default/tables/*.csv")
-PLOTS = ("results/default/plots/quality_against_cost.png",)
+PLOTS = ("results/default/plots/quality.svg",)
 RATES = ("results/tune/default/rates.yaml",)
 FETCHED = Elsewhere("sweep/test_fetching.py::test_a_hub_model_runs_from_its_bundle_when_the_hub_is_gone")
 
@@ -102,12 +102,12 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     TUNE: Here(f"{TINY} tune.max_points=2", RATES, says="A sweep with them"),
     'make sweep ARGS="rates=results/tune/default/rates.yaml"': Here(TINY, REPORT, after=(TUNE,)),
     "python -m bench report results/default": Here("", REPORT + PLOTS, after=(SWEEP,)),
-    "python -m bench report results/default export=latex,svg": Here(
+    "python -m bench report results/default export=latex,png": Here(
         "",
-        ("results/default/tables/*.tex", "results/default/plots/*.svg"),
+        ("results/default/tables/*.tex", "results/default/plots/*.png"),
         after=(SWEEP,),
     ),
-    "python -m bench report results/default memory_gb=24 time_hours=2": Here(after=(SWEEP,)),
+    "python -m bench report results/default memory_gib=24 time_hours=2": Here(after=(SWEEP,)),
     (
         'make sweep ARGS="task=jsonl task.train_file=train.jsonl task.test_file=test.jsonl '
         'task.prompt={question} task.target={answer} task.metrics=[numeric] sweep=mine"'
@@ -240,7 +240,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     'MALLOC_MMAP_THRESHOLD_=262144 python -m benchmarks.planner overhead --only "42m lora 4x"': No(Why.BY_HAND),
     "python -m benchmarks.planner published": Here(says="Llama-3.1-8B full, bf16, paged 8-bit Adam"),
     # docs/recommendation.md, docs/report.md, docs/resume.md
-    ("python -m bench report results/default memory_gb=24 time_hours=2 quality_tolerance=3% mergeable=yes"): Here(
+    ("python -m bench report results/default memory_gib=24 time_hours=2 quality_tolerance=3% mergeable=yes"): Here(
         after=(SWEEP,)
     ),
     "python -m benchmarks.report_scale": No(Why.BY_HAND),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.answer import groups_of
-from bench.report.load import load
+from bench.stats.compare import compare
+from bench.stats.frames import groups, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,15 +31,17 @@ def test_the_suite_sees_harm_and_only_harm(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    (group,) = groups_of(load(tmp_path / "results" / "controls"))
-    changes = [c for c in group.findings.comparisons if c.measure.kind == "regression"]
-    again = [c for c in changes if c.arm == "base_again"]
+    (group,) = groups(load(tmp_path / "results" / "controls"))
+    findings = compare(group)
+    changes = findings.comparisons[findings.comparisons["kind"] == "regression"]
+    again = changes[changes["arm"] == "base_again"]
     assert len(again) == 13  # twelve tasks and their mean
-    assert all(c.difference == 0 and c.verdict in ("equivalent", "inconclusive") for c in again)
-    wrecked = {c.measure.name: c.verdict for c in changes if c.arm == "wrecked"}
-    assert sum(verdict == "worse" for verdict in wrecked.values()) > len(wrecked) / 2, wrecked
+    assert again["difference"].eq(0).all()
+    assert set(again["verdict"]) == {"equal"}
+    wrecked = changes[changes["arm"] == "wrecked"]
+    assert (wrecked["verdict"] == "worse").mean() > 0.5, wrecked[["measure", "verdict"]]
 
-    moved = {(e.measure.name, e.arm): e.mean for e in group.findings.estimates if e.measure.kind == "divergence"}
+    moved = findings.estimates[findings.estimates["kind"] == "divergence"].set_index(["measure", "arm"])["mean"]
     for kind in ("prose_kl", "code_kl"):
         assert moved[kind, "base"] == moved[kind, "base_again"] == 0
         assert moved[kind, "wrecked"] > 1

@@ -32,7 +32,16 @@ from bench.config import (
     to_mapping,
 )
 from bench.identity import canonical_json
-from bench.planner.memory import Batch, Device, PlannedStep, Terms, base_parameters, estimate, trained_parameters
+from bench.planner.memory import (
+    Batch,
+    Device,
+    PlannedStep,
+    Terms,
+    adapter_tensors,
+    base_parameters,
+    estimate,
+    trained_parameters,
+)
 from bench.planner.time import Duration, PlanConfig, duration
 
 COMPILE_REPAYS_FROM_STEPS = 20  # as the worker's device module has it
@@ -77,7 +86,9 @@ class Plan:
     gradient_checkpointing: bool
     memory_gib: float | None
     parameters_base: int
+    parameters_total: int  # with the adapter
     parameters_trainable: int
+    parameters_quantized: int
     gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
     terms: Terms  # on one device, at the highest moment of a step
     total_bytes: int  # their sum: the same quantity as a run's `peak_memory_bytes`
@@ -87,6 +98,26 @@ class Plan:
     remedies: list[Remedy]
     duration: Duration
 
+    def columns(self) -> dict[str, Any]:
+        """The plan in columns of the arms frame, for one device; time and cost as (low, high) or None."""
+        speed, hours, kwh = self.duration.tokens_per_second, self.duration.hours, self.duration.kwh
+        adapter = self.parameters_total - self.parameters_base
+        return {
+            "parameters_total": self.parameters_total,
+            "parameters_trainable": self.parameters_trainable,
+            "parameters_quantized": self.parameters_quantized,
+            "trainable_share": self.parameters_trainable / self.parameters_total,
+            "checkpoint_bytes": 4 * adapter or 2 * self.parameters_base,  # an adapter in fp32, a model in bf16
+            "weights_bytes": self.terms.weights,
+            "gradients_bytes": self.gradients_bytes,
+            "optimizer_bytes": self.terms.optimizer,
+            "peak_memory_bytes": self.total_bytes,
+            "tokens_per_second": speed,
+            "train_seconds": hours and (3600 * hours[0], 3600 * hours[1]),
+            "energy_wh": kwh and (1000 * kwh[0], 1000 * kwh[1]),
+            "cost_usd": self.duration.usd,
+        }
+
 
 def plans(overrides: Sequence[str]) -> list[Plan]:
     """One plan for every run and every memory that the overrides ask for; `plan.NAME=VALUE` sets the planner's own.
@@ -94,8 +125,21 @@ def plans(overrides: Sequence[str]) -> list[Plan]:
     Raises:
         ConfigurationError: with all mistakes.
     """
+    made, problems = list[Plan](), list[str]()
+    for config, options, machine in planned_runs(overrides):
+        try:
+            made.append(plan_of(config, options, machine))
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return made
+
+
+def planned_runs(overrides: Sequence[str]) -> list[tuple[RunConfig, PlanConfig, Machine]]:
+    """What to plan: every run that the overrides describe, on every device that is compared. Errors as `plans`."""
     problems: list[str] = []
-    options, configs, made = PlanConfig(), list[RunConfig](), list[Plan]()
+    options, configs = PlanConfig(), list[RunConfig]()
     try:
         options = plan_config(_plan_mapping([text for text in overrides if text.startswith(_PREFIX)]))
     except ConfigurationError as error:
@@ -105,14 +149,9 @@ def plans(overrides: Sequence[str]) -> list[Plan]:
         configs = compose(others, multirun=True, key=lambda config: canonical_json(to_mapping(config)))
     except ConfigurationError as error:
         problems += error.problems
-    for config in configs if not problems else []:
-        try:
-            made += [plan_of(config, options, machine) for machine in _machines(config, options)]
-        except ConfigurationError as error:
-            problems += error.problems
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
-    return made
+    return [(config, options, machine) for config in configs for machine in _machines(config, options)]
 
 
 def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
@@ -126,7 +165,7 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
             raise ConfigurationError(["train.micro_batch: auto needs a memory to fit into: plan.memory_gib=..."])
         config = _with(config, "train", micro_batch=largest_micro_batch(config, options, within) or 1)
     step = step_of(config, options, machine)
-    terms = estimate(step)
+    terms, base = estimate(step), base_parameters(step.architecture)
     found = verdict(terms.total, machine.memory_gib)
     known = machine.memory_gib is not None
     return Plan(
@@ -140,8 +179,10 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         micro_batch=config.train.fitted_micro_batch,
         gradient_checkpointing=config.train.gradient_checkpointing,
         memory_gib=machine.memory_gib,
-        parameters_base=sum(base_parameters(step.architecture).values()),
+        parameters_base=sum(base.values()),
+        parameters_total=sum(base.values()) + sum(adapter_tensors(step.architecture, config.method.adapter)),
         parameters_trainable=trained_parameters(step.architecture, config.method),
+        parameters_quantized=base["linear"] if config.method.quantization else 0,
         gradients_bytes=step.static.gradients,
         terms=terms,
         total_bytes=terms.total,

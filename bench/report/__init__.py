@@ -1,1 +1,1 @@
-"""A sweep's folder in, a report out: Markdown, one HTML file, plots and tables."""
+"""The report: sections as data, charts, and two small renderers."""

@@ -1,38 +1,30 @@
-"""Build a sweep's report: read the records, compare, draw, write.
+"""Build the report of one or several sweep folders: read, decide, draw, write.
 
-results/<sweep>/report.md  report.html  plots/*.png  fairness.json
-    tables/{runs,comparisons,regression,claims,targets}.csv
+results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,comparisons}.csv
 
->>> build_report(Path("results/default"))
-PosixPath('results/default/report.html')
+    >>> build_report(Path("results/reference"))
+    PosixPath('results/reference/report.html')
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis.claims import Verdict
-from bench.analysis.frame import regression_tasks_frame
+from bench.config import ConfigurationError, suggest
 from bench.identity import write_atomic
-from bench.report.answer import Group, groups_of, without_controls
-from bench.report.cards import cards_of
-from bench.report.claim_rows import claims_rows
-from bench.report.claims import known_claims, verdicts_of
-from bench.report.exports import write_table
-from bench.report.fairness import write_fairness
-from bench.report.figures import figures_of
-from bench.report.images import draw
-from bench.report.load import Sweep, load
-from bench.report.markdown import Plot, render
-from bench.report.page import Content, page
-from bench.report.sample_browser import browsable
-from bench.report.target_rows import target_rows
+from bench.report import html, markdown
+from bench.report.charts import image, svg
+from bench.report.section import Chapter, Report, Section, Table, anchor, percent
+from bench.report.sections import SECTIONS, answer, change, environment
+from bench.stats.compare import compare
+from bench.stats.decide import Limits, decide
+from bench.stats.frames import Group, Sweep, groups, load
 
-_TABLES = ("runs", "comparisons", "regression", "claims", "targets")
+FORMATS = {"png": "charts", "pdf": "charts", "latex": "tables", "parquet": "tables"}  # beside SVG and CSV
 
 
 class NoRecordsError(Exception):
@@ -45,15 +37,17 @@ def build_report(
     allowed: frozenset[str] = frozenset(),
     target_loss: float | None = None,
     formats: frozenset[str] = frozenset(),
+    limits: Limits | None = None,
 ) -> Path:
-    """Write the report of one or several sweep folders into the first and return the path of its HTML.
+    """Write the report of the folders into the first one and return the path of its HTML.
 
     What cannot be read is a row of the report's failures, not an error.
 
     Args:
-        allowed: what compared runs may differ in, by name (`agreement.REQUIREMENTS`).
-        target_loss: held-out, nats per token, of "Time, tokens and energy to a target"; None: `targets.default_target`.
-        formats: of tables and plots, beside CSV and PNG, by name (`exports.TABLES`, `exports.PLOTS`).
+        allowed: what compared runs may differ in, by name (`fairness.REQUIREMENTS`).
+        target_loss: held-out, nats per token, whose time and tokens are told; None: the worst final loss compared.
+        formats: of charts and tables, beside SVG and CSV, by name (`FORMATS`).
+        limits: of the answer; None: none.
 
     Raises:
         FileNotFoundError: when a folder does not exist.
@@ -62,48 +56,110 @@ def build_report(
     sweep = load(sweep_folder, *more)
     if not sweep.records and not sweep.problems:
         raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
-    groups = groups_of(sweep, allowed=allowed, target_loss=target_loss)
-    shown = [without_controls(group) for group in groups]
-    drawn = {group.name: draw(sweep_folder, group, formats, single=len(groups) == 1) for group in shown}
-    claims = known_claims(sweep.problems)
-    verdicts = {group.name: verdicts_of(group, claims) for group in groups}
-    _write_tables(sweep_folder, sweep, groups, verdicts, formats)
-    write_fairness(sweep_folder, groups)
-    markdown = render(sweep, groups, plots=drawn, tables=[f"tables/{name}.csv" for name in _TABLES], verdicts=verdicts)
-    write_atomic(sweep_folder / "report.md", markdown)
-    contents = [_content(group, drawn[group.name], single=len(groups) == 1) for group in shown]
-    write_atomic(sweep_folder / "report.html", page(markdown, sweep_folder, contents))
+    found = groups(sweep, allowed=allowed, target_loss=target_loss)
+    report = report_of(sweep, found, limits)
+    images = draw(sweep_folder, report, formats)
+    _write_tables(sweep_folder, sweep, found, limits, formats)
+    write_atomic(sweep_folder / "report.md", markdown.render(report, images))
+    write_atomic(sweep_folder / "report.html", html.page(report))
     return sweep_folder / "report.html"
 
 
-def _content(group: Group, drawn: Sequence[Plot], *, single: bool) -> Content:
-    """What the page shows of a group beyond its Markdown."""
-    suffix = "" if single else f": {' '.join(group.name.split())}"
-    images = {plot.name: plot.path for plot in drawn}
-    return Content(suffix, cards_of(group), figures_of(group, images, suffix), browsable(group))
+def formats_of(text: str) -> frozenset[str]:
+    """The names in a comma-separated list.
+
+    Raises:
+        ConfigurationError: names that are not known, with those that are.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [f"export={name}: no such format{suggest(name, list(FORMATS))}" for name in names if name not in FORMATS]
+    if wrong or not names:
+        raise ConfigurationError(wrong or [f"export: name a format{suggest('', list(FORMATS))}"])
+    return frozenset(names)
+
+
+def answer_text(sweep: Sweep, *, allowed: frozenset[str] = frozenset(), limits: Limits | None = None) -> str:
+    """The answer of every group as text for a terminal: the first section of report.md."""
+    found = groups(sweep, allowed=allowed)
+    chapters = [Chapter(group.name, [replace(answer.section(group, limits), note="")]) for group in found]
+    return markdown.render(Report("", "", chapters), {}).lstrip("# \n")
+
+
+def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None) -> Report:
+    """The whole report as data: one chapter a group, and an overview when there are several."""
+    chapters = []
+    for group in found:
+        sections = [answer.section(group, limits), change.section(group, limits), *(make(group) for make in SECTIONS)]
+        chapters.append(Chapter(group.name if len(found) > 1 else "", [section for section in sections if section]))
+    if len(found) > 1:
+        chapters.insert(0, Chapter("Overview", [_overview(found, limits)]))
+    names = ", ".join(folder.name for folder in sweep.folders)
+    title = found[0].name if len(found) == 1 else f"{len(found)} comparisons" if found else "no finished run"
+    return Report(f"Fine-tuning report: {names}", f"{title}{_facts(sweep)}", chapters, environment.sections(sweep))
+
+
+def _facts(sweep: Sweep) -> str:
+    """Seeds, test examples and devices, as far as they are known."""
+    runs = sweep.runs.reindex(columns=["seed", "test_examples", "device"])
+    examples = runs["test_examples"].max()
+    counts = {"seed": runs["seed"].nunique(), "test example": 0 if pd.isna(examples) else int(examples)}
+    facts = [f"{count:,} {words}{'s' if count > 1 else ''}" for words, count in counts.items() if count]
+    return "".join(f" · {fact}" for fact in [*facts, *runs["device"].dropna().unique()])
+
+
+def _overview(found: Sequence[Group], limits: Limits | None) -> Section:
+    rows = []
+    for group in found:
+        decision = decide(group, limits)
+        rows.append([group.name, decision.sentence, percent(decision.sureness), decision.reason])
+    headers = ["model / task / suite", "answer", "sure", "why"]
+    return Section("One answer each", table=Table(headers, rows, text_columns=4))
+
+
+def _walk(sections: Sequence[Section]) -> Iterator[Section]:
+    for section in sections:
+        yield section
+        yield from _walk(section.parts)
+
+
+def draw(folder: Path, report: Report, formats: frozenset[str]) -> dict[int, str]:
+    """Write every chart; `id` of a chart -> path of its SVG, relative to the report."""
+    (folder / "plots").mkdir(exist_ok=True)
+    images: dict[int, str] = {}
+    for chapter in report.chapters:
+        for chart in [section.chart for section in _walk(chapter.sections) if section.chart]:
+            name = anchor(f"{chapter.title} {chart.name}".strip(), (Path(path).stem for path in images.values()))
+            images[id(chart)] = f"plots/{name}.svg"
+            write_atomic(folder / "plots" / f"{name}.svg", svg(chart))
+            for kind in ("png", "pdf"):
+                if kind in formats:
+                    write_atomic(folder / "plots" / f"{name}.{kind}", image(chart, kind))
+    return images
 
 
 def _write_tables(
-    folder: Path,
-    sweep: Sweep,
-    groups: Sequence[Group],
-    verdicts: Mapping[str, Sequence[Verdict]],
-    formats: frozenset[str],
+    folder: Path, sweep: Sweep, found: Sequence[Group], limits: Limits | None, formats: frozenset[str]
 ) -> None:
-    """runs: `frame.runs_frame`; comparisons: all; regression: tasks' values by run; claims: `claim_rows.claims_rows`;
-    targets: `target_rows.target_rows`."""
-    (folder / "tables").mkdir(exist_ok=True)
-    rows = [
-        {"group": group.name} | {f"measure_{k}": v for k, v in entry.pop("measure").items()} | entry
-        for group in groups
-        for entry in map(asdict, group.findings.comparisons)
-    ]
+    """Frames as CSV, and in the formats asked for."""
     frames = {
         "runs": sweep.runs,
-        "comparisons": pd.DataFrame(rows),
-        "regression": regression_tasks_frame(sweep.records),
-        "claims": pd.DataFrame([row for name, judged in verdicts.items() for row in claims_rows(name, judged)]),
-        "targets": pd.DataFrame([row for group in groups for row in target_rows(group)]),
+        "arms": sweep.arms,
+        "decision": _all({group.name: decide(group, limits).arms for group in found}),
+        "comparisons": _all({group.name: compare(group).comparisons for group in found}),
     }
+    (folder / "tables").mkdir(exist_ok=True)
     for name, frame in frames.items():
-        write_table(frame, folder / "tables" / name, formats)
+        path = folder / "tables" / name
+        write_atomic(path.with_suffix(".csv"), frame.to_csv(index=False))
+        if "latex" in formats:
+            write_atomic(path.with_suffix(".tex"), frame.to_latex(index=False, escape=True, na_rep="-"))
+        if "parquet" in formats:
+            frame.map(lambda value: str(value) if isinstance(value, list | dict) else value).to_parquet(
+                f"{path}.parquet"
+            )
+
+
+def _all(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The groups' frames one below the other, with the group's name."""
+    named = [frame.assign(group=name) for name, frame in frames.items() if len(frame)]
+    return pd.concat(named, ignore_index=True) if named else pd.DataFrame()

@@ -10,12 +10,35 @@ The metadata on top are those that model hubs read (`huggingface_hub.ModelCardDa
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import jinja2
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from bench.record import Manifest
-from bench.report.format import cell, fenced
+from bench.record import Manifest, Sample, ScoreInterval, ServedAnswer
+from bench.report.markdown import fenced
+from bench.report.markdown import line as cell
+from bench.stats.frames import load
+from bench.stats.paired import means
+
+
+def own_scores(run: Path, form: str | None = None) -> dict[str, ScoreInterval]:
+    """A run's own scores by metric, with their 95% intervals over the test examples.
+
+    Args:
+        form: of serving; None: the run as it was evaluated.
+    """
+    sweep = load(run.parent)
+    rows: Sequence[Sample | ServedAnswer] = sweep.sample_rows.get(run.name, [])
+    if form is not None:
+        rows = [answer for answer in sweep.answer_rows.get(run.name, []) if answer.form == form]
+    found: dict[str, ScoreInterval] = {}
+    for name in rows[0].scores if rows else ():
+        estimate = means([np.array([[row.scores[name] for row in rows]], dtype=float)], value_range=(0.0, 1.0)).of(0)
+        found[name] = ScoreInterval(estimate.mean, *estimate.interval())
+    return found
 
 
 def card(manifest: Manifest) -> str:

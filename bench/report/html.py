@@ -1,172 +1,126 @@
-"""The Markdown report as HTML: sections with anchors, images made part of the page or replaced by a chart.
+"""A report as one HTML file that loads nothing: the answer first, charts, tables that sort, examples to browse.
 
-Raw HTML in the Markdown is switched off, so that a prediction holding a tag is shown as text.
+Jinja2 escapes every text. A content security policy names each script of the page by its hash, so that nothing that a
+model or a name brings along can run, and no connection is made.
 
-    >>> body = to_html("# Report\\n\\n<script>", folder=Path("results/default"))
-    >>> "<script>" in body.content
-    False
+    >>> Path("report.html").write_text(page(report))
 """
 
 from __future__ import annotations
 
 import base64
-import html
+import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any
 
-from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.token import Token
-from markupsafe import Markup
+import jinja2
+import vl_convert
+from markupsafe import Markup, escape
+
+from bench.report.charts import VEGA_LITE, Chart, specification
+from bench.report.section import Examples, Report, Section, Table, anchor, number, printable, shortened
+
+LIMIT_BYTES = 5_000_000
+_DATA_ROWS = 60  # of the table below a chart
+_PROMPT_CHARACTERS, _ANSWER_CHARACTERS = 2000, 1500
+_WITH_RANGE = re.compile(r"^(\S+) ([\[(][^\])]+[\])])$")  # 0.258 [0.228, 0.289]
 
 
-@dataclass(frozen=True)
-class Heading:
-    """One line of the table of contents."""
-
-    level: int
-    text: str
-    anchor: str
-
-
-@dataclass(frozen=True)
-class Body:
-    """The report without the page around it."""
-
-    content: Markup
-    headings: list[Heading]
-
-
-def to_html(markdown: str, folder: Path, inserts: Mapping[str, Sequence[Markup]] | None = None) -> Body:
-    """The body of a page.
-
-    Args:
-        folder: where the Markdown's relative image paths start; images outside of it are shown as a link.
-        inserts: ready HTML by place. An image's path: stands for the image, and for the paragraph below it, which is
-            its caption. The text of a heading: follows the first block of its section.
-    """
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    parser.add_render_rule("image", _inline_image)
-    parser.add_render_rule("text", _text)
-    parser.add_render_rule("table_open", _table_open)
-    parser.add_render_rule("table_close", _table_close)
-    environment: dict[str, Any] = {"folder": folder.resolve()}
-    tokens = parser.parse(markdown, environment)
-    headings = _name_headings(tokens)
-    blocks = _inserted(_blocks(tokens), inserts or {})
-    return Body(Markup(parser.renderer.render(_sections(blocks), parser.options, environment)), headings)
+def page(report: Report) -> str:
+    """The whole file, at most `LIMIT_BYTES` long: what does not fit is left out of the examples and counted."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bench.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"id": id, "cell": _cell, "numbers": _numbers, "json": _json, "specification": specification}
+    sections = [*(s for chapter in report.chapters for s in chapter.sections), *report.closing]
+    scripts = _scripts(sections)
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
+    facts = {"report": report, "anchors": _anchors(report), "scripts": scripts, "hashes": Markup(" ".join(hashes))}
+    template = environment.get_template("page.html.j2")
+    browsers = [section.examples for section in _walk(sections) if section.examples]
+    empty = len(template.render(**facts, browsers={id(b): ("", 0) for b in browsers}).encode())
+    room = (LIMIT_BYTES - empty) // max(1, len(browsers)) - 1000
+    return template.render(**facts, browsers={id(b): _within(b, room) for b in browsers}).lstrip()
 
 
-def _blocks(tokens: Sequence[Token]) -> list[list[Token]]:
-    """The tokens of each outermost block: a heading, a paragraph, a table, ..."""
-    blocks: list[list[Token]] = [[]]
-    depth = 0
-    for token in tokens:
-        depth += token.nesting
-        blocks[-1].append(token)
-        if depth == 0:
-            blocks.append([])
-    return blocks[:-1]
+def _walk(sections: Sequence[Section]) -> Iterator[Section]:
+    for section in sections:
+        yield section
+        yield from _walk(section.parts)
 
 
-def _inserted(blocks: Sequence[list[Token]], inserts: Mapping[str, Sequence[Markup]]) -> list[list[Token]]:
-    result: list[list[Token]] = []
-    waiting: Sequence[Markup] = ()  # of the section that has begun, for after its first block
-    caption = False
-    for block in blocks:
-        if caption and block[0].type == "paragraph_open":
-            caption = False
-            continue
-        caption = False
-        image = _image_of(block)
-        if image in inserts:
-            result.append([_raw(fragment) for fragment in inserts[image]])
-            caption = True
-            continue
-        if block[0].type == "heading_open":
-            result += [[_raw(fragment) for fragment in waiting], block]  # a section without a first block
-            waiting = inserts.get(_plain(block[1]), ())
-        else:
-            result += [block, [_raw(fragment) for fragment in waiting]]
-            waiting = ()
-    return [block for block in [*result, [_raw(fragment) for fragment in waiting]] if block]
+def _anchors(report: Report) -> dict[int, str]:
+    """`id` of a chapter or section -> the name by which links find it."""
+    found: dict[int, str] = {}
+    for chapter in report.chapters:
+        found[id(chapter)] = anchor(chapter.title, found.values())
+        for section in chapter.sections:
+            found[id(section)] = anchor(f"{chapter.title} {section.title}", found.values())
+    return found | {id(section): anchor(section.title, found.values()) for section in report.closing}
 
 
-def _image_of(block: Sequence[Token]) -> str:
-    """The path of the image that a paragraph consists of; else empty."""
-    children = (block[1].children or []) if block[0].type == "paragraph_open" else []
-    return str(children[0].attrGet("src") or "") if len(children) == 1 and children[0].type == "image" else ""
+def _scripts(sections: Sequence[Section]) -> list[Markup]:
+    """Vega-Lite and Vega-Embed where there is a chart, and the page's own."""
+    own = [
+        Markup(resources.files("bench.report").joinpath("templates", name).read_text("utf-8"))
+        for name in ("page.js", "examples.js")
+    ]
+    if not any(section.chart for section in _walk(sections)):
+        return own
+    return [_vega(), *own]
 
 
-def _sections(blocks: Sequence[Sequence[Token]]) -> list[Token]:
-    """Every heading of the first two levels begins a section that it names."""
-    result: list[Token] = []
-    is_open = False
-    for block in blocks:
-        if block[0].type == "heading_open" and block[0].tag in ("h1", "h2"):
-            result += [_raw(Markup("</section>\n"))] if is_open else []
-            result.append(_raw(Markup('<section aria-labelledby="{}">\n').format(block[0].attrGet("id"))))
-            is_open = True
-        result += block
-    return [*result, _raw(Markup("</section>\n"))] if is_open else result
+@cache
+def _vega() -> Markup:
+    return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE))
 
 
-def _raw(fragment: Markup) -> Token:
-    return Token("html_block", "", 0, content=str(fragment))
+def _cell(text: str) -> Markup:
+    """A table's cell; an interval or a range stands smaller beside its value and stays on one line."""
+    found = _WITH_RANGE.match(printable(text))
+    if not found:
+        return escape(printable(text))
+    return Markup("{} <small>{}</small>").format(found[1], found[2].replace(" ", "\u00a0"))
 
 
-def _name_headings(tokens: Sequence[Token]) -> list[Heading]:
-    """Give every heading an id of its own."""
-    named: list[Heading] = []
-    for place, token in enumerate(tokens):
-        if token.type != "heading_open":
-            continue
-        text = _plain(tokens[place + 1])
-        anchor = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
-        taken = {heading.anchor for heading in named}
-        while anchor in taken:
-            anchor += "-x"
-        token.attrSet("id", anchor)
-        named.append(Heading(int(token.tag[1]), text, anchor))
-    return named
+def _numbers(chart: Chart) -> Table:
+    """The numbers that a chart draws, as a table."""
+    rows = [[_value(value) for value in row] for row in chart.data.head(_DATA_ROWS).itertuples(index=False)]
+    return Table(list(map(str, chart.data.columns)), rows)
 
 
-def _plain(inline: Token) -> str:
-    return "".join(child.content for child in inline.children or [])
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value, 0 if abs(value) >= 1000 else 3)
+    return "-" if value is None else str(value)
 
 
-def _text(self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
-    # A number's interval or range stays on one line: cells break before it, never inside.
-    return _RANGE.sub(lambda found: found[0].replace(" ", "&nbsp;"), html.escape(tokens[place].content))
+def _json(value: Any) -> Markup:
+    """JSON that is safe inside a script element: it holds no "<"."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Markup(printable(text).replace("<", "\\u003c"))
 
 
-_RANGE = re.compile(r"[\[(][-+.\d]+(?:,| to) [-+.\d]+[\])]")
-
-
-def _inline_image(
-    self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: dict[str, Any]
-) -> str:
-    token = tokens[place]
-    folder: Path = environment["folder"]
-    source, alt = str(token.attrGet("src") or ""), html.escape(token.content)
-    path = (folder / source).resolve()
-    if not path.is_relative_to(folder) or path.suffix != ".png" or not path.is_file():
-        return f'<a href="{html.escape(source)}">{alt}</a>'
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
-
-
-def _table_open(self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
-    # Large tables scroll inside their box; the box takes the keyboard's focus so that arrow keys reach it.
-    before = (at for at in range(place, -1, -1) if tokens[at].type == "heading_open")
-    section = next((_plain(tokens[at + 1]) for at in before), "the report")
-    environment["tables"] = number = environment.get("tables", 0) + 1
-    label = html.escape(f"table {number}, {section}", quote=True)
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>\n'
-
-
-def _table_close(self: RendererHTML, tokens: Sequence[Token], place: int, options: Any, environment: Any) -> str:
-    return "</table></div>\n"
+def _within(examples: Examples, room_bytes: int) -> tuple[Markup, int]:
+    """(the JSON of as many examples as fit, in the order of the test set; how many these are)."""
+    kept: list[tuple[int, str]] = []
+    for place, (identity, prompt, reference, spread, answers) in zip(examples.places, examples.rows, strict=True):
+        shown = [answer and [shortened(answer[0], _ANSWER_CHARACTERS), *answer[1:]] for answer in answers]
+        texts = [identity, shortened(prompt, _PROMPT_CHARACTERS), shortened(reference, _ANSWER_CHARACTERS)]
+        row = str(_json([*texts, spread, shown]))
+        room_bytes -= len(row.encode()) + 1
+        if room_bytes < 0:
+            break
+        kept.append((place, row))
+    facts = {"metrics": list(examples.metrics), "arms": list(examples.arms), "disagree": examples.disagree}
+    rows = ",".join(row for _, row in sorted(kept))
+    return Markup(f'{{"facts":{_json(facts)},"rows":[{rows}]}}'), len(kept)

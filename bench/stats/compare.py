@@ -126,7 +126,7 @@ def compare(group: Group, margins: Margins | None = None) -> Findings:
                 continue  # a divergence from the base is itself a comparison with the base
             known = means_of(table, sides)
             if isinstance(known, str):
-                if table.of(sides[0]).size and table.values[[r.run_id for r in sides[0]]].notna().any(axis=None):
+                if any(map(table.has, sides[0])):  # else this arm did not measure it at all
                     unmeasured.setdefault(known, []).append(measure.name)
                 continue
             row = _identity(measure) | {"family": _family(measure, primary), "arm": arm, "baseline": baseline}

@@ -250,7 +250,8 @@ def sureness_against(
             worst = float((evidence.scores.max(axis=1, keepdims=True) - evidence.scores).mean(axis=0).max())
             grid = np.linspace(0, 1.2 * worst, 49)
         else:
-            middle = np.nanmean(evidence.amounts[limit], axis=0) / COLUMNS[limit][1]
+            drawn = evidence.amounts[limit]
+            middle = np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0) / COLUMNS[limit][1]
             middle = middle[np.isfinite(middle) & (middle > 0)]
             if not len(middle):
                 return empty
@@ -312,7 +313,7 @@ def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], di
     out: dict[str, str] = {}
     for row in group.arms.to_dict("records"):
         arm = str(row["arm"])
-        runs = [r for r in group.by_arm.get(arm, []) if table.values[r.run_id].notna().any()]
+        runs = [r for r in group.by_arm.get(arm, []) if table.has(r)]
         if row["control"]:
             continue
         if row["failed"] and 2 * row["failed"] >= row["runs"]:
@@ -356,14 +357,19 @@ def _cost_draws(
         latest = latest.assign(cost_usd=latest["train_seconds"] / 3600 * price)
     values = [latest.loc[latest["arm"] == arm, column].dropna().to_numpy(float) if column in latest else np.array([])
               for arm in arms]  # fmt: skip
+    drawn = amount_draws(values, rng)
+    drawn[:, ~np.array(trained)] = 0.0
+    return drawn
+
+
+def amount_draws(values: Sequence[Floats], rng: np.random.Generator) -> Floats:
+    """Draws of what the next run of each arm needs, shape (draws, arms), from one number a run; NaN without any."""
     logs = [np.log(np.maximum(of_arm, 1e-12)) for of_arm in values]
     degrees = 2 + sum(max(len(of_arm) - 1, 0) for of_arm in logs)
     square = 2 * _RUN_TO_RUN**2 + sum(float(((of_arm - of_arm.mean()) ** 2).sum()) for of_arm in logs if len(of_arm))
-    result = np.full((DRAWS, len(arms)), np.nan)
+    result = np.full((DRAWS, len(values)), np.nan)
     for place, of_arm in enumerate(values):
-        if not trained[place]:
-            result[:, place] = 0.0
-        elif len(of_arm):
+        if len(of_arm):
             scatter = math.sqrt(square / degrees * (1 + 1 / len(of_arm)))
             result[:, place] = of_arm.mean() * np.exp(scatter * rng.standard_t(degrees, DRAWS))
     return result
@@ -379,7 +385,7 @@ def _forgetting_draws(
     if measure is None or not bases:
         return result
     table, base = tables[measure], group.by_arm[bases[0]]
-    measured = [i for i, of_arm in enumerate(runs) if table.values[[r.run_id for r in of_arm]].notna().any(axis=None)]
+    measured = [place for place, of_arm in enumerate(runs) if all(map(table.has, of_arm))]
     known = means_of(table, [base, *(runs[i] for i in measured)], (0.0, 1.0))
     if not isinstance(known, str) and known.examples >= FEWEST_EXAMPLES:
         trained = [False, *(not is_untrained(runs[i][0]) for i in measured)]

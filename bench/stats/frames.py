@@ -58,8 +58,8 @@ _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not s
     for name in (
         "data_stream_sha256", "supervised_tokens_per_second", "positions_per_second", "step_seconds_median",
         "step_seconds_p90", "step_seconds_p99", "train_seconds", "compile_seconds", "parameters_total",
-        "parameters_trainable", "trainable_dtype", "checkpoint_bytes", "checkpoint_dtype", "steps", "timed_steps",
-        "needed_flops_per_second", "matmul_peak_flops_per_second", "mfu", "energy_wh",
+        "parameters_trainable", "parameters_quantized", "trainable_dtype", "checkpoint_bytes", "checkpoint_dtype",
+        "steps", "timed_steps", "needed_flops_per_second", "matmul_peak_flops_per_second", "mfu", "energy_wh",
     )
 }  # fmt: skip
 _ENVIRONMENT = ("device", "device_count", "torch", "compute_dtype", "attention", "compiled", "threads", "cpus",

@@ -12,7 +12,7 @@ engine of `stats.paired`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bench.record import KL_METRIC, Record
 from bench.stats.frames import Group, is_control, is_untrained
+from bench.stats.metrics import LOWER_IS_BETTER
 from bench.stats.paired import Floats, Means, SeedPart, means, seed_part
 
 SUITE_MEAN = "all tasks"
@@ -43,20 +44,26 @@ class Table:
     """One measure of a group.
 
     Attributes:
-        values: one row an example, one column a run (run_id); NaN: not tested on it; `NO_VALUE`: no finite value.
+        examples: their names.
+        values: run_id -> one value an example, shape (examples,); NaN: not tested on it; `NO_VALUE`: no finite value.
         weights: of the examples in the mean, shape (examples,); None: all count alike.
         strata: the task of each example, where the mean is one over tasks; None otherwise.
         seeds: how much a run's mean moves with its seed, pooled over the trained arms of the group but controls.
     """
 
-    values: pd.DataFrame
+    examples: pd.Index
+    values: dict[str, Floats]
     weights: Floats | None
     strata: NDArray[np.int64] | None
     seeds: SeedPart
 
     def of(self, records: Sequence[Record]) -> Floats:
         """The values of some runs, shape (runs, examples)."""
-        return self.values[[record.run_id for record in records]].to_numpy(dtype=float).T
+        return np.stack([self.values[record.run_id] for record in records])
+
+    def has(self, record: Record) -> bool:
+        """Whether the run was tested at all."""
+        return not bool(np.isnan(self.values[record.run_id]).all())
 
 
 def primary_measure(tables: dict[Measure, Table]) -> Measure | None:
@@ -80,7 +87,8 @@ def measure_tables(group: Group) -> dict[Measure, Table]:
     for metric in dict.fromkeys([*configured, *found]):
         if metric in found and samples[f"score_{metric}"].notna().any():
             rows = samples.assign(value=samples[f"score_{metric}"], weight=1.0)
-            tables[Measure("score", metric)] = _table(group, rows, "example_id")
+            measure = Measure("score", metric, metric not in LOWER_IS_BETTER)
+            tables[measure] = _table(group, rows, "example_id")
     if len(samples):
         tokens = pd.to_numeric(samples["loss_tokens"]).where(lambda count: count > 0)
         rows = samples.assign(value=pd.to_numeric(samples["loss"]) / tokens, weight=tokens)
@@ -105,24 +113,21 @@ def measure_tables(group: Group) -> dict[Measure, Table]:
 def _table(group: Group, rows: pd.DataFrame, example: str, by_task: bool = False) -> Table:
     """`rows` holds run_id, value, weight and the example's name; of an example that occurs twice the first counts."""
     rows = rows.assign(value=rows["value"].fillna(NO_VALUE)).drop_duplicates(["run_id", example])
-    values = rows.pivot(index=example, columns="run_id", values="value")
-    values = values.reindex(columns=[record.run_id for record in group.records])
-    weights = rows.groupby(example)["weight"].mean().reindex(values.index).to_numpy(dtype=float)
-    values, weights = values[weights > 0], weights[weights > 0]
+    frame = rows.pivot(index=example, columns="run_id", values="value")
+    weights = rows.groupby(example)["weight"].mean().reindex(frame.index).to_numpy(dtype=float)
+    frame, weights = frame[weights > 0], weights[weights > 0]
     alike = len(weights) == 0 or np.ptp(weights) == 0
-    strata = np.unique([str(key).partition("\0")[0] for key in values.index], return_inverse=True)[1]
-    table = Table(values, None if alike else weights, strata if by_task else None, SeedPart())
+    strata = np.unique([str(key).partition("\0")[0] for key in frame.index], return_inverse=True)[1]
+    untested = np.full(len(frame), np.nan)
+    values = {
+        record.run_id: frame[record.run_id].to_numpy(dtype=float) if record.run_id in frame else untested
+        for record in group.records
+    }
+    table = Table(frame.index, values, None if alike else weights, strata if by_task else None, SeedPart())
     seeded = [runs for runs in group.by_arm.values() if not is_untrained(runs[0]) and not is_control(runs[0])]
-    known = [of_arm[:, ~np.isnan(of_arm).any(axis=0)] for of_arm in (_tested(table, runs) for runs in seeded)]
-    # Weights are those of the examples that the arm was tested on: of a group's arms, nearly always all.
-    pooled = seed_part([arm for arm in known if arm.shape[1] == len(values)], table.weights)
-    return Table(values, table.weights, table.strata, pooled)
-
-
-def _tested(table: Table, runs: Sequence[Record]) -> Floats:
-    """The values of the runs that were tested at all, shape (runs, examples)."""
-    values = table.of(runs)
-    return values[~np.isnan(values).all(axis=1)]
+    whole = [[record for record in runs if not np.isnan(values[record.run_id]).any()] for runs in seeded]
+    pooled = seed_part([table.of(runs) for runs in whole if runs], table.weights)
+    return replace(table, seeds=pooled)
 
 
 def means_of(
@@ -134,8 +139,7 @@ def means_of(
         The means, or the reason why the values cannot be paired.
     """
     values = [table.of(runs) for runs in arms]
-    missing = [record.run_id for runs, of_arm in zip(arms, values, strict=True)
-               for record, row in zip(runs, of_arm, strict=True) if np.isnan(row).all()]  # fmt: skip
+    missing = [record.run_id for runs in arms for record in runs if not table.has(record)]
     if missing or not arms:
         return f"no values of {', '.join(missing) or 'any run'}"
     tested = ~np.isnan(np.concatenate(values))

@@ -35,18 +35,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.80
 FEWEST_EXAMPLES = 10  # below, normal theory does not hold: nothing is shown
 # Priors of `draws`, in units of the spread of one example's value (0.2 for a ROUGE-L, 0.4 for right and wrong at 80%):
-SEED_SPREAD = 0.05  # median of how far a seed moves one run's mean; log-normal,
-SEED_SPREAD_LOG_SD = 0.8  # so that two thirds lie within a factor of 2.2
-ARM_SPREAD = 0.10  # median of how far the true means of trained arms lie from their mean; log-normal,
-ARM_SPREAD_LOG_SD = 1.0  # two thirds within a factor of 2.7
-_POINTS = 128  # of the posterior of the seeds' part
-_SEED_POINTS, _ARM_POINTS = 24, 16  # of the priors of `draws`
+SEED_SPREAD = 0.035  # median of how far a seed moves one run's mean; log-normal,
+SEED_SPREAD_LOG_SD = 0.6  # so that two thirds lie within a factor of 1.8
+ARM_SPREAD = 0.20  # median of how far the true means of trained arms lie from their mean; log-normal,
+ARM_SPREAD_LOG_SD = 0.5  # two thirds within a factor of 1.6
+_POINTS = 64  # of the posterior of the seeds' part
+_SEED_POINTS, _ARM_POINTS = 16, 12  # of the priors of `draws`
 
 
 @dataclass(frozen=True)
@@ -259,12 +259,13 @@ class Estimate:
         scale = np.sqrt(self.variances)
         if scale[-1] == scale[0]:
             return float(special.stdtrit(self.examples - 1, probability) * scale[0])
-        low, high = 0.0, float(special.stdtrit(self.examples - 1, probability) * scale.max())
-        for _ in range(40):
-            middle = (low + high) / 2
-            below = special.stdtr(self.examples - 1, middle / np.maximum(scale, 1e-300)).mean() < probability
-            low, high = (middle, high) if below else (low, middle)
-        return high
+        df, scale = self.examples - 1, np.maximum(scale, 1e-300)
+        widest = float(special.stdtrit(df, probability) * scale.max())
+
+        def beyond(half: float) -> float:
+            return float(special.stdtr(df, half / scale).mean()) - probability
+
+        return float(optimize.brentq(beyond, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest))
 
     def p_value(self) -> float:
         """Two-sided p of "no difference": McNemar's exact test for right and wrong answers of one seed, else by t."""

@@ -1,7 +1,15 @@
-"""Configuration and tokenizer -> a folder of tokenized data, made once and read by every run that needs it.
+"""Task examples -> token ids -> the batches of training.
+
+`prepare` makes a folder of tokenized data, which every run that needs it reads.
 
 The methods of a comparison read the same folder, so they cannot differ in their data. The folder appears by one
 rename when it is complete: two processes that prepare the same data do not disturb each other.
+
+An answer is everything that the model's chat template adds to the prompt, up to and including the token that ends the
+turn: a model trained on it learns to stop. Prompt and answer together are exactly the tokens of the whole
+conversation, which is checked for every example, so training, held-out loss and generation see one prompt. Which
+examples belong to a split never depends on the method: they are kept or dropped by their length without solved
+examples, and a run whose prompts with solved examples are too long is refused.
 
     >>> summary = prepare(config, tokenizer, Path("cache/data") / identity.data_key(config))
     >>> load_prepared(folder).train[0]["answer_ids"]
@@ -24,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,26 +40,242 @@ from jinja2 import TemplateError
 
 from bench.config import ConfigurationError, RunConfig, TaskConfig
 from bench.record import DataSummary, from_json, to_json
-from bench.worker import sources
 from bench.worker.instruments.tokens import IGNORED
-from bench.worker.sources.example import SPLITS, Example, Loaded, content_hash, shortened
+from bench.worker.sources import SPLITS, Example, Loaded, content_hash, docstrings, files, hub, shortened
 
 if TYPE_CHECKING:
     import datasets
 
 
-Message = dict[str, str]
+class Record(NamedTuple):
+    """One row of the prepared data."""
+
+    example_id: str
+    prompt: str
+    reference: str
+    prompt_ids: list[int]
+    answer_ids: list[int]  # ends with the end-of-turn token
 
 
 @dataclass(frozen=True)
-class TokenizedExample:
+class Prepared:
+    """Prepared data, memory-mapped. Columns: example_id, prompt, reference (texts), prompt_ids, answer_ids."""
+
+    summary: DataSummary
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    test: datasets.Dataset
+
+
+def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
+    """Make the prepared data of a run, or return at once when they are there and their source is unchanged.
+
+    Args:
+        tokenizer: of the run's model, with its chat template set.
+        folder: made here; name it by `identity.data_key(config)`.
+
+    Raises:
+        ConfigurationError: everything wrong with the source, the counts asked for and the lengths, before
+            anything is written.
+    """
+    stamp = _stamp(config.task)
+    present = _summary_if_current(folder, stamp)
+    if present is not None:
+        return present
+    load = {"docstrings": docstrings.load, "files": files.load, "hub": hub.load}[config.task.source]
+    loaded = load(config.task)
+    problems = _count_problems(config, loaded)
+    if problems:
+        raise ConfigurationError(problems)
+    dropped = Counter(loaded.dropped)
+    splits: dict[str, list[Record]] = {}
+    shots: list[Example] = []
+    for split in SPLITS:
+        splits[split], found = tokenize_split(config, tokenizer, split, loaded.splits[split], shots, dropped)
+        problems += found
+        if split == "train":
+            shots = _shots(config, splits["train"])
+    if problems:
+        raise ConfigurationError(problems)
+    summary = _summarize(splits, dropped, loaded.source)
+    return _write(folder, splits, summary, stamp)
+
+
+def _stamp(task: TaskConfig) -> dict[str, str]:
+    """What decides the examples besides the task's settings, cheap to read: an edited file, an upgraded package, a
+    changed rule in our own code make prepared data outdated. Hub data are named by `hub_revision` alone.
+    """
+    outside = {"docstrings": docstrings.versions, "files": lambda: files.checksums(task), "hub": dict}[task.source]()
+    code = [*sorted(Path(docstrings.__file__).parent.glob("*.py")), Path(__file__)]
+    return outside | {"rules": content_hash(*(path.read_text() for path in code))}
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Open what `prepare` wrote.
+
+    Raises:
+        FileNotFoundError: when the folder is not there.
+    """
+    import datasets
+
+    summary = from_json(DataSummary, (folder / "summary.json").read_bytes())
+    return Prepared(summary, *(datasets.load_from_disk(str(folder / split)) for split in SPLITS))
+
+
+def _count_problems(config: RunConfig, loaded: Loaded) -> list[str]:
+    problems = []
+    for split in SPLITS:
+        there, wanted = len(loaded.splits[split]), getattr(config.task, f"{split}_examples")
+        if not there:
+            problems.append(f"{split}: no examples in {loaded.source}")
+        elif wanted is not None and wanted > there:
+            problems.append(
+                f"task.{split}_examples: {wanted} asked for, but {loaded.source} has {there} for {split} "
+                f"({', '.join(f'{name} {len(loaded.splits[name])}' for name in SPLITS)}); lower it, or null for all"
+            )
+    return problems
+
+
+def _shots(config: RunConfig, train: list[Record]) -> list[Example]:
+    """The solved examples shown before each question: drawn from the training examples by the seed."""
+    order = sorted(train, key=lambda r: content_hash(str(config.seed), r.example_id))
+    return [Example(r.example_id, r.prompt, r.reference, "") for r in order[: config.method.shots]]
+
+
+def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: str) -> DataSummary:
+    lengths = [len(r.prompt_ids) + len(r.answer_ids) for split in SPLITS for r in splits[split]]
+    return DataSummary(
+        fingerprint=fingerprint(splits),
+        train_examples=len(splits["train"]),
+        validation_examples=len(splits["validation"]),
+        test_examples=len(splits["test"]),
+        dropped=dict(sorted(dropped.items())),
+        tokens_per_example_mean=sum(lengths) / len(lengths),
+        tokens_per_example_max=max(lengths),
+        source=source,
+    )
+
+
+def _summary_if_current(folder: Path, stamp: dict[str, str]) -> DataSummary | None:
+    """The summary of what is there; None when it is missing, torn or made from an older source."""
+    try:
+        if json.loads((folder / "stamp.json").read_text()) != stamp:
+            return None
+        there = load_prepared(folder)
+    except (OSError, ValueError):  # no file; cut short: JSON's, pydantic's and Arrow's errors are ValueErrors
+        return None
+    rows, summary = [len(there.train), len(there.validation), len(there.test)], there.summary
+    whole = rows == [summary.train_examples, summary.validation_examples, summary.test_examples]
+    return summary if whole else None
+
+
+def _write(folder: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> DataSummary:
+    import datasets
+
+    datasets.disable_progress_bars()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        built = Path(temporary, "built")
+        for split in SPLITS:
+            datasets.Dataset.from_list([record._asdict() for record in splits[split]]).save_to_disk(str(built / split))
+        (built / "stamp.json").write_text(json.dumps(stamp))
+        (built / "summary.json").write_text(to_json(summary))
+        try:
+            os.rename(built, folder)
+        except OSError:
+            present = _summary_if_current(folder, stamp)
+            if present is not None:
+                return present  # another process was first: its data are the same
+            os.rename(folder, Path(temporary, "outdated"))  # or torn
+            os.rename(built, folder)
+    return summary
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+def tokenize_split(
+    config: RunConfig, tokenizer: Any, split: str, examples: Sequence[Example], shots: Sequence[Example],
+    dropped: Counter[str],
+) -> tuple[list[Record], list[str]]:  # fmt: skip
+    """The first `task.SPLIT_examples` examples that fit, and what is wrong.
+
+    Args:
+        split: train, validation or test; shots are shown in test prompts only.
+        dropped: counts by reason; added to here.
+
+    Raises:
+        ConfigurationError: from `render`, for a chat template that does not work.
+    """
+    wanted: int | None = getattr(config.task, f"{split}_examples")
+    records: list[Record] = []
+    problems: list[str] = []
+    for example in examples:
+        if wanted is not None and len(records) >= wanted:
+            break
+        if special_token_in(tokenizer, example.prompt + example.target):
+            dropped[f"{split}: spells out a special token of the model"] += 1
+            continue
+        tokens = render(tokenizer, config.task, example)
+        too_long = _too_long(config, split, example, tokens)
+        if too_long and config.task.overflow == "drop":
+            dropped[f"{split}: longer than train.max_length"] += 1
+            continue
+        if split == "test" and shots:
+            tokens = render(tokenizer, config.task, example, shots)
+            too_long = too_long or _beyond_context(config, example, tokens)
+        problems += [too_long] if too_long else []
+        records.append(Record(example.example_id, example.prompt, example.target, *tokens))
+    if wanted is not None and len(records) < wanted:
+        problems.append(
+            f"task.{split}_examples: {wanted} asked for, but only {len(records)} of {len(examples)} in {split} fit "
+            f"train.max_length={config.train.max_length}; lower it, or raise train.max_length"
+        )
+    elif not records:
+        problems.append(f"{split}: none of {len(examples)} examples fits train.max_length={config.train.max_length}")
+    return records, shortened(problems)
+
+
+def fingerprint(splits: dict[str, list[Record]]) -> str:
+    """SHA-256 over the (prompt_ids, answer_ids) of every split in order, in hex."""
+    hashed = hashlib.sha256()
+    for split in SPLITS:
+        hashed.update(f"{split}:{len(splits[split])}\n".encode())
+        for record in splits[split]:
+            hashed.update(f"{record.prompt_ids}{record.answer_ids}\n".encode())
+    return hashed.hexdigest()
+
+
+def _too_long(config: RunConfig, split: str, example: Example, tokens: Tokens) -> str | None:
+    """A test answer needs room for what is generated and, for its loss, for the reference."""
+    limit, prompt, answer = config.train.max_length, len(tokens.prompt_ids), len(tokens.answer_ids)
+    total, how = prompt + answer, f"{prompt} of prompt + {answer} of answer"
+    if split == "test" and config.task.max_new_tokens > answer:
+        total, how = prompt + config.task.max_new_tokens, f"{prompt} of prompt + task.max_new_tokens"
+    if total <= limit:
+        return None
+    return (
+        f"{split}, example {example.example_id}: {total} tokens ({how}) are beyond train.max_length={limit}; raise "
+        f"it (up to {config.model.max_context} for {config.model.name}) or set task.overflow=drop"
+    )
+
+
+def _beyond_context(config: RunConfig, example: Example, tokens: Tokens) -> str | None:
+    total = len(tokens.prompt_ids) + max(config.task.max_new_tokens, len(tokens.answer_ids))
+    if total <= config.model.max_context:
+        return None
+    return (
+        f"test, example {example.example_id}: {total} tokens with method.shots={config.method.shots} are beyond the "
+        f"{config.model.max_context} positions of {config.model.name}; lower method.shots"
+    )
+
+
+class Tokens(NamedTuple):
     """Token ids; `prompt_ids + answer_ids` is the conversation."""
 
     prompt_ids: list[int]
     answer_ids: list[int]  # ends with the end-of-turn token
 
 
-def messages(task: TaskConfig, example: Example, shots: Sequence[Example] = ()) -> list[Message]:
+def messages(task: TaskConfig, example: Example, shots: Sequence[Example] = ()) -> list[dict[str, str]]:
     """The conversation before the answer: system message if any, solved examples, question."""
     turns = [{"role": "system", "content": task.system}] if task.system else []
     for shot in shots:
@@ -59,7 +283,7 @@ def messages(task: TaskConfig, example: Example, shots: Sequence[Example] = ()) 
     return [*turns, {"role": "user", "content": example.prompt}]
 
 
-def render(tokenizer: Any, task: TaskConfig, example: Example, shots: Sequence[Example] = ()) -> TokenizedExample:
+def render(tokenizer: Any, task: TaskConfig, example: Example, shots: Sequence[Example] = ()) -> Tokens:
     """Tokenize one example.
 
     Args:
@@ -77,11 +301,11 @@ def render(tokenizer: Any, task: TaskConfig, example: Example, shots: Sequence[E
         raise _broken(tokenizer, example, "changes the prompt when the answer is added", prompt[-60:])
     answer = _until_end_of_turn(tokenizer, example, full[len(prompt) :])
     # The template writes the beginning-of-text token itself: the tokenizer must not add a second one.
-    prompt_ids = _ids(tokenizer, prompt)
-    full_ids = _ids(tokenizer, prompt + answer)
+    prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    full_ids: list[int] = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
     if full_ids[: len(prompt_ids)] != prompt_ids:
         raise _broken(tokenizer, example, "merges the answer's first characters into the prompt", prompt)
-    return TokenizedExample(prompt_ids, full_ids[len(prompt_ids) :])
+    return Tokens(prompt_ids, full_ids[len(prompt_ids) :])
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +320,7 @@ def special_token_in(tokenizer: Any, text: str) -> str | None:
     return next((token for token in special_tokens(tokenizer) if token in text), None)
 
 
-def _apply(tokenizer: Any, conversation: list[Message], add_generation_prompt: bool) -> str:
+def _apply(tokenizer: Any, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
         raise ConfigurationError(
             [
@@ -134,11 +358,6 @@ def _until_end_of_turn(tokenizer: Any, example: Example, addition: str) -> str:
     return addition[: at + length]
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def _broken(tokenizer: Any, example: Example, what: str, shown: str) -> ConfigurationError:
     near = f" (near {shown[-60:]!r})" if shown else ""
     return ConfigurationError(
@@ -150,236 +369,7 @@ def _broken(tokenizer: Any, example: Example, what: str, shown: str) -> Configur
     )
 
 
-class Record(TypedDict):
-    """One row of the prepared data."""
-
-    example_id: str
-    prompt: str
-    reference: str
-    prompt_ids: list[int]
-    answer_ids: list[int]
-
-
-def tokenize_split(
-    config: RunConfig,
-    tokenizer: Any,
-    split: str,
-    examples: Sequence[Example],
-    shots: Sequence[Example],
-    dropped: Counter[str],
-) -> tuple[list[Record], list[str]]:
-    """The first `task.SPLIT_examples` examples that fit, and what is wrong.
-
-    Args:
-        split: train, validation or test; shots are shown in test prompts only.
-        dropped: counts by reason; added to here.
-
-    Raises:
-        ConfigurationError: from `prompts.render`, for a chat template that does not work.
-    """
-    wanted: int | None = getattr(config.task, f"{split}_examples")
-    records: list[Record] = []
-    problems: list[str] = []
-    for example in examples:
-        if wanted is not None and len(records) >= wanted:
-            break
-        if special_token_in(tokenizer, example.prompt + example.target):
-            dropped[f"{split}: spells out a special token of the model"] += 1
-            continue
-        tokens = render(tokenizer, config.task, example)
-        too_long = _too_long(config, split, example, tokens)
-        if too_long and config.task.overflow == "drop":
-            dropped[f"{split}: longer than train.max_length"] += 1
-            continue
-        if split == "test" and shots:
-            tokens = render(tokenizer, config.task, example, shots)
-            too_long = too_long or _beyond_context(config, example, tokens)
-        if too_long:
-            problems.append(too_long)
-        records.append(_record(example, tokens))
-    if wanted is not None and len(records) < wanted:
-        problems.append(
-            f"task.{split}_examples: {wanted} asked for, but only {len(records)} of {len(examples)} in {split} fit "
-            f"train.max_length={config.train.max_length}; lower it, or raise train.max_length"
-        )
-    elif not records:
-        problems.append(f"{split}: none of {len(examples)} examples fits train.max_length={config.train.max_length}")
-    return records, shortened(problems)
-
-
-def fingerprint(splits: dict[str, list[Record]]) -> str:
-    """SHA-256 over the (prompt_ids, answer_ids) of every split in order, in hex."""
-    hashed = hashlib.sha256()
-    for split in SPLITS:
-        hashed.update(f"{split}:{len(splits[split])}\n".encode())
-        for record in splits[split]:
-            hashed.update(f"{record['prompt_ids']}{record['answer_ids']}\n".encode())
-    return hashed.hexdigest()
-
-
-def _record(example: Example, tokens: TokenizedExample) -> Record:
-    return Record(
-        example_id=example.example_id,
-        prompt=example.prompt,
-        reference=example.target,
-        prompt_ids=tokens.prompt_ids,
-        answer_ids=tokens.answer_ids,
-    )
-
-
-def _too_long(config: RunConfig, split: str, example: Example, tokens: TokenizedExample) -> str | None:
-    """A test answer needs room for what is generated and, for its loss, for the reference."""
-    limit, prompt, answer = config.train.max_length, len(tokens.prompt_ids), len(tokens.answer_ids)
-    total, how = prompt + answer, f"{prompt} of prompt + {answer} of answer"
-    if split == "test" and config.task.max_new_tokens > answer:
-        total, how = prompt + config.task.max_new_tokens, f"{prompt} of prompt + task.max_new_tokens"
-    if total <= limit:
-        return None
-    return (
-        f"{split}, example {example.example_id}: {total} tokens ({how}) are beyond train.max_length={limit}; raise "
-        f"it (up to {config.model.max_context} for {config.model.name}) or set task.overflow=drop"
-    )
-
-
-def _beyond_context(config: RunConfig, example: Example, tokens: TokenizedExample) -> str | None:
-    total = len(tokens.prompt_ids) + max(config.task.max_new_tokens, len(tokens.answer_ids))
-    if total <= config.model.max_context:
-        return None
-    return (
-        f"test, example {example.example_id}: {total} tokens with method.shots={config.method.shots} are beyond the "
-        f"{config.model.max_context} positions of {config.model.name}; lower method.shots"
-    )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Prepared data, memory-mapped. Columns: example_id, prompt, reference (texts), prompt_ids, answer_ids."""
-
-    summary: DataSummary
-    train: datasets.Dataset
-    validation: datasets.Dataset
-    test: datasets.Dataset
-
-
-def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
-    """Make the prepared data of a run, or return at once when they are there and their source is unchanged.
-
-    Args:
-        tokenizer: of the run's model, with its chat template set.
-        folder: made here; name it by `identity.data_key(config)`.
-
-    Raises:
-        ConfigurationError: everything wrong with the source, the counts asked for and the lengths, before
-            anything is written.
-    """
-    stamp = sources.stamp(config.task)
-    present = _summary_if_current(folder, stamp)
-    if present is not None:
-        return present
-    loaded = sources.load(config.task)
-    problems = _count_problems(config, loaded)
-    if problems:
-        raise ConfigurationError(problems)
-    dropped = Counter(loaded.dropped)
-    splits: dict[str, list[Record]] = {}
-    shots: list[Example] = []
-    for split in SPLITS:
-        splits[split], found = tokenize_split(config, tokenizer, split, loaded.splits[split], shots, dropped)
-        problems += found
-        if split == "train":
-            shots = _shots(config, splits["train"])
-    if problems:
-        raise ConfigurationError(problems)
-    summary = _summarize(splits, dropped, loaded.source)
-    return _write(folder, splits, summary, stamp)
-
-
-def load_prepared(folder: Path) -> Prepared:
-    """Open what `prepare` wrote.
-
-    Raises:
-        FileNotFoundError: when the folder is not there.
-    """
-    import datasets
-
-    summary = from_json(DataSummary, (folder / "summary.json").read_bytes())
-    return Prepared(summary, *(datasets.load_from_disk(str(folder / split)) for split in SPLITS))
-
-
-def _count_problems(config: RunConfig, loaded: Loaded) -> list[str]:
-    problems = []
-    for split in SPLITS:
-        there, wanted = len(loaded.splits[split]), _wanted(config, split)
-        if not there:
-            problems.append(f"{split}: no examples in {loaded.source}")
-        elif wanted is not None and wanted > there:
-            problems.append(
-                f"task.{split}_examples: {wanted} asked for, but {loaded.source} has {there} for {split} "
-                f"({', '.join(f'{name} {len(loaded.splits[name])}' for name in SPLITS)}); lower it, or null for all"
-            )
-    return problems
-
-
-def _wanted(config: RunConfig, split: str) -> int | None:
-    count: int | None = getattr(config.task, f"{split}_examples")
-    return count
-
-
-def _shots(config: RunConfig, train: list[Record]) -> list[Example]:
-    """The solved examples shown before each question: drawn from the training examples by the seed."""
-    order = sorted(train, key=lambda r: content_hash(str(config.seed), r["example_id"]))
-    return [Example(r["example_id"], r["prompt"], r["reference"], "") for r in order[: config.method.shots]]
-
-
-def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: str) -> DataSummary:
-    lengths = [len(r["prompt_ids"]) + len(r["answer_ids"]) for split in SPLITS for r in splits[split]]
-    return DataSummary(
-        fingerprint=fingerprint(splits),
-        train_examples=len(splits["train"]),
-        validation_examples=len(splits["validation"]),
-        test_examples=len(splits["test"]),
-        dropped=dict(sorted(dropped.items())),
-        tokens_per_example_mean=sum(lengths) / len(lengths),
-        tokens_per_example_max=max(lengths),
-        source=source,
-    )
-
-
-def _summary_if_current(folder: Path, stamp: dict[str, str]) -> DataSummary | None:
-    """The summary of what is there; None when it is missing, torn or made from an older source."""
-    try:
-        if json.loads((folder / "stamp.json").read_text()) != stamp:
-            return None
-        there = load_prepared(folder)
-    except (OSError, ValueError):  # no file; cut short: JSON's, pydantic's and Arrow's errors are ValueErrors
-        return None
-    rows, summary = [len(there.train), len(there.validation), len(there.test)], there.summary
-    whole = rows == [summary.train_examples, summary.validation_examples, summary.test_examples]
-    return summary if whole else None
-
-
-def _write(folder: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> DataSummary:
-    import datasets
-
-    datasets.disable_progress_bars()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        built = Path(temporary, "built")
-        for split in SPLITS:
-            datasets.Dataset.from_list(list(splits[split])).save_to_disk(str(built / split))
-        (built / "stamp.json").write_text(json.dumps(stamp))
-        (built / "summary.json").write_text(to_json(summary))
-        try:
-            os.rename(built, folder)
-        except OSError:
-            present = _summary_if_current(folder, stamp)
-            if present is not None:
-                return present  # another process was first: its data are the same
-            os.rename(folder, Path(temporary, "outdated"))  # or torn
-            os.rename(built, folder)
-    return summary
-
-
+# ------------------------------------------------------------------------------------------------------------- batches
 def training_order(
     lengths: Sequence[int], *, seed: int, epochs: int, batch_size: int, max_steps: int | None
 ) -> list[int]:

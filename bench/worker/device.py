@@ -8,11 +8,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,9 +31,7 @@ class Device:
     compute_dtype: torch.dtype
     attention: str
     compiled: str  # "regional", or "off: REASON"
-    keeps_casts: bool = (
-        True  # autocast keeps a cast weight until the pass ends; where weights are cut, that is them all
-    )
+    keeps_casts: bool = True  # autocast keeps each cast weight until the pass ends: too much if the weights are cut
 
     def synchronize(self) -> None:
         """Wait for queued device work."""
@@ -53,11 +50,12 @@ class Device:
 
     def environment(self, load: OtherLoad) -> Environment:
         """What a comparison of speed needs to be equal, and what else ran on the machine meanwhile."""
-        cpus = affinity()
-        name = torch.cuda.get_device_name() if self.type == "cuda" else _processor_name()
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        on_cuda = self.type == "cuda"
+        name = torch.cuda.get_device_name() if on_cuda else _cpuinfo().get("model name", "unknown processor")
         return Environment(
             device=f"{self.type}: {name}",
-            device_count=torch.cuda.device_count() if self.type == "cuda" else 1,
+            device_count=torch.cuda.device_count() if on_cuda else 1,
             threads=torch.get_num_threads(),
             compute_dtype=str(self.compute_dtype).removeprefix("torch."),
             attention=self.attention,
@@ -104,11 +102,22 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
     )
 
 
+def limit_memory(hardware: HardwareConfig, kind: str) -> None:
+    """Let CUDA's allocator run out at a stated budget as on a device of that size. A CPU's memory is only measured."""
+    if hardware.memory_budget_gib is not None and kind == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, hardware.memory_budget_gib * 2**30 / total))
+
+
 def _compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
     if hardware.compute_dtype != "auto":
         dtype: torch.dtype = getattr(torch, hardware.compute_dtype)
         return dtype
-    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_computes_bf16()
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)  # T4 and V100 only emulate it
+    else:
+        flags = _cpuinfo().get("flags", _cpuinfo().get("features", "")).split()
+        fast = any(flag in flags for flag in _BF16_FLAGS)
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -139,32 +148,12 @@ def _compilation(config: RunConfig, kind: str, steps: int | None) -> str:
     return "regional"
 
 
-def _cpu_computes_bf16() -> bool:
-    return any(flag in _cpuinfo().get("flags", _cpuinfo().get("features", "")).split() for flag in _BF16_FLAGS)
-
-
-def _processor_name() -> str:
-    return _cpuinfo().get("model name", "unknown processor")
-
-
 def _cpuinfo() -> dict[str, str]:
     """The first processor's entry in /proc/cpuinfo; empty where there is none."""
-    entry: dict[str, Any] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            entry[key.strip().lower()] = value.strip()
-    except OSError:
-        pass
-    return entry
-
-
-_CPUS = Path("/sys/devices/system/cpu")
-
-
-def affinity() -> list[int] | None:
-    """Numbers of the processors that this process may run on; None where the system does not say."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    with suppress(OSError):
+        parts = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+        return {key.strip().lower(): value.strip() for key, _, value in parts}
+    return {}
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -182,8 +171,8 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def governor(processors: Iterable[int], root: Path = _CPUS) -> str | None:
-    """`performance`, `powersave`, ...; several joined by "/"; None where the clock is not ours to see (most VMs)."""
+def governor(processors: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> str | None:
+    """`performance`, `powersave`, ...; several joined by "/"; None if the system hides it (most VMs)."""
     found = set()
     for number in processors:
         with suppress(OSError):
@@ -191,21 +180,14 @@ def governor(processors: Iterable[int], root: Path = _CPUS) -> str | None:
     return "/".join(sorted(found)) or None
 
 
-def compile_layers(model: torch.nn.Module) -> Callable[[], None]:
-    """Compile the repeated decoder layers.
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compile the decoder layers one by one: all share one graph, so it costs one compilation, not one a layer.
 
-    Returns:
-        a function that puts the layers back as they were.
+    Compiled 4-bit layers dequantize their weights again in the backward pass, as uncompiled ones do.
     """
-    layers = decoder_layers(model)
-    for layer in layers:
+    torch._dynamo.config.optimize_ddp = False  # cuts graphs at DDP's buckets, which breaks checkpointed layers
+    for layer in decoder_layers(model):
         layer.forward = torch.compile(layer.forward, dynamic=True)
-
-    def restore() -> None:
-        for layer in layers:
-            del layer.forward  # uncovers the class's own
-
-    return restore
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -15,6 +15,7 @@ close (`python -m benchmarks.divergence`). The base's predictions are made once 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from bench.config import RunConfig
 from bench.identity import digest, write_atomic
 from bench.record import KL_METRIC, RegressionItem, RegressionTask
 from bench.worker import data
-from bench.worker import loss as heldout
 from bench.worker.device import Device
+from bench.worker.loss import inference
 from bench.worker.models import load_weights, origin
 from bench.worker.suites.quick import text_tasks
 
@@ -67,8 +68,8 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """Means by kind of text, and every text's own."""
+class Outcome:
+    """Every item's score, and each task's weighted mean of them; items in the order of the tasks."""
 
     tasks: list[RegressionTask]
     items: list[RegressionItem]
@@ -97,19 +98,14 @@ def reference_of(config: RunConfig, source: str, tokenizer: Any, device: Device)
     if path is None:  # a folder's weights may change under the same name
         return _made(config, source, texts, device)
     if not path.exists():
-        made = _made(config, source, texts, device)
-        tensors = {
-            "top_ids": made.top_ids,
-            "top_log_probabilities": made.top_log_probabilities,
-            "rest_log_probability": made.rest_log_probability,
-        }
-        write_atomic(path, save(tensors))
+        made = vars(_made(config, source, texts, device))
+        write_atomic(path, save({name: value for name, value in made.items() if name != "texts"}))
     return Reference(texts, **load_file(path))
 
 
-def divergence(model: Any, reference: Reference, device: Device) -> Divergence:
-    """KL(base || model), nats a token, by text. The caller chooses the numerics (`heldout.inference`)."""
-    starts = _starts(reference.texts)
+def divergence(model: Any, reference: Reference, device: Device) -> Outcome:
+    """KL(base || model), nats a token, by text. The caller chooses the numerics (`loss.inference`)."""
+    starts = list(itertools.accumulate((entry.positions for entry in reference.texts), initial=0))
     values: dict[int, float] = {}
     for place, log_probabilities in _predictions(model, reference.texts, device):
         rows = slice(starts[place], starts[place] + reference.texts[place].positions)
@@ -121,13 +117,17 @@ def divergence(model: Any, reference: Reference, device: Device) -> Divergence:
         RegressionItem(entry.task, entry.text_id, KL_METRIC, values[place], float(entry.positions))
         for place, entry in enumerate(reference.texts)
     ]
-    return Divergence([_task(name, items) for name in dict.fromkeys(item.task for item in items)], items)
+    tasks = []
+    for name in dict.fromkeys(item.task for item in items):
+        of_task = [item for item in items if item.task == name]
+        mean = weighted_mean(of_task)
+        tasks.append(RegressionTask(name, KL_METRIC, mean, len(of_task), higher_is_better=False))
+    return Outcome(tasks, items)
 
 
-def _task(name: str, items: Sequence[RegressionItem]) -> RegressionTask:
-    own = [item for item in items if item.task == name]
-    value = math.fsum(i.score * i.weight for i in own) / math.fsum(i.weight for i in own)
-    return RegressionTask(name, KL_METRIC, value, len(own), higher_is_better=False)
+def weighted_mean(items: Sequence[RegressionItem]) -> float:
+    """The mean of the items' scores by their weights."""
+    return math.fsum(i.score * i.weight for i in items) / math.fsum(i.weight for i in items)
 
 
 def _stored_path(config: RunConfig, source: str, texts: list[Text], device: Device) -> Path | None:
@@ -142,7 +142,7 @@ def _stored_path(config: RunConfig, source: str, texts: list[Text], device: Devi
 def _made(config: RunConfig, source: str, texts: list[Text], device: Device) -> Reference:
     model = load_weights(config.model, source, dtype=device.compute_dtype, device_map={"": device.type})
     kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    with heldout.inference(model, device):
+    with inference(model, device):
         for place, log_probabilities in _predictions(model, texts, device):
             ids = log_probabilities.topk(min(TOP, log_probabilities.shape[1]), dim=1).indices
             top, rest = _split(log_probabilities, ids)
@@ -175,10 +175,3 @@ def _kl(top: torch.Tensor, rest: torch.Tensor, own_top: torch.Tensor, own_rest: 
     of_rest = torch.where(rest.isneginf(), 0.0, rest.double().exp() * (rest.double() - own_rest.double()))
     of_top = (top.double().exp() * (top.double() - own_top.double())).sum(dim=1)
     return float((of_top + of_rest).mean())
-
-
-def _starts(texts: Sequence[Text]) -> list[int]:
-    starts = [0]
-    for entry in texts:
-        starts.append(starts[-1] + entry.positions)
-    return starts

@@ -1,4 +1,10 @@
-"""Score the test split: the loss of the reference answers, and greedy answers with every metric."""
+"""The evaluation stage: the test split's held-out loss, and greedy answers with every metric.
+
+Every example's answer, scores and loss are kept in `samples.jsonl.gz`, so that differences between runs are paired.
+
+    >>> run(context).scores
+    {'rougeL': 0.41}
+"""
 
 from __future__ import annotations
 
@@ -9,16 +15,75 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from bench.analysis import metrics
 from bench.identity import data_folder
 from bench.record import EvaluateResult, Sample
-from bench.worker import data as prepare
-from bench.worker import device, methods, models
-from bench.worker import loss as heldout
+from bench.stats import metrics
+from bench.worker import data, device, methods, models
 from bench.worker.device import Device
 from bench.worker.instruments.memory import Memory
-from bench.worker.loss import SupervisedHead
+from bench.worker.loss import SupervisedHead, example_losses, inference, mean_loss
 from bench.worker.main import Context, write_lines
+
+
+def run(context: Context) -> EvaluateResult:
+    """Score the test split: the loss of the reference answers, and greedy answers with every metric."""
+    config, clock, progress = context.config, context.clock, context.progress
+    rows = list(data.load_prepared(data_folder(config)).test)
+    model, tokenizer, resolved, memory = load_tuned(context)
+    how: dict[str, Any] = {
+        "batch_size": config.hardware.generate_batch,
+        "device": resolved,
+        "advance": progress.advance,
+    }
+    memory.enter("heldout")
+    progress.phase("test loss", len(rows))
+    with clock.span("heldout"), inference(model, resolved):
+        losses = example_losses(model, SupervisedHead(model), rows, pad_id=tokenizer.pad_token_id, **how)
+    memory.enter("generate")
+    progress.phase("generate", len(rows))
+    with clock.span("generate"), inference(model, resolved):
+        prompts = [row["prompt_ids"] for row in rows]
+        answers = generate(model, tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, **how)
+    progress.phase("score")
+    with clock.span("score"):
+        texts, references = [answer.text for answer in answers], [row["reference"] for row in rows]
+        scores = metrics.score_all(config.task.metrics, texts, references, labels=config.task.labels)
+    samples = [
+        Sample(row["example_id"], row["prompt"], row["reference"], answer.text, score, *loss, answer.cut_at_limit)
+        for row, answer, score, loss in zip(rows, answers, scores, losses, strict=True)
+    ]
+    write_lines(context.folder / "samples.jsonl.gz", map(asdict, samples))
+    generated = sum(answer.tokens for answer in answers)
+    return EvaluateResult(
+        examples=len(samples),
+        scores={name: sum(s.scores[name] for s in samples) / len(samples) for name in config.task.metrics},
+        heldout_loss=mean_loss(losses),
+        heldout_tokens=sum(tokens for _, tokens in losses),
+        generated_tokens=generated,
+        generate_tokens_per_second=generated / clock.read()["generate"],
+        cut_at_limit=sum(answer.cut_at_limit for answer in answers),
+        memory=list(memory.read().values()),
+        spans_seconds=clock.read(),
+        environment=resolved.environment(context.load.read()),
+    )
+
+
+def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
+    """(model, tokenizer, device, memory instrument): the run's result, ready for evaluation."""
+    config = context.config
+    resolved = device.resolve(config)
+    memory = context.measure_on(resolved)
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        # Left-padded generation and shared prefixes need masks, which flash attention does not take.
+        resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
+        how = {"attn_implementation": resolved.attention}
+        model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype, **how)
+    context.load.start()  # other load counts from here: evaluation, not loading
+    return model, tokenizer, resolved, memory
 
 
 @dataclass(frozen=True)
@@ -45,10 +110,12 @@ def generate(
 
     The prompts are batched longest first: little padding, and a lack of memory shows in the first batch.
     """
-    ends = _end_tokens(model, tokenizer)
+    named = model.generation_config.eos_token_id  # the tokens that the model's own defaults name
+    ends = {named} if isinstance(named, int) else set(named or [])
+    ends |= {tokenizer.eos_token_id}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,  # said outright: an unset field would be filled from the model's own defaults
+        do_sample=False,  # an unset field would be filled from the model's own defaults
         num_beams=1,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
@@ -62,23 +129,12 @@ def generate(
             input_ids=input_ids.to(device.type), attention_mask=mask.to(device.type), generation_config=config
         )
         for i, row in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
-            answers[i] = _answer(tokenizer, row, ends)
+            stop = next((k for k, token in enumerate(row) if token in ends), None)
+            kept = row if stop is None else row[:stop]
+            text = tokenizer.decode(kept, skip_special_tokens=True)
+            answers[i] = Answer(text, len(kept) + (stop is not None), stop is None, tuple(kept))
         advance(start + len(chosen))
     return [answer for answer in answers if answer is not None]
-
-
-def _answer(tokenizer: Any, row: list[int], ends: set[int]) -> Answer:
-    stop = next((k for k, token in enumerate(row) if token in ends), None)
-    kept = row if stop is None else row[:stop]
-    text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(text, tokens=len(kept) + (stop is not None), cut_at_limit=stop is None, ids=tuple(kept))
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Every token that ends an answer: the tokenizer's and those the model's own defaults name."""
-    named = model.generation_config.eos_token_id
-    ends = {named} if isinstance(named, int) else set(named or [])
-    return ends | {tokenizer.eos_token_id}
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,89 +146,3 @@ def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tens
         input_ids[i, length - len(row) :] = torch.tensor(row)
         mask[i, length - len(row) :] = 1
     return input_ids, mask
-
-
-def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
-    """(model, tokenizer, device, memory instrument): the run's result, ready for evaluation."""
-    config = context.config
-    resolved = device.resolve(config)
-    memory = context.measure_on(resolved)
-    context.progress.phase("load")
-    memory.enter("load")
-    with context.clock.span("load"):
-        source = models.locate(config.model, context.cache)
-        tokenizer = models.load_tokenizer(config.model, source)
-        # Left-padded generation and shared prefixes need masks, which flash attention does not take.
-        resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
-        model = methods.load_trained(
-            config,
-            source,
-            context.weights,
-            resolved.type,
-            resolved.compute_dtype,
-            attn_implementation=resolved.attention,
-        )
-    context.load.start()  # other load counts from here: evaluation, not loading
-    return model, tokenizer, resolved, memory
-
-
-def run(context: Context) -> EvaluateResult:
-    """Score the test split of the run's result."""
-    rows = list(prepare.load_prepared(data_folder(context.config)).test)
-    return score(context, rows, *load_tuned(context))
-
-
-def score(
-    context: Context, rows: list[Any], model: Any, tokenizer: Any, resolved: Device, memory: Memory
-) -> EvaluateResult:
-    """The loss of the rows' reference answers, and greedy answers with every metric, by a loaded model."""
-    config, clock, progress = context.config, context.clock, context.progress
-    memory.enter("heldout")
-    progress.phase("test loss", len(rows))
-    with clock.span("heldout"), heldout.inference(model, resolved):
-        losses = heldout.example_losses(
-            model,
-            SupervisedHead(model),
-            rows,
-            batch_size=config.hardware.generate_batch,
-            pad_id=tokenizer.pad_token_id,
-            device=resolved,
-            advance=progress.advance,
-        )
-    memory.enter("generate")
-    progress.phase("generate", len(rows))
-    with clock.span("generate"), heldout.inference(model, resolved):
-        answers = generate(
-            model,
-            tokenizer,
-            [row["prompt_ids"] for row in rows],
-            max_new_tokens=config.task.max_new_tokens,
-            batch_size=config.hardware.generate_batch,
-            device=resolved,
-            advance=progress.advance,
-        )
-    progress.phase("score")
-    with clock.span("score"):
-        scores = metrics.score_all(
-            config.task.metrics, [a.text for a in answers], [r["reference"] for r in rows], labels=config.task.labels
-        )
-    samples = [
-        Sample(
-            row["example_id"], row["prompt"], row["reference"], answer.text, score, nats, tokens, answer.cut_at_limit
-        )
-        for row, answer, score, (nats, tokens) in zip(rows, answers, scores, losses, strict=True)
-    ]
-    write_lines(context.folder / "samples.jsonl.gz", (asdict(sample) for sample in samples))
-    generated = sum(answer.tokens for answer in answers)
-    return EvaluateResult(
-        examples=len(samples),
-        scores={name: sum(s.scores[name] for s in samples) / len(samples) for name in config.task.metrics},
-        heldout_loss=heldout.mean_loss(losses),
-        heldout_tokens=sum(tokens for _, tokens in losses),
-        generated_tokens=generated,
-        generate_tokens_per_second=generated / clock.read()["generate"],
-        cut_at_limit=sum(answer.cut_at_limit for answer in answers),
-        memory=list(memory.read().values()),
-        spans_seconds=clock.read(),
-        environment=resolved.environment(context.load.read()),
-    )

@@ -36,12 +36,11 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "prepare": ("prepare", "run"),
     "fetch": ("prepare", "fetch"),
     "bundle": ("prepare", "bundle"),
-    "probe": ("stages.probe", "run"),
     "train": ("train", "run"),
     "evaluate": ("evaluate", "run"),
     "regression": ("regression", "run"),
     "serve": ("serve", "run"),
-    "export": ("weights", "run"),
+    "export": ("prepare", "export"),
 }
 _INTERVAL_SECONDS = 0.5
 
@@ -51,7 +50,7 @@ class Progress:
 
     Attributes:
         peak_bytes: reads the highest memory of the stage so far; None until a memory instrument is opened.
-        part: what of the phase is being done; None where the phase says enough.
+        part: the part of the phase that runs (forward, backward, ...), for an error's message.
         checkpoint_step: the last step that the same command would not repeat, 0 while there is no checkpoint yet; None:
             none are written, and SIGTERM ends the process at once.
 
@@ -168,17 +167,16 @@ def main(folder: Path, stage: str) -> int:
         team = Team.of_this_process() if together else ALONE
         context = Context(folder, config, progress, team)
         context.clock.spans_seconds["import"] = time.perf_counter() - started
-        _limit_memory(config)
+        _limit_memory(config.hardware.memory_limit_gib)
         result = run(context)
         if team.is_first:
             write_atomic(folder / f"{stage}.json", json.dumps(result) if isinstance(result, dict) else to_json(result))
         team.leave()
         return EXIT_OK
     except ConfigurationError as error:
-        _unlimit_memory()
         return _report(folder, progress, error, EXIT_CONFIGURATION, problems=error.problems)
     except Exception as error:
-        _unlimit_memory()
+        _limit_memory(None)
         with suppress(OSError):  # the log may be on a full disk
             traceback.print_exc()
         return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error) else EXIT_ERROR)
@@ -199,29 +197,27 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report(folder: Path, progress: Progress, error: Exception, code: int, **more: Any) -> int:
+    """Write `error.json` and return the code; of several processes the first failure stays, if it has its own cause."""
+    _limit_memory(None)
+    file = folder / "error.json"
     lost_peer = any(words in str(error) for words in _LOST_PEER)
-    if (folder / "error.json").exists() and (lost_peer or not _of_a_lost_peer(folder)):
-        return code  # another process failed before this one, and said why
+    before: dict[str, Any] = {"lost_peer": True}
+    with suppress(OSError, ValueError):
+        before = json.loads(file.read_text())
+    if file.exists() and (lost_peer or not before.get("lost_peer")):
+        return code
     content = {"message": f"{type(error).__name__}: {error}", "phase": progress.current_phase, "exit_code": code}
-    content["lost_peer"] = lost_peer
-    content |= more
+    content |= {"lost_peer": lost_peer, **more}
     with suppress(Exception):  # a device that failed may not answer any more
         content["peak_bytes"] = progress.peak_bytes()
     with suppress(OSError):  # a full disk: the exit code and the log still tell
-        write_atomic(folder / "error.json", json.dumps(content))
+        write_atomic(file, json.dumps(content))
     return code
-
-
-def _of_a_lost_peer(folder: Path) -> bool:
-    """Whether what was said first is only that another process was gone."""
-    with suppress(OSError, ValueError):
-        return bool(json.loads((folder / "error.json").read_text()).get("lost_peer"))
-    return False
 
 
 def _confine(config: RunConfig, stage: str) -> None:
     """Keep the child inside its folders, and let it die with its parent; only `bundle` may fill a bundle."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning: the parent answers it (running.job)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning: the parent answers it
     with suppress(AttributeError, OSError):
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
@@ -232,18 +228,12 @@ def _confine(config: RunConfig, stage: str) -> None:
     if config.paths.bundle is not None:
         os.environ |= bundle_environment(Path(config.paths.bundle).resolve(), online=stage == "bundle")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")  # cuDNN builds a plan, up to a second, for each length
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
 
 
-def _limit_memory(config: RunConfig) -> None:
-    """Let allocations beyond the limit fail, so that they are reported instead of disturbing the machine."""
-    if config.hardware.memory_limit_gib is not None:
-        limit_bytes = int(config.hardware.memory_limit_gib * 2**30)
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)  # of private memory, safetensors' maps of weights included
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, most))
-
-
-def _unlimit_memory() -> None:
-    """Make room to tell what went wrong."""
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+def _limit_memory(limit_gib: float | None) -> None:
+    """Let allocations beyond the limit fail, so that they are reported; None lifts it, to make room for the report."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)  # of private memory, safetensors' maps of weights included
+    limit = most if limit_gib is None else int(limit_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

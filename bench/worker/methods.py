@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from peft import replace_lora_weights_loftq
-from peft.optimizers import create_loraplus_optimizer
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from bench.config import CUTS_WEIGHTS, AdapterConfig, MethodConfig, ModelConfig, QuantizationConfig, RunConfig
-from bench.worker.models import load_weights, stored
+from bench.config import CUTS_WEIGHTS, AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
+from bench.worker.models import load_weights, local_folder, stored
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -39,10 +36,10 @@ OPTIMIZERS = {  # ours -> transformers.TrainingArguments.optim
 
 
 def load_to_train(config: RunConfig, source: str, device: str, compute_dtype: torch.dtype, **options: Any) -> Any:
-    """`load_base`, where devices will each keep a part of the weights in a form that can be cut.
+    """`load_base` in a form that FSDP and ZeRO-3 can cut, if `hardware.strategy` is one of them.
 
-    What is quantized is stored in elements of the compute dtype, as FSDP and ZeRO-3 cut floating-point tensors only;
-    the values are the same. The rest waits on the CPU, from where every device takes its part.
+    They cut floating-point tensors only, so quantized weights are stored in elements of the compute dtype; the values
+    are the same. Other weights wait on the CPU, from where every device takes its part.
     """
     if config.hardware.strategy not in CUTS_WEIGHTS:
         return load_base(config, source, device, compute_dtype, **options)
@@ -120,20 +117,30 @@ def leave_bf16_grid(model: Any, config: RunConfig, compute_dtype: torch.dtype) -
 
 
 def start_adapter(model: Any, config: RunConfig, source: str) -> None:
-    """Where an adapter starts from more than its own layer: LoftQ reads the unquantized base at `source`."""
-    if config.method.adapter is not None and config.method.adapter.init == "loftq":
-        pass
+    """Give an adapter its start from the base's quantization error (LoftQ), which reads the 16-bit base at `source`.
 
-        start_from_quantization_error(model, config.model, source)
+    Other starts need their own layer alone, and PEFT has made them. CUDA only, as PEFT's function is.
+    """
+    if config.method.adapter is not None and config.method.adapter.init == "loftq":
+        from peft import replace_lora_weights_loftq
+
+        replace_lora_weights_loftq(model, model_path=str(local_folder(config.model, source)))
 
 
 def make_optimizer(model: Any, method: MethodConfig, arguments: TrainingArguments) -> torch.optim.Optimizer | None:
-    """A method's own optimizer; None where the trainer makes the usual one."""
+    """LoRA+'s optimizer, with B's learning rate at a multiple of A's; None: the trainer makes the usual one."""
     if method.adapter is None or method.adapter.loraplus_lr_ratio is None:
         return None
-    pass
+    from peft.optimizers import create_loraplus_optimizer
 
-    return loraplus(model, arguments, method.adapter.loraplus_lr_ratio)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+        model, kind, lr=options.pop("lr"), loraplus_lr_ratio=method.adapter.loraplus_lr_ratio,
+        loraplus_weight_decay=arguments.weight_decay, **options,
+    )  # fmt: skip
+    # No empty groups: schedules and records look at the first one.
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+    return optimizer
 
 
 def _without_repacking(model: Any) -> Any:
@@ -158,7 +165,7 @@ def add_adapters_in_fp32(model: torch.nn.Module, method: MethodConfig) -> None:
 
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.get_base_layer().register_forward_hook(_to_fp32)
+            module.get_base_layer().register_forward_hook(lambda module, arguments, output: output.float())
 
 
 def save_trained(
@@ -167,7 +174,7 @@ def save_trained(
     """Write what was trained: the adapter as it is, or all weights in bf16, the form that is shipped.
 
     Args:
-        state: the weights, where the model holds only parts of them (`sharding.whole_state`).
+        state: the weights, if the model holds only parts of them (`multi.whole_state`).
     """
     save = cast("PreTrainedModel", model).save_pretrained
     if method.adapter is not None:
@@ -209,28 +216,6 @@ def load_as_stored(
     if scheme is not None:
         options["quantization_config"] = _quantization(scheme, compute_dtype)
     return _without_repacking(load_weights(config.model, source, **options))
-
-
-def served_forms(method: MethodConfig) -> list[Form]:
-    """The ways to serve what a method made: bases, then the form that is evaluated, then those made from it."""
-    base, scheme = Form("base", "original"), method.quantization or QuantizationConfig()
-    if method.trains == "nothing":
-        return [Form(f"base_{scheme.scheme}", "quantized") if method.quantization else base]
-    if method.adapter is None:
-        tuned = Form("tuned", "trained", base="base")
-        return [base, tuned, Form(f"tuned_{scheme.scheme}", "trained", "none", scheme, tuned, "base")]
-    merged_small = f"merged_{scheme.scheme}"
-    if method.quantization is None:
-        merged = Form("merged", "original", "merged", base="base")
-        small = Form(merged_small, "original", "merged", scheme, merged, "base")
-        return [base, Form("unmerged", "original", "beside", base="base"), merged, small]
-    quantized = Form(f"base_{scheme.scheme}", "quantized")
-    beside = Form("unmerged", "quantized", "beside", base=quantized.name)
-    merged = Form("merged", "dequantized", "merged", base="base")
-    original = Form("merged_original", "original", "merged", base="base", timed_as="merged")
-    small = Form(merged_small, "dequantized", "merged", scheme, merged, quantized.name)
-    other = Form(f"merged_original_{scheme.scheme}", "original", "merged", scheme, original, quantized.name, small.name)
-    return [base, quantized, beside, merged, original, small, other]
 
 
 def parameters_total(model: torch.nn.Module) -> int:
@@ -282,32 +267,7 @@ def _lora(adapter: AdapterConfig) -> LoraConfig:
     )
 
 
-def _to_fp32(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.float()
-
-
-def loraplus(model: Any, arguments: TrainingArguments, ratio: float) -> torch.optim.Optimizer:
-    """The configured optimizer with B's learning rate at `ratio` times A's, which is the method's own."""
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    rate = options.pop("lr")
-    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
-        model, kind, lr=rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=arguments.weight_decay, **options
-    )
-    # No empty groups: schedules and records look at the first one.
-    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
-    return optimizer
-
-
-def start_from_quantization_error(model: Any, config: ModelConfig, source: str) -> None:
-    """LoftQ's start for a 4-bit base. CUDA only, as PEFT's function is.
-
-    Args:
-        source: what `models.locate` gave: a folder with the unquantized safetensors, or a name on the hub.
-    """
-    folder = source if Path(source).exists() else snapshot_download(source, revision=config.revision)
-    replace_lora_weights_loftq(model, model_path=str(folder))
-
-
+# ------------------------------------------------------------------------------------------------- forms of serving
 Start = Literal["original", "quantized", "dequantized", "trained"]
 _STARTS: dict[Start, str] = {
     "original": "the original base",
@@ -353,3 +313,25 @@ class Form:
         """In words."""
         bits = f", quantized to {self.scheme.scheme}" if self.scheme else "" if self.is_quantized else ", 16-bit"
         return f"{_STARTS[self.start]}{_ADAPTER[self.adapter]}".rstrip(",") + bits
+
+
+def served_forms(method: MethodConfig) -> list[Form]:
+    """The ways to serve what a method made: bases, then the form that is evaluated, then those made from it."""
+    base, scheme = Form("base", "original"), method.quantization or QuantizationConfig()
+    if method.trains == "nothing":
+        return [Form(f"base_{scheme.scheme}", "quantized") if method.quantization else base]
+    if method.adapter is None:
+        tuned = Form("tuned", "trained", base="base")
+        return [base, tuned, Form(f"tuned_{scheme.scheme}", "trained", "none", scheme, tuned, "base")]
+    merged_small = f"merged_{scheme.scheme}"
+    if method.quantization is None:
+        merged = Form("merged", "original", "merged", base="base")
+        small = Form(merged_small, "original", "merged", scheme, merged, "base")
+        return [base, Form("unmerged", "original", "beside", base="base"), merged, small]
+    quantized = Form(f"base_{scheme.scheme}", "quantized")
+    beside = Form("unmerged", "quantized", "beside", base=quantized.name)
+    merged = Form("merged", "dequantized", "merged", base="base")
+    original = Form("merged_original", "original", "merged", base="base", timed_as="merged")
+    small = Form(merged_small, "dequantized", "merged", scheme, merged, quantized.name)
+    other = Form(f"merged_original_{scheme.scheme}", "original", "merged", scheme, original, quantized.name, small.name)
+    return [base, quantized, beside, merged, original, small, other]

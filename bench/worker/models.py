@@ -67,6 +67,20 @@ def fetch(model: ModelConfig, cache: Path) -> str:
     return model.location
 
 
+def local_folder(model: ModelConfig, source: str) -> Path:
+    """The folder of a model that has been fetched.
+
+    Args:
+        source: what `locate` gave: a folder, or a name on the hub.
+
+    Raises:
+        OSError: the hub's files are not in the local cache.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(snapshot_download(source, revision=model.revision, local_files_only=True))
+
+
 def load_tokenizer(model: ModelConfig, source: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with a padding token and the config's chat template if it sets one.
 
@@ -89,19 +103,13 @@ def load_weights(model: ModelConfig, source: str, *, dtype: torch.dtype, **optio
     """The model in evaluation mode; `options` go to `from_pretrained` (device_map, quantization_config, ...)."""
     options = {"dtype": dtype, "use_safetensors": True, **_hub_options(model), **options}
     loaded: PreTrainedModel = _or_explain(model, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
-    _forget_sampling(loaded)
-    loaded.eval()
-    return loaded
-
-
-def _forget_sampling(model: PreTrainedModel) -> None:
-    """Make greedy decoding greedy: transformers fills unset generation fields from the model's own defaults."""
-    generation = model.generation_config
+    generation = loaded.generation_config  # transformers fills unset fields from it: greedy decoding would sample
     assert generation is not None
     generation.do_sample = False
     for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty"):
         if hasattr(generation, name):
             setattr(generation, name, None)
+    return loaded.eval()
 
 
 def _hub_options(model: ModelConfig) -> dict[str, Any]:
@@ -109,22 +117,20 @@ def _hub_options(model: ModelConfig) -> dict[str, Any]:
 
 
 def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
+    """What `load` returns; a model that cannot be found or read is a mistake in the configuration."""
     try:
         return load()
     except (OSError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number in _MACHINE_TROUBLE or (number is not None and model.source != "hub"):
             raise  # a full disk or an unreadable file is not a wrong name
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
             [
-                f"model.location: cannot load {model.location or model.name!r} ({_first_line(error)}); check the "
+                f"model.location: cannot load {model.location or model.name!r} ({reason}); check the "
                 "name and the access rights, or fetch it where the hub can be reached and use model=folder"
             ]
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _gguf_file(package: str) -> Path:
@@ -217,19 +223,16 @@ def _make_random(target: Path) -> None:
 
 
 def stored(
-    config: RunConfig,
-    source: str,
-    device: str,
-    dtype: torch.dtype,
-    storage: torch.dtype,
-    quantize: Callable[[], Any],
+    config: RunConfig, source: str, device: str, dtype: torch.dtype, storage: torch.dtype, quantize: Callable[[], Any]
 ) -> tuple[Path, str | None] | None:
-    """(folder of the quantized base, the hub commit that it was made from); None for models that may change.
+    """The quantized base, kept in the cache: (its folder, the hub commit that it was made from).
+
+    None for a model whose weights may change under the same name.
 
     Args:
-        source: what `models.locate` gave.
+        source: what `locate` gave.
         device, dtype: where and to what the base is quantized; processors round differently.
-        storage: of the elements that 4-bit weights are packed into.
+        storage: dtype of the elements that 4-bit weights are packed into.
         quantize: loads the base with its quantization; called when nothing is stored yet.
     """
     quantization = config.method.quantization
@@ -250,7 +253,6 @@ def origin(config: RunConfig, source: str) -> tuple[str | None, str | None]:
     if model.source in ("gguf_package", "random"):
         return Path(source).name, None
     if model.source == "hub":
-        options = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
-        commit = getattr(AutoConfig.from_pretrained(source, **options), "_commit_hash", None)
+        commit = getattr(AutoConfig.from_pretrained(source, **_hub_options(model)), "_commit_hash", None)
         return (f"{model.name}-{commit[:12]}" if commit else None), commit
     return None, None

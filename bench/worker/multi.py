@@ -1,11 +1,17 @@
-"""The processes that share every training step, one a device, and what they tell one another.
+"""Several devices that share every training step: one process each, started as torchrun does.
 
-`bench.worker.multi` starts them; the first, rank 0, writes everything that is written. A process alone is a team of
-one, and nothing here costs it anything.
+    python -m bench.worker.multi COUNT RUN_DIR STAGE
+
+Together they compute the step that one process would: micro-batches are dealt in turn, so that those computed at the
+same moment are of like length. The first process, rank 0, writes everything that is written; a process alone is a
+team of one, and nothing here costs it anything. Numerics stay those of one device: weights, gradients and what is
+exchanged keep their dtypes and autocast rounds in the forward pass. FSDP's and DeepSpeed's usual bf16 modes are not
+used, because they also round norms, embeddings, adapters and gradients (docs/devices.md).
 
     >>> team = Team.of_this_process()
-    >>> team.all(seconds)                # [0.51, 0.49]: of every process, to every process
-    >>> team.to_first(batches)           # of every process, to rank 0; [] elsewhere
+    >>> team.all(seconds)                # [0.51, 0.49]: of every process, in every process
+    >>> deal(6, batch_size=4, micro_batch=1, rank=1, size=2)
+    [[1], [3], [5]]
 """
 
 from __future__ import annotations
@@ -23,9 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.fsdp import FSDPModule
 
 from bench.config import DEEPSPEED, RunConfig
@@ -33,11 +36,12 @@ from bench.record import EXIT_ERROR, EXIT_OK, DeviceShare, MemoryBreakdown, Phas
 from bench.worker.instruments.tokens import IGNORED
 
 if TYPE_CHECKING:
-    from bench.worker.instruments.memory import Memory
     from bench.worker.loss import Batch
     from bench.worker.observe import Observer
 
 T = TypeVar("T")
+Consumed = Sequence[tuple["Batch", "float | torch.Tensor"]]  # micro-batches with their losses
+OwnStep = tuple[float, tuple[int | None, int | None], Consumed]  # seconds, bytes (held, peak so far), micro-batches
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Team:
 
     @classmethod
     def of_this_process(cls) -> Team:
-        """From the variables that torch's launcher sets; alone where there are none."""
+        """From the variables that torch's launcher sets; a team of one without them."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
@@ -63,13 +67,11 @@ class Team:
         return os.getpid() if self.size == 1 else os.getppid()
 
     def device(self, kind: str) -> str:
-        """Where this process loads a model: "cuda" by its number among several, as bitsandbytes' weights need it."""
+        """The device of this process; "cuda" with its number among several, as bitsandbytes' weights need it."""
         return f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" and self.size > 1 else kind
 
     def join(self, device: str, timeout_seconds: float) -> None:
         """Meet the others; collective operations work from here on. On CUDA this process takes its own device."""
-        import torch
-
         if self.size == 1 or torch.distributed.is_initialized():
             return
         if device == "cuda":
@@ -79,18 +81,13 @@ class Team:
 
     def leave(self) -> None:
         """Part in good order: after this no process waits for another."""
-        if self.size > 1:
-            import torch
-
-            if torch.distributed.is_initialized():
-                torch.distributed.barrier()
-                torch.distributed.destroy_process_group()
+        if self.size > 1 and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.size > 1:
-            import torch
-
             torch.distributed.barrier()
 
     @contextmanager
@@ -106,8 +103,6 @@ class Team:
         """The value of every process, by rank, in every process. Tensors must be on the CPU."""
         if self.size == 1:
             return [value]
-        import torch
-
         values: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(values, value)
         return values
@@ -116,8 +111,6 @@ class Team:
         """The value of every process, by rank, in the first; an empty list in the others."""
         if self.size == 1:
             return [value]
-        import torch
-
         values: list[Any] | None = [None] * self.size if self.is_first else None
         torch.distributed.gather_object(value, values)
         return values or []
@@ -126,49 +119,13 @@ class Team:
 ALONE = Team()
 
 
-def main(count: int, folder: Path, stage: str) -> int:
-    """Run the stage. Returns the exit code; a negative one is minus a signal's number."""
-    with suppress(AttributeError, OSError):
-        parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
-    options = ["--standalone", f"--nproc-per-node={count}", "--module", "bench.worker", str(folder), stage]
-    try:
-        run.run(run.parse_args(options))
-        return EXIT_OK
-    except ChildFailedError as error:
-        return first_cause([failure.exitcode for failure in error.failures.values()], folder)
-    except SignalException as error:
-        return -int(error.sigval)
-
-
-def first_cause(codes: Sequence[int], folder: Path) -> int:
-    """The exit code that tells what went wrong, of those of all processes that failed.
-
-    What a process said in `error.json` comes first, unless it only says that it lost another: then that one died by a
-    signal. Losing another may also end a process by a signal of its own (gloo aborts), so SIGKILL, which comes from
-    outside, goes before others; SIGTERM is what the launcher ends the rest with.
-    """
-    said: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        said = json.loads((folder / "error.json").read_text())
-    if said and not said.get("lost_peer"):
-        return int(said["exit_code"])
-    signals = [code for code in codes if code < 0 and code != -signal.SIGTERM]
-    if signals:
-        return -signal.SIGKILL if -signal.SIGKILL in signals else signals[0]
-    return int(said["exit_code"]) if said else max(codes, default=EXIT_ERROR)
-
-
-def _exit(code: int) -> None:
-    if code < 0:
-        if code != -signal.SIGKILL:
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    sys.exit(code)
-
-
+# -------------------------------------------------------------------------------------------------------- sharing
 def deal(rows: int, *, batch_size: int, micro_batch: int, rank: int, size: int) -> list[list[int]]:
-    """The micro-batches of one process over the whole training, as indices of rows; `rows` itself is the idle row."""
+    """The micro-batches of one process over the whole training, as indices of rows.
+
+    All processes compute equally many, because each takes part in every collective operation. A last, smaller step is
+    filled up with the index `rows`, the idle row: one token without a label, which changes no gradient.
+    """
     mine: list[list[int]] = []
     for start in range(0, rows, batch_size):
         end = min(start + batch_size, rows)
@@ -199,41 +156,40 @@ def share_of_rows(rows: list[dict[str, Any]], team: Team) -> list[dict[str, Any]
 
 
 def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
-    """What was dealt (equally many to each), in the order of one process."""
+    """What was dealt (equally many to each process) in the order of one process.
+
+    >>> in_order([["a", "c"], ["b", "d"]])
+    ['a', 'b', 'c', 'd']
+    """
     return [part for together in zip(*shares, strict=True) for part in together]
 
 
-@dataclass(frozen=True)
-class StepShare:
-    """Of one process, or of all in the order of one process."""
+# ------------------------------------------------------------------------------------------------------- measuring
+def whole_step(own: OwnStep, team: Team) -> OwnStep:
+    """A step of all processes, in the first of them: the slowest one's time, the sum of memory, all micro-batches.
 
-    seconds: float
-    memory_bytes: tuple[int | None, int | None]  # (held, peak so far)
-    consumed: Sequence[tuple[Batch, float | torch.Tensor]]  # micro-batches with their losses
-
-
-def together(share: StepShare, team: Team) -> StepShare:
-    """The whole step, in the first process."""
+    The other processes get back their own share, which nobody reads.
+    """
     if team.size == 1:
-        return share
-    sent = [({name: part.cpu() for name, part in batch.items()}, float(loss)) for batch, loss in share.consumed]
-    shares = team.to_first(StepShare(share.seconds, share.memory_bytes, sent)) or [share]
-    held, peaks = zip(*(one.memory_bytes for one in shares), strict=True)
-    micro_batches = in_order([one.consumed for one in shares])
-    return StepShare(max(one.seconds for one in shares), (_added(held), _added(peaks)), micro_batches)
+        return own
+    seconds, memory, consumed = own
+    sent = [({name: part.cpu() for name, part in batch.items()}, float(loss)) for batch, loss in consumed]
+    steps: Sequence[OwnStep] = team.to_first((seconds, memory, sent)) or [own]
+    all_seconds, all_memory, all_consumed = zip(*steps, strict=True)
+    held, peaks = zip(*all_memory, strict=True)
+    return max(all_seconds), (_sum(held), _sum(peaks)), in_order(all_consumed)
 
 
-def _added(values: Iterable[int | None]) -> int | None:
-    """The sum over all processes; None where one does not know."""
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
+def memory_of_all(team: Team, config: RunConfig, observer: Observer) -> dict[str, Any]:
+    """The fields of `TrainResult` about memory and devices: sums over the processes, and what each device held.
 
-
-def memory(team: Team, config: RunConfig, instrument: Memory, observer: Observer) -> dict[str, Any]:
-    """The fields of `TrainResult` about memory and devices; every process must call."""
-    phases = team.all(instrument.read())
-    parts = team.all(instrument.read_parts())
+    Every process must call.
+    """
+    phases = team.all(observer.memory.read())
+    parts = team.all(observer.memory.read_parts())
     breakdowns = team.all(observer.breakdown)
+    known = [asdict(breakdown) for breakdown in breakdowns if breakdown is not None]
+    whole = {name: sum(entry[name] for entry in known) for name in known[0]} if len(known) == team.size else None
     seconds = sum(step.seconds for step in observer.steps if step.timed)
     shares = [
         DeviceShare(
@@ -245,81 +201,76 @@ def memory(team: Team, config: RunConfig, instrument: Memory, observer: Observer
         for rank in range(team.size)
     ]
     return {
-        "memory": [summed([held[name] for held in phases]) for name in phases[0]],
-        "step_memory": [summed([held[name] for held in parts]) for name in parts[0]],
-        "breakdown": _added_overall(breakdowns),
+        "memory": [_summed([held[name] for held in phases]) for name in phases[0]],
+        "step_memory": [_summed([held[name] for held in parts]) for name in parts[0]],
+        "breakdown": MemoryBreakdown(**whole) if whole else None,
         "devices": team.size,
         "strategy": config.hardware.strategy,
         "per_device": shares if team.size > 1 else [],
     }
 
 
-def summed(entries: Sequence[PhaseMemory]) -> PhaseMemory:
-    """One phase over all processes; what one of them does not know is unknown."""
+def _summed(entries: Sequence[PhaseMemory]) -> PhaseMemory:
+    """One phase over all processes; a value that one of them does not know is unknown."""
     values = [asdict(entry) for entry in entries]
-    fields = [name for name in values[0] if name != "phase"]
-    return PhaseMemory(entries[0].phase, **{name: _total([entry[name] for entry in values]) for name in fields})
+    names = [name for name in values[0] if name != "phase"]
+    return PhaseMemory(entries[0].phase, **{name: _sum(entry[name] for entry in values) for name in names})
 
 
-def _added_overall(breakdowns: Sequence[MemoryBreakdown | None]) -> MemoryBreakdown | None:
-    known = [asdict(breakdown) for breakdown in breakdowns if breakdown is not None]
-    if len(known) < len(breakdowns):
-        return None
-    return MemoryBreakdown(**{name: sum(entry[name] for entry in known) for name in known[0]})
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
-def _total(values: Sequence[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
+# ------------------------------------------------------------------------------------------------------ strategies
 def arguments(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
-    """What `hardware.strategy` adds to the training arguments."""
+    """What `hardware.strategy` adds to `transformers.TrainingArguments`."""
     hardware = config.hardware
     if hardware.strategy == "ddp":
         return {"ddp_find_unused_parameters": False}  # every parameter has a part in every loss
-    if hardware.strategy == "fsdp":
-        # Gradients are cut after every micro-batch: whole ones, kept until the last, would be those of the whole model.
-        each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
-        return {"fsdp": True, "fsdp_config": fsdp(cpu_offload=hardware.cpu_offload), "accelerator_config": each}
+    if hardware.strategy == "fsdp":  # FSDP2: each decoder layer a unit, given back after its forward pass
+        return {
+            "fsdp": True,
+            "fsdp_config": {
+                "version": 2,
+                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                "reshard_after_forward": True,
+                "cpu_offload": hardware.cpu_offload,
+                "state_dict_type": "FULL_STATE_DICT",
+            },
+            # Gradients are cut after every micro-batch: whole ones would be kept for the whole model until the last.
+            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+        }
     if hardware.strategy in DEEPSPEED:
-        stage = 2 if hardware.strategy == "zero2" else 3
-        return {"deepspeed": deepspeed(stage, compute_dtype, cpu_offload=hardware.cpu_offload)}
+        return {"deepspeed": _deepspeed(config, compute_dtype)}
     return {}
 
 
-def fsdp(*, cpu_offload: bool) -> dict[str, Any]:
-    """`TrainingArguments.fsdp_config`: FSDP2, each decoder layer a unit, given back after its forward pass."""
-    return {
-        "version": 2,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "reshard_after_forward": True,
-        "cpu_offload": cpu_offload,
-        "state_dict_type": "FULL_STATE_DICT",
-    }
-
-
-def deepspeed(stage: int, compute_dtype: torch.dtype, *, cpu_offload: bool) -> dict[str, Any]:
-    """A DeepSpeed configuration of ZeRO stage 2 or 3; "auto" is filled in by `transformers` from its own arguments."""
+def _deepspeed(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
+    """A configuration of ZeRO stage 2 or 3; "auto" is filled in by `transformers` from its own arguments."""
+    stage = 2 if config.hardware.strategy == "zero2" else 3
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
-    if cpu_offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True  # whole weights for `whole_state`
-        if cpu_offload:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    autocasts = compute_dtype is torch.bfloat16
+    if config.hardware.cpu_offload:
+        kept = ["offload_optimizer", "offload_param"] if stage == 3 else ["offload_optimizer"]
+        zero |= {name: {"device": "cpu", "pin_memory": True} for name in kept}
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
-        "torch_autocast": {"enabled": autocasts, "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": compute_dtype is torch.bfloat16, "dtype": "bfloat16"},
         "communication_data_type": "fp32",
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, as everywhere
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
+
+
+def autocasts_itself(config: RunConfig) -> bool:
+    """Whether the loss is computed under our autocast or DeepSpeed's: accelerate's bf16 would cast the weights too."""
+    return config.hardware.strategy == "fsdp" or config.hardware.strategy in DEEPSPEED
 
 
 def cut_on_cpu_too(trainer: Any) -> None:
@@ -334,15 +285,10 @@ def cut_on_cpu_too(trainer: Any) -> None:
         trainer.is_fsdp_enabled = True
 
 
-def autocasts_itself(config: RunConfig) -> bool:
-    """Whether the loss is computed under our autocast or DeepSpeed's: accelerate's bf16 would cast the weights too."""
-    return config.hardware.strategy == "fsdp" or config.hardware.strategy in DEEPSPEED
-
-
 def whole_state(trainer: Any, config: RunConfig) -> dict[str, torch.Tensor] | None:
     """What was trained, put together on the CPU of the first process; every process must call.
 
-    None where every process has it whole. Tied weights appear once.
+    None if every process has it whole. Tied weights appear once.
     """
     if config.hardware.strategy == "zero3":
         state: dict[str, torch.Tensor] | None = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -361,5 +307,51 @@ def whole_state(trainer: Any, config: RunConfig) -> dict[str, torch.Tensor] | No
     return whole
 
 
+# -------------------------------------------------------------------------------------------------------- starting
+def launch(count: int, folder: Path, stage: str) -> int:
+    """Run a stage by several processes. Returns the exit code; a negative one is minus a signal's number.
+
+    torch's launcher starts them, one a device, and ends all when one fails; but it exits with 1 whatever happened.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    with suppress(AttributeError, OSError):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    options = ["--standalone", f"--nproc-per-node={count}", "--module", "bench.worker", str(folder), stage]
+    try:
+        run.run(run.parse_args(options))
+        return EXIT_OK
+    except ChildFailedError as error:
+        return first_cause([failure.exitcode for failure in error.failures.values()], folder)
+    except SignalException as error:
+        return -int(error.sigval)
+
+
+def first_cause(codes: Sequence[int], folder: Path) -> int:
+    """The exit code, among those of all processes that failed, of the one that failed first.
+
+    What a process wrote to `error.json` comes first, unless it is only that it lost another: then that one died by a
+    signal. Losing another may also end a process by a signal of its own (gloo aborts), so SIGKILL, which comes from
+    outside, goes before others; SIGTERM is what the launcher ends the rest with.
+    """
+    error: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        error = json.loads((folder / "error.json").read_text())
+    if error and not error.get("lost_peer"):
+        return int(error["exit_code"])
+    signals = [code for code in codes if code < 0 and code != -signal.SIGTERM]
+    if signals:
+        return -signal.SIGKILL if -signal.SIGKILL in signals else signals[0]
+    return int(error["exit_code"]) if error else max(codes, default=EXIT_ERROR)
+
+
 if __name__ == "__main__":
-    _exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+    code = launch(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    if code < 0:  # end by the same signal, so that the parent sees what a process alone would show it
+        if code != -signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)

@@ -1,8 +1,19 @@
-"""Model and data into the cache; every mistake in either is found here, before any training."""
+"""Stages around the runs: model and data into the cache, every mistake in either found; hashes for an export.
+
+prepare   checks, model, data, and what runs share on their device; once for all runs of a sweep that share them
+fetch     the same without the run's device, on a login node
+bundle    the same for a machine without a network
+export    the base's tokenizer, and hashes of what an exported model depends on
+
+>>> fetch(context)["data"]["train_examples"]
+2000
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import shutil
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,7 +24,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
-from bench.identity import data_folder
+from bench.identity import data_folder, weights_sha256
 from bench.record import DataSummary
 from bench.worker import data, device, methods, models
 from bench.worker.divergence import reference_of
@@ -24,6 +35,85 @@ from bench.worker.suites.local import check_suite
 
 BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
 QUANTIZED_BYTES_PER_PARAMETER = 0.7  # 4 bit with constants, embeddings in 16 bit
+_OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
+
+
+def run(context: Context) -> dict[str, Any]:
+    """`fetch`, and what the runs share on their device: a quantized base, the base's predictions on general text."""
+    config = context.config
+    source, tokenizer, summary = _fetched(context)
+    resolved = device.resolve(config)
+    if config.method.quantization is not None:
+        context.progress.phase("quantize")
+        methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
+        if config.hardware.strategy in CUTS_WEIGHTS:
+            methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
+    if config.suite.source != "none" and config.trial is None:
+        context.progress.phase("reference")
+        with suppress(torch.OutOfMemoryError):  # then the regression stage says so
+            reference_of(config, source, tokenizer, resolved)
+    return {"data": asdict(summary)}
+
+
+def fetch(context: Context) -> dict[str, Any]:
+    """Model and data into the cache, without the run's device: on a login node. Returns a summary of the data.
+
+    Raises:
+        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
+    """
+    return {"data": asdict(_fetched(context)[2])}
+
+
+def bundle(context: Context) -> dict[str, Any]:
+    """`fetch` for a machine without a network: the suite's data too, which a run loads late."""
+    result = fetch(context)
+    if context.config.suite.source in ("lm_eval", "local"):  # the other suites bring their items
+        from bench.worker.suites.lm_eval_tasks import load_tasks  # seconds to import
+
+        context.progress.phase("suite")
+        load_tasks(context.config.suite, context.tables)
+    return result
+
+
+def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
+    """(what `from_pretrained` takes, the tokenizer, a summary of the data)."""
+    config = context.config
+    context.progress.phase("check")
+    problems = before_download(config)
+    if problems:
+        raise ConfigurationError(problems)
+    context.progress.phase("model")
+    source = models.fetch(config.model, context.cache)
+    tokenizer = models.load_tokenizer(config.model, source)
+    context.progress.phase("data")
+    return source, tokenizer, data.prepare(config, tokenizer, data_folder(config))
+
+
+def export(context: Context) -> dict[str, Any]:
+    """What an export needs: hashes of base and prompt format, and the tokenizer in the run's folder."""
+    model = context.config.model
+    context.progress.phase("base")
+    source = models.fetch(model, context.cache)
+    tokenizer = models.load_tokenizer(model, source)
+    tokenizer.save_pretrained(context.folder / "tokenizer")
+    context.progress.phase("hashes")
+    return {
+        "weights_sha256": weights_sha256(models.local_folder(model, source)),
+        "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+    }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of what decides which tokens a text becomes, in hex."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        parts = {name: content.get(name) for name in _OF_A_TOKENIZER}
+    else:
+        parts = {"vocabulary": tokenizer.get_vocab()}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps([parts, special], sort_keys=True).encode()).hexdigest()
 
 
 def before_download(config: RunConfig) -> list[str]:
@@ -81,54 +171,3 @@ def free_bytes(folder: Path) -> int:
     """Free disk space where a folder is or will be."""
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free
-
-
-def run(context: Context) -> dict[str, Any]:
-    """`fetch`, and what the runs share on their device: a quantized base, the base's predictions on general text."""
-    config = context.config
-    source, tokenizer, summary = _fetched(context)
-    resolved = device.resolve(config)
-    if config.method.quantization is not None:
-        context.progress.phase("quantize")
-        methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
-        if config.hardware.strategy in CUTS_WEIGHTS:
-            methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
-    if config.suite.source != "none" and config.trial is None:
-        context.progress.phase("reference")
-        with suppress(torch.OutOfMemoryError):  # then the regression stage says so
-            reference_of(config, source, tokenizer, resolved)
-    return {"data": asdict(summary)}
-
-
-def fetch(context: Context) -> dict[str, Any]:
-    """Model and data into the cache, without the run's device: on a login node. Returns a summary of the data.
-
-    Raises:
-        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
-    """
-    return {"data": asdict(_fetched(context)[2])}
-
-
-def bundle(context: Context) -> dict[str, Any]:
-    """`fetch` for a machine without a network: the suite's data too, which a run loads late."""
-    result = fetch(context)
-    if context.config.suite.source in ("lm_eval", "local"):  # the other suites bring their items
-        from bench.worker.suites.lm_eval_tasks import load_tasks  # seconds to import
-
-        context.progress.phase("suite")
-        load_tasks(context.config.suite, context.tables)
-    return result
-
-
-def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
-    """(what `from_pretrained` takes, the tokenizer, a summary of the data)."""
-    config = context.config
-    context.progress.phase("check")
-    problems = before_download(config)
-    if problems:
-        raise ConfigurationError(problems)
-    context.progress.phase("model")
-    source = models.fetch(config.model, context.cache)
-    tokenizer = models.load_tokenizer(config.model, source)
-    context.progress.phase("data")
-    return source, tokenizer, data.prepare(config, tokenizer, data_folder(config))

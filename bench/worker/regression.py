@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,11 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
 from bench.config import ConfigurationError, SuiteConfig
-from bench.identity import digest
 from bench.record import RegressionItem, RegressionResult, RegressionTask
 from bench.worker import device, models
-from bench.worker import loss as heldout
-from bench.worker.divergence import Reference, divergence, reference_of
+from bench.worker.divergence import Outcome, Reference, divergence, reference_of, weighted_mean
 from bench.worker.evaluate import load_tuned
+from bench.worker.loss import inference
 from bench.worker.main import Context, write_lines
 from bench.worker.scoring import PrefixScorer
 from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
@@ -47,148 +46,6 @@ FILTER_PREFERENCE = ("flexible-extract", "strict-match", "none")  # the ability,
 _SEED = 1234
 
 
-@dataclass(frozen=True)
-class SuiteOutcome:
-    """What a suite gave: one `RegressionTask` a task, and all items in the order of the tasks."""
-
-    tasks: list[RegressionTask]
-    items: list[RegressionItem]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of which items were asked, whatever the scores: equal for runs that can be paired."""
-        return digest(sorted([item.task, item.item_id] for item in self.items))
-
-
-def run_suite(
-    suite: SuiteConfig,
-    model: Any,
-    tokenizer: Any,
-    cache_folder: Path,
-    max_length: int,
-    autocast_dtype: torch.dtype | None = None,
-) -> SuiteOutcome:
-    """Measure a model on a suite.
-
-    Args:
-        suite: which tasks, how many items, and the batch size.
-        model: a loaded Hugging Face or PEFT causal model on its device; put into eval mode.
-        tokenizer: its tokenizer; must have a padding token or an end-of-text token.
-        cache_folder: the only folder written to.
-        max_length: positions of the longest window, in tokens; longer texts are scored window by window.
-        autocast_dtype: of the numerics that the model was trained with; lm-eval would else switch autocast off.
-
-    Raises:
-        ConfigurationError: unknown tasks, or a task without a metric that is a mean over items.
-    """
-    tasks = load_tasks(suite, cache_folder)
-    metrics = _chosen_metrics(tasks)
-    model.eval()
-    with quiet("lm_eval"):  # it warns that a loaded model was given, which is what we want
-        lm = _scorer(model)(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=suite.batch_size,
-            max_length=max_length,
-            softmax_dtype="float32",
-            mixed_precision_dtype=autocast_dtype,
-        )
-    # lm-eval takes the chat template for a whole call.
-    generating = {name: task for name, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"}
-    scoring = {name: task for name, task in tasks.items() if name not in generating}
-    samples = _evaluate(lm, scoring, suite, chat=False)
-    samples |= _evaluate(lm, generating, suite, chat=bool(tokenizer.chat_template))
-    return _outcome(tasks, metrics, samples)
-
-
-def _scorer(model: Any) -> type[HFLM]:
-    """Shared prefixes need a mask of our own, which sdpa takes; other kernels get lm-eval's own way."""
-    return PrefixScorer if model.config._attn_implementation == "sdpa" else HFLM
-
-
-def _evaluate(lm: HFLM, tasks: dict[str, Task], suite: SuiteConfig, chat: bool) -> dict[str, Any]:
-    """lm-eval's samples and aggregates by task: {name: (samples, {"metric,filter": value})}."""
-    if not tasks:
-        return {}
-    random.seed(_SEED)
-    numpy.random.seed(_SEED)
-    torch.manual_seed(_SEED)
-    # `evaluate` rather than `simple_evaluate`, which lists the machine's packages after each call (seconds).
-    result = evaluator.evaluate(
-        lm=lm,
-        task_dict={"tasks": tasks},
-        limit=suite.items_per_task,
-        bootstrap_iters=0,  # the intervals are ours, over paired differences
-        log_samples=True,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-    )
-    return {name: (result["samples"][name], result["results"][name]) for name in tasks}
-
-
-def _chosen_metrics(tasks: dict[str, Task]) -> dict[str, str]:
-    """Each task's metric, checked before anything runs."""
-    chosen, problems = {}, []
-    for name, task in tasks.items():
-        paired = [metric for metric, how in task.aggregation().items() if _averages_items(how)]
-        preferred = [metric for metric in METRIC_PREFERENCE if metric in paired] + paired
-        if preferred:
-            chosen[name] = preferred[0]
-        else:
-            problems.append(
-                f"suite.tasks: {name} has no metric that is a mean over items (it has "
-                f"{', '.join(task.aggregation()) or 'none'}), so its items cannot be paired; leave it out"
-            )
-    if problems:
-        raise ConfigurationError(problems)
-    return chosen
-
-
-def _averages_items(aggregation: Callable[..., float]) -> bool:
-    return aggregation in (mean, get_aggregation("bits_per_byte"))
-
-
-def _outcome(tasks: dict[str, Task], metrics: dict[str, str], samples: dict[str, Any]) -> SuiteOutcome:
-    records, items = [], []
-    for name, task in tasks.items():
-        logged, aggregates = samples[name]
-        metric = metrics[name]
-        kept_filter = _chosen_filter({sample["filter"] for sample in logged})
-        kept = [sample for sample in logged if sample["filter"] == kept_filter]
-        own = [_item(name, metric, sample) for sample in kept]
-        value = math.fsum(i.score * i.weight for i in own) / math.fsum(i.weight for i in own)
-        expected = float(aggregates[f"{metric},{kept_filter}"])
-        if not math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9):
-            raise AssertionError(f"{name}: the mean of the items is {value}, lm-eval's {metric} is {expected}")
-        better = bool(task.higher_is_better().get(metric, True))
-        records.append(RegressionTask(name, metric, value, len(own), better, _chance(task, metric, kept)))
-        items.extend(own)
-    return SuiteOutcome(records, items)
-
-
-def _chosen_filter(filters: set[str]) -> str:
-    return next((name for name in FILTER_PREFERENCE if name in filters), min(filters))
-
-
-def _item(task: str, metric: str, sample: dict[str, Any]) -> RegressionItem:
-    """One score. The id joins place and content, so that an item is only ever paired with itself."""
-    item_id = f"{sample['doc_id']:05d}-{sample['doc_hash'][:12]}"
-    if metric == "bits_per_byte":
-        nats, byte_count = sample[metric]  # log-likelihood of the text, its length
-        return RegressionItem(task, item_id, metric, -nats / (byte_count * math.log(2)), float(byte_count))
-    return RegressionItem(task, item_id, metric, float(sample[metric]))
-
-
-def _chance(task: Task, metric: str, samples: list[dict[str, Any]]) -> float | None:
-    """Mean of 1 / choices; None where guessing has no such score (own scoring code, several right answers)."""
-    own_scoring = task.get_config("process_results") is not None
-    if task.OUTPUT_TYPE != "multiple_choice" or own_scoring or not metric.startswith("acc"):
-        return None
-    if getattr(task, "multiple_target", 0):
-        return None
-    return math.fsum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
-
-
 def run(context: Context) -> RegressionResult:
     """Run the regression suite on the tuned (or untouched) model."""
     config = context.config
@@ -196,7 +53,7 @@ def run(context: Context) -> RegressionResult:
     model, tokenizer, resolved, memory = load_tuned(context)
     memory.enter("regression")
     context.progress.phase("regression")
-    with context.clock.span("regression"), heldout.inference(model, resolved):
+    with context.clock.span("regression"), inference(model, resolved):
         outcome = run_suite(
             config.suite,
             model,
@@ -209,7 +66,7 @@ def run(context: Context) -> RegressionResult:
     if reference is not None:
         memory.enter("divergence")
         context.progress.phase("divergence")
-        with context.clock.span("divergence"), heldout.inference(model, resolved):
+        with context.clock.span("divergence"), inference(model, resolved):
             moved = divergence(model, reference, resolved)
         tasks, items = tasks + moved.tasks, items + moved.items
     write_lines(context.folder / "regression_items.jsonl.gz", (asdict(item) for item in items))
@@ -235,3 +92,123 @@ def _reference(context: Context) -> tuple[Reference | None, str | None]:
             return reference_of(config, source, tokenizer, resolved), None
     except torch.OutOfMemoryError:
         return None, "the base does not fit this device in 16 bit"
+
+
+def run_suite(
+    suite: SuiteConfig,
+    model: Any,
+    tokenizer: Any,
+    cache_folder: Path,
+    max_length: int,
+    autocast_dtype: torch.dtype | None = None,
+) -> Outcome:
+    """Measure a model on a suite.
+
+    Args:
+        suite: which tasks, how many items, and the batch size.
+        model: a loaded Hugging Face or PEFT causal model on its device; put into eval mode.
+        tokenizer: its tokenizer; must have a padding token or an end-of-text token.
+        cache_folder: the only folder written to.
+        max_length: positions of the longest window, in tokens; longer texts are scored window by window.
+        autocast_dtype: of the numerics that the model was trained with; lm-eval would else switch autocast off.
+
+    Raises:
+        ConfigurationError: unknown tasks, or a task without a metric that is a mean over items.
+    """
+    tasks = load_tasks(suite, cache_folder)
+    metrics = _chosen_metrics(tasks)
+    model.eval()
+    # Shared prefixes need a mask of our own, which sdpa takes; other kernels get lm-eval's own way.
+    scorer = PrefixScorer if model.config._attn_implementation == "sdpa" else HFLM
+    with quiet("lm_eval"):  # it warns that a loaded model was given, which is what we want
+        lm = scorer(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=suite.batch_size,
+            max_length=max_length,
+            softmax_dtype="float32",
+            mixed_precision_dtype=autocast_dtype,
+        )
+    # lm-eval takes the chat template for a whole call.
+    generating = {name: task for name, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"}
+    scoring = {name: task for name, task in tasks.items() if name not in generating}
+    samples = _evaluate(lm, scoring, suite, chat=False)
+    samples |= _evaluate(lm, generating, suite, chat=bool(tokenizer.chat_template))
+    return _outcome(tasks, metrics, samples)
+
+
+def _evaluate(lm: HFLM, tasks: dict[str, Task], suite: SuiteConfig, chat: bool) -> dict[str, Any]:
+    """lm-eval's samples and aggregates by task: {name: (samples, {"metric,filter": value})}."""
+    if not tasks:
+        return {}
+    random.seed(_SEED)
+    numpy.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+    # `evaluate` rather than `simple_evaluate`, which lists the machine's packages after each call (seconds).
+    result = evaluator.evaluate(
+        lm=lm,
+        task_dict={"tasks": tasks},
+        limit=suite.items_per_task,
+        bootstrap_iters=0,  # the intervals are ours, over paired differences
+        log_samples=True,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
+    return {name: (result["samples"][name], result["results"][name]) for name in tasks}
+
+
+def _chosen_metrics(tasks: dict[str, Task]) -> dict[str, str]:
+    """Each task's metric, checked before anything runs."""
+    chosen, problems = {}, []
+    averages: tuple[Callable[..., float], ...] = (mean, get_aggregation("bits_per_byte"))
+    for name, task in tasks.items():
+        paired = [metric for metric, how in task.aggregation().items() if how in averages]
+        preferred = [metric for metric in METRIC_PREFERENCE if metric in paired] + paired
+        if preferred:
+            chosen[name] = preferred[0]
+        else:
+            problems.append(
+                f"suite.tasks: {name} has no metric that is a mean over items (it has "
+                f"{', '.join(task.aggregation()) or 'none'}), so its items cannot be paired; leave it out"
+            )
+    if problems:
+        raise ConfigurationError(problems)
+    return chosen
+
+
+def _outcome(tasks: dict[str, Task], metrics: dict[str, str], samples: dict[str, Any]) -> Outcome:
+    records, items = [], []
+    for name, task in tasks.items():
+        logged, aggregates = samples[name]
+        metric = metrics[name]
+        filters = {sample["filter"] for sample in logged}
+        kept_filter = next((name for name in FILTER_PREFERENCE if name in filters), min(filters))
+        kept = [sample for sample in logged if sample["filter"] == kept_filter]
+        own = [_item(name, metric, sample) for sample in kept]
+        value = weighted_mean(own)
+        expected = float(aggregates[f"{metric},{kept_filter}"])
+        if not math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9):
+            raise AssertionError(f"{name}: the mean of the items is {value}, lm-eval's {metric} is {expected}")
+        better = bool(task.higher_is_better().get(metric, True))
+        records.append(RegressionTask(name, metric, value, len(own), better, _chance(task, metric, kept)))
+        items.extend(own)
+    return Outcome(records, items)
+
+
+def _item(task: str, metric: str, sample: dict[str, Any]) -> RegressionItem:
+    """One score. The id joins place and content, so that an item is only ever paired with itself."""
+    item_id = f"{sample['doc_id']:05d}-{sample['doc_hash'][:12]}"
+    if metric == "bits_per_byte":
+        nats, byte_count = sample[metric]  # log-likelihood of the text, its length
+        return RegressionItem(task, item_id, metric, -nats / (byte_count * math.log(2)), float(byte_count))
+    return RegressionItem(task, item_id, metric, float(sample[metric]))
+
+
+def _chance(task: Task, metric: str, samples: list[dict[str, Any]]) -> float | None:
+    """Mean of 1 / choices; None where guessing has no such score (own scoring code, several right answers)."""
+    own_scoring = task.get_config("process_results") is not None
+    if task.OUTPUT_TYPE != "multiple_choice" or own_scoring or not metric.startswith("acc"):
+        return None
+    if getattr(task, "multiple_target", 0):
+        return None
+    return math.fsum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)

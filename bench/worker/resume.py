@@ -1,13 +1,16 @@
-"""Training that survives being stopped: it leaves checkpoints, and goes on from the last one when it is run again.
+"""Training that survives being stopped: it leaves checkpoints and goes on from the last whole one when run again.
 
-A resumed run ends as one that was never stopped: weights, optimizer, schedule and random numbers are those of the
-checkpoint, and the examples of the steps that are done are counted and hashed again, in the order of now; where the
-hash is another than it was, the data changed, and training starts anew.
+`transformers.Trainer` writes a checkpoint: what is trained, optimizer, schedule and random numbers. The instruments'
+readings are written beside them last, so `seen.json` marks the checkpoint as whole:
 
-SIGTERM, by which schedulers announce that they take a machine back, is answered with a checkpoint at the end of the
-present step.
+    artifacts/<run_id>/trainer/checkpoint-40/model.safetensors, optimizer.pt, scheduler.pt, rng_state.pth, ...
+    artifacts/<run_id>/trainer/checkpoint-40/seen.json
 
-    >>> keeper = Keeper(artifacts / "trainer", config, resolved, observer, memory, energy)
+A resumed run ends as one that was never stopped. The examples of the finished steps are counted and hashed again; if
+the hash differs, the data changed, and training starts anew. SIGTERM, by which schedulers announce that they take a
+machine back, is answered with a checkpoint at the end of the present step.
+
+    >>> keeper = Keeper(artifacts / "trainer", config, resolved, observer)
     >>> keeper.train(trainer)
 """
 
@@ -17,9 +20,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,6 @@ from bench.record import HeldoutPoint, PhaseMemory, Step, from_json, to_json
 from bench.worker import data
 from bench.worker.device import Device
 from bench.worker.instruments.clock import OtherLoad
-from bench.worker.instruments.energy import Energy
-from bench.worker.instruments.memory import Memory
 from bench.worker.instruments.tokens import TokenStream
 from bench.worker.observe import Observer
 
@@ -60,100 +60,25 @@ class Seen:
     resumed_at_steps: list[int]
 
 
-@plain_dataclass(frozen=True)
-class Checkpoint:
-    """A whole one."""
-
-    folder: Path
-    seen: Seen
-
-
-def made_by(config: RunConfig, device: Device) -> dict[str, str]:
-    """What decides numbers and speed: only where it is the same does a run go on, as the run that it was."""
-    environment = device.environment(OtherLoad())
-    facts = {name: str(getattr(environment, name)) for name in _MADE_BY}
-    return facts | {"micro_batch": str(config.train.micro_batch), "transformers": transformers.__version__}
-
-
-def files_of(folder: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's files by name."""
-    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file() and p.name != _MARK}
-
-
-def mark(folder: Path, seen: Seen) -> None:
-    """Say that a checkpoint is whole and on the disk; only then are older ones deleted."""
-    flush_to_disk(folder)
-    write_atomic(folder / _MARK, to_json(seen))
-    rotate_checkpoints(str(folder.parent), save_total_limit=1)
-
-
-def last_whole(folder: Path, made_by: Mapping[str, str], say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that can be gone on from; None: start at the beginning.
-
-    Args:
-        say: takes a line for the log about each one that cannot be used.
-    """
-    steps = {int(p.name.partition("-")[2]): p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()}
-    for _, path in sorted(steps.items(), reverse=True):
-        found = _read(path)
-        trouble = found if isinstance(found, str) else _difference(found.made_by, made_by)
-        if trouble is None:
-            assert isinstance(found, Seen)
-            return Checkpoint(path, found)
-        say(f"{path.name} is not used: {trouble}")
-    return None
-
-
-def delete_older_weights(folder: Path) -> None:
-    """Delete all that a run's artifact folder holds but the checkpoints."""
-    for path in folder.glob("*"):
-        if path.is_file():
-            path.unlink()
-        elif path.name != FOLDER:
-            shutil.rmtree(path)
-
-
-def keep_only(folder: Path, kept: Path | None) -> None:
-    """Delete the checkpoints that are not gone on from, so that none of them is ever taken for a later one."""
-    for path in folder.glob("checkpoint-*"):
-        if path != kept:
-            shutil.rmtree(path)
-
-
-def _read(path: Path) -> Seen | str:
-    """What a checkpoint's mark says, or why it is not whole."""
-    try:
-        seen = from_json(Seen, (path / _MARK).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return "it was not written to its end"
-    torn = [name for name, size in seen.files.items() if files_of(path).get(name) != size]
-    return f"torn: {', '.join(torn)}" if torn else seen
-
-
-def _difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str | None:
-    told = [f"{k} {theirs.get(k)}, now {ours.get(k)}" for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
-    return f"it was written with {'; '.join(told)}" if told else None
-
-
 class Keeper(TrainerCallback):
     """Marks checkpoints as whole, resumes from the last one, and stops behind one when the process is asked to end."""
 
-    def __init__(
-        self, folder: Path, config: RunConfig, device: Device, observer: Observer, memory: Memory, energy: Energy
-    ):
-        self._folder, self._made_by = folder, made_by(config, device)
-        self._observer, self._memory, self._energy = observer, memory, energy
+    def __init__(self, folder: Path, config: RunConfig, device: Device, observer: Observer):
+        self._folder, self._made_by, self._observer = folder, made_by(config, device), observer
         self._asked_to_end = self._stops = False
 
     def train(self, trainer: Any) -> None:
         """Train from the last whole checkpoint, else from the start.
 
         Ends the process by SIGTERM, behind a checkpoint, when one came before the last step.
+
+        Args:
+            trainer: a `Trainer` with `micro_batches(steps)`: what the first optimizer steps consume.
         """
         self._observer.progress.checkpoint_step = 0
         found = self._go_on(trainer)
         with self._listening():
-            trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
         if self._stops:
             self._observer.progress.phase("checkpoint")
             print(f"Asked to end: checkpoint written behind step {len(self._observer.steps)}.", flush=True)
@@ -164,7 +89,7 @@ class Keeper(TrainerCallback):
         state.save_steps = args.save_steps  # the checkpoint's own would count on
 
     def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        """After each step, when the observer has taken what it takes."""
+        """Called after each step, when the observer has measured it."""
         if self._stops:
             return
         ends = control.should_training_stop  # what follows is the weights themselves
@@ -175,41 +100,47 @@ class Keeper(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def written(self, step: int) -> None:
-        """Mark the checkpoint that the trainer has just written."""
+        """Mark the checkpoint that the trainer has just written; only then is the one before it deleted."""
         observer, folder = self._observer, self._folder / f"checkpoint-{step}"
         seen = Seen(
             step=step,
             made_by=self._made_by,
-            files=files_of(folder),
+            files=_files_of(folder),
             data_stream_sha256=observer.tokens.hexdigest(),
             steps=observer.steps,
             heldout=observer.heldout,
-            memory=list(self._memory.read().values()),
-            energy_wh=self._energy.read(),
+            memory=list(observer.memory.read().values()),
+            energy_wh=observer.energy.read(),
             resumed_at_steps=observer.resumed_at_steps,
         )
-        mark(folder, seen)
+        flush_to_disk(folder)
+        write_atomic(folder / _MARK, to_json(seen))
+        rotate_checkpoints(str(folder.parent), save_total_limit=1)
         observer.progress.checkpoint_step = step
 
-    def _go_on(self, trainer: Any) -> Checkpoint | None:
-        """Put the instruments where they were at the last whole checkpoint, if there is one."""
-        found = last_whole(self._folder, self._made_by, print)
-        stream = TokenStream()
+    def _go_on(self, trainer: Any) -> Path | None:
+        """Set the instruments to what they had read at the last whole checkpoint, and return it; None: there is none.
+
+        All other checkpoints are deleted, so that none of them is ever taken for a later one.
+        """
+        found, stream, observer = _last_whole(self._folder, self._made_by), TokenStream(), self._observer
         if found is not None:
-            consume(stream, trainer, found.seen.step)
-            if stream.hexdigest() != found.seen.data_stream_sha256:
-                print(f"{found.folder.name} is not used: the training data are no longer those that it was trained on")
+            consume(stream, trainer, found[1].step)
+            if stream.hexdigest() != found[1].data_stream_sha256:
+                print(f"{found[0].name} is not used: the training data are no longer those that it was trained on")
                 found = None
-        keep_only(self._folder, found.folder if found else None)
+        for path in self._folder.glob("checkpoint-*"):
+            if found is None or path != found[0]:
+                shutil.rmtree(path)
         if found is None:
             return None
-        seen = found.seen
-        print(f"Goes on from {found.folder.name}.")
-        self._observer.progress.checkpoint_step = seen.step
-        self._observer.go_on(stream, seen.steps, seen.heldout, seen.resumed_at_steps)
-        self._memory.recall(seen.memory)
-        self._energy.recall(seen.energy_wh)
-        return found
+        folder, seen = found
+        print(f"Goes on from {folder.name}.")
+        observer.progress.checkpoint_step = seen.step
+        observer.go_on(stream, seen.steps, seen.heldout, seen.resumed_at_steps)
+        observer.memory.recall(seen.memory)
+        observer.energy.recall(seen.energy_wh)
+        return folder
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -225,9 +156,50 @@ class Keeper(TrainerCallback):
             signal.signal(signal.SIGTERM, before)
 
 
+def made_by(config: RunConfig, device: Device) -> dict[str, str]:
+    """What decides numbers and speed: a run goes on only if it is unchanged."""
+    environment = device.environment(OtherLoad())
+    facts = {name: str(getattr(environment, name)) for name in _MADE_BY}
+    return facts | {"micro_batch": str(config.train.micro_batch), "transformers": transformers.__version__}
+
+
 def consume(stream: TokenStream, trainer: Any, steps: int) -> None:
     """Hash and count the examples of the first steps as training did."""
     stream.enter("untimed")
     for batch in trainer.micro_batches(steps):
         for part in data.unpack(batch):
             stream.consume(part["input_ids"], part["labels"], part["attention_mask"])
+
+
+def delete_older_weights(folder: Path) -> None:
+    """Delete everything in a run's artifact folder but the checkpoints."""
+    for path in folder.glob("*"):
+        if path.is_file():
+            path.unlink()
+        elif path.name != FOLDER:
+            shutil.rmtree(path)
+
+
+def _last_whole(folder: Path, now: Mapping[str, str]) -> tuple[Path, Seen] | None:
+    """The newest checkpoint that can be gone on from; the log says why newer ones cannot. None: start anew."""
+    steps = {int(p.name.partition("-")[2]): p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()}
+    for _, path in sorted(steps.items(), reverse=True):
+        try:
+            seen = from_json(Seen, (path / _MARK).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            trouble = "it was not written to its end"
+        else:
+            sizes = _files_of(path)
+            torn = [name for name, size in seen.files.items() if sizes.get(name) != size]
+            then = seen.made_by
+            changed = [f"{k} {then.get(k)}, now {now.get(k)}" for k in {**then, **now} if then.get(k) != now.get(k)]
+            if not torn and not changed:
+                return path, seen
+            trouble = f"torn: {', '.join(torn)}" if torn else f"it was written with {'; '.join(changed)}"
+        print(f"{path.name} is not used: {trouble}")
+    return None
+
+
+def _files_of(folder: Path) -> dict[str, int]:
+    """Bytes of a checkpoint's files by name."""
+    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file() and p.name != _MARK}

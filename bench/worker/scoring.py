@@ -3,7 +3,7 @@
 The choices of a multiple-choice item share their question, the sentences of a minimal pair most of their words.
 lm-eval runs every choice alone and computes the whole vocabulary at every position. Here the choices of one item are
 branches of one row: prefix, then the branches one after the other, each seeing the prefix and itself (a mask), at the
-positions they would have alone. The numbers are those of lm-eval up to rounding (tests/worker/test_scoring.py).
+positions they would have alone. The numbers are those of lm-eval up to rounding (tests/worker/test_regression.py).
 
     row        The capital of France is | Paris | Rome
     positions   0    1     2    3    4      5      5

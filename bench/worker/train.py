@@ -1,10 +1,15 @@
 """The training stage: one SFT run by `transformers.Trainer`, with our loss, data order and instruments.
 
-Everything here is the same for every method; what differs is in `methods`.
+Everything here is the same for every method; what differs is in `methods`. The result is the saved weights, with the
+marker `complete` written last, `steps.jsonl`, and a `TrainResult`.
+
+    >>> run(context).train_tokens_per_second
+    482.1
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,28 +26,134 @@ from transformers import Trainer, TrainingArguments
 
 from bench.config import RunConfig
 from bench.identity import data_folder, flush_to_disk
-from bench.record import Fit, TrainResult, from_json
-from bench.worker import budget, data, device, methods, models
-from bench.worker import data as prepare
-from bench.worker import loss as heldout
-from bench.worker import multi as overall
-from bench.worker import multi as sharding
-from bench.worker import resume as checkpoints
+from bench.record import TrainResult
+from bench.worker import data, device, methods, models, multi, resume
 from bench.worker.device import Device
-from bench.worker.instruments import tokens as flops
 from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
 from bench.worker.instruments.memory import Memory
-from bench.worker.loss import Batch, SupervisedHead
+from bench.worker.instruments.tokens import LinearCosts, linear_costs, matmul_peak_flops_per_second, needed_flops
+from bench.worker.loss import Batch, SupervisedHead, example_losses, inference, mean_loss
 from bench.worker.main import Context
 from bench.worker.methods import OPTIMIZERS
-from bench.worker.multi import ALONE, Team, deal, idle_row, share_of_rows
+from bench.worker.multi import ALONE, Team
 from bench.worker.observe import Observer
 from bench.worker.resume import Keeper
 
 # The head and the loss stay ours: they see supervised positions only.
 _LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant_with_warmup": "constant_with_warmup"}
+
+
+def run(context: Context) -> TrainResult:
+    """One SFT run, from the base to saved weights."""
+    config, clock, team = _with_micro_batch(context), context.clock, context.team
+    rows = data.load_prepared(data_folder(config))
+    order = order_of(config, rows)
+    steps = data.steps_of(order, config.train.batch_size)
+    resolved = device.resolve(config, steps, team.size)
+    team.join(resolved.type, config.hardware.stage_timeout_seconds)
+    device.limit_memory(config.hardware, resolved.type)
+    with clock.span("calibrate"):
+        peak = matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
+    memory = context.measure_on(resolved)
+    model, head, tokenizer = load_trainable(context, resolved, memory)
+    parameters, costs = parameter_counts(config, model), linear_costs(model)  # before anything is cut
+    validation = multi.share_of_rows(list(rows.validation), team)
+
+    def measure_heldout() -> float:
+        with inference(model, resolved):
+            size, pad_id = config.train.fitted_micro_batch, tokenizer.pad_token_id
+            losses = example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
+        return mean_loss([loss for part in team.all(losses) for loss in part])
+
+    observer = Observer(context, config, steps, memory, open_energy(resolved.type), measure_heldout)
+    ordered = [rows.train[i] for i in order]
+    trainer = _trainer(context, config, resolved, steps, ordered, model, head, tokenizer.pad_token_id, observer)
+    context.load.start()
+    trainer.keeper.train(trainer) if trainer.keeper else trainer.train()
+    environment = resolved.environment(context.load.read())
+    observer.energy.stop()
+    checkpoint_bytes = _save(model, trainer, config, context, memory)
+    return TrainResult(
+        **_speed(config, resolved, observer, costs, sum(team.all(peak))),
+        **parameters,
+        **multi.memory_of_all(team, config, observer),
+        heldout=observer.heldout,
+        checkpoint_bytes=checkpoint_bytes,
+        micro_batch=config.train.fitted_micro_batch,
+        resumed_at_steps=observer.resumed_at_steps,
+        spans_seconds=clock.read() | {"train_steps": sum(step.seconds for step in observer.own_steps)},
+        environment=environment,
+        energy_wh=observer.energy.read().get("train"),
+        model_revision=getattr(model.config, "_commit_hash", None),
+    )
+
+
+def _trainer(
+    context: Context, config: RunConfig, resolved: Device, steps: int, rows: list[Any], model: Any,
+    head: SupervisedHead, pad_id: int, observer: Observer,
+) -> SftTrainer:  # fmt: skip
+    """The trainer of a run; `rows` are in the order of training."""
+    kept = context.weights / resume.FOLDER
+    keeper = Keeper(kept, config, resolved, observer) if config.train.checkpoint_every_steps else None
+    arguments = training_arguments(config, resolved, steps, kept, context.team)
+    return SftTrainer(
+        model=model,
+        args=arguments,
+        optimizers=(methods.make_optimizer(model, config.method, arguments), None),
+        train_dataset=rows,
+        callbacks=[observer, keeper] if keeper else [observer],
+        head=head,
+        rows=rows,
+        pad_id=pad_id,
+        packing=config.train.packing,
+        observer=observer,
+        autocast=resolved.autocast if config.hardware.strategy == "fsdp" else nullcontext,
+        team=context.team,
+        keeper=keeper,
+    )
+
+
+def _with_micro_batch(context: Context) -> RunConfig:
+    """The run's description; `train.micro_batch=auto` replaced by the number that the parent left in `fit.json`."""
+    config = context.config
+    if config.train.micro_batch != "auto":
+        return config
+    found = json.loads((context.folder / "fit.json").read_bytes())
+    return replace(config, train=replace(config.train, micro_batch=found["micro_batch"]))
+
+
+def order_of(config: RunConfig, rows: data.Prepared) -> list[int]:
+    """The training examples in the order of training."""
+    return data.training_order(
+        [data.row_length(row) for row in rows.train],
+        seed=config.seed,
+        epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
+        max_steps=config.train.max_steps,
+    )
+
+
+def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
+    """(trainable model, its output head, tokenizer) on the device."""
+    config = context.config
+    context.progress.phase("load")
+    memory.enter("load")
+    with context.clock.span("load"):
+        source = models.locate(config.model, context.cache)
+        tokenizer = models.load_tokenizer(config.model, source)
+        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
+        with context.team.first_alone():
+            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
+        model = methods.make_trainable(base, config.method, config.seed)
+        methods.start_adapter(model, config, source)
+        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
+        head = SupervisedHead(model)
+    if resolved.compiled == "regional":
+        device.compile_layers(model)
+    else:
+        methods.add_adapters_in_fp32(model, config.method)
+    return model, head, tokenizer
 
 
 class SftTrainer(Trainer):
@@ -63,21 +174,21 @@ class SftTrainer(Trainer):
     ):
         super().__init__(**options)
         self._head, self._rows, self._pad_id, self._packing, self._observer = head, rows, pad_id, packing, observer
-        self._autocast, self._team, self._keeper = autocast, team, keeper
+        self._autocast, self._team, self.keeper = autocast, team, keeper
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the effective batch's tokens,
         self.model_accepts_loss_kwargs = True  # which the trainer counts, over all processes, when this is set
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        sharding.cut_on_cpu_too(self)
+        multi.cut_on_cpu_too(self)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         rows, size = self._rows, self.args.per_device_train_batch_size  # the rows are in training order already
         batch_size = size * self.args.gradient_accumulation_steps * self._team.size
-        dataset: Any = [*rows, idle_row(rows)]
+        dataset: Any = [*rows, multi.idle_row(rows)]
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_sampler=deal(
+            batch_sampler=multi.deal(
                 len(rows), batch_size=batch_size, micro_batch=size, rank=self._team.rank, size=self._team.size
             ),
             collate_fn=self._collate,
@@ -100,10 +211,10 @@ class SftTrainer(Trainer):
         return data.pack(rows) if self._packing else data.collate(rows, self._pad_id)
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        if self._keeper is not None:
+        if self.keeper is not None:
             with self._observer.aside("checkpoint"):
                 super()._save_checkpoint(*arguments, **options)
-                self._keeper.written(self.state.global_step)
+                self.keeper.written(self.state.global_step)
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         self._observer.step_starts()
@@ -131,12 +242,12 @@ def training_arguments(
         gradient_accumulation_steps=train.batch_size // (train.fitted_micro_batch * team.size),
         max_steps=steps,
         learning_rate=method.learning_rate or 0.0,
-        lr_scheduler_type=_SCHEDULES[train.schedule],
+        lr_scheduler_type=train.schedule,
         warmup_steps=math.ceil(train.warmup_fraction * steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=OPTIMIZERS[method.optimizer],
-        bf16=device.compute_dtype is torch.bfloat16 and not sharding.autocasts_itself(config),
+        bf16=device.compute_dtype is torch.bfloat16 and not multi.autocasts_itself(config),
         activation_checkpointing=train.gradient_checkpointing or None,
         activation_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         use_cpu=device.type == "cpu",
@@ -149,60 +260,46 @@ def training_arguments(
         report_to=[],
         save_strategy="steps" if train.checkpoint_every_steps else "no",
         save_steps=train.checkpoint_every_steps or 500,  # unused where nothing is saved
-        # Older checkpoints are deleted by `checkpoints.mark`, when the new one is whole and on the disk.
+        # Older checkpoints are deleted by `Keeper.written`, when the new one is whole and on the disk.
         remove_unused_columns=False,
-        **sharding.arguments(config, device.compute_dtype),
+        **multi.arguments(config, device.compute_dtype),
     )
 
 
-def consumed(observer: Observer) -> dict[str, Any]:
-    """What was trained on, of the whole run."""
+def _speed(
+    config: RunConfig, resolved: Device, observer: Observer, costs: LinearCosts, peak_flops_per_second: float
+) -> dict[str, Any]:
+    """What was trained on, of the whole run; speeds over the timed steps of this process, None if none was timed."""
+    seconds = [step.seconds for step in observer.own_steps]
+    timed_seconds = sum(step.seconds for step in observer.own_steps if step.timed)
+    counts, timed = observer.counts, observer.timed_counts
+    needed = needed_flops(
+        costs, tokens=timed.tokens, supervised_tokens=timed.supervised_tokens, attended_pairs=timed.attended_pairs
+    )
+    times = step_times(seconds, config.train.untimed_steps, compiled=resolved.compiled == "regional")
+
+    def per_second(count: int) -> float | None:
+        return count / timed_seconds if timed_seconds else None
+
     return {
         "data_stream_sha256": observer.tokens.hexdigest(),
         "steps": len(observer.steps),
-        "examples": observer.counts.examples,
-        "tokens": observer.counts.tokens,
-        "supervised_tokens": observer.counts.supervised_tokens,
-        "positions": observer.counts.positions,
+        "examples": counts.examples,
+        "tokens": counts.tokens,
+        "supervised_tokens": counts.supervised_tokens,
+        "positions": counts.positions,
         "train_seconds": observer.steps[-1].elapsed_seconds,
-    }
-
-
-def speed(
-    config: RunConfig,
-    resolved: Device,
-    observer: Observer,
-    costs: flops.LinearCosts,
-    peak_flops_per_second: float,
-) -> dict[str, Any]:
-    """Speeds over the timed steps of this process; None when every step was warm-up."""
-    timed = [s.seconds for s in observer.own_steps if s.timed]
-    counts = observer.timed_counts
-    needed = flops.needed_flops(
-        costs,
-        tokens=counts.tokens,
-        supervised_tokens=counts.supervised_tokens,
-        attended_pairs=counts.attended_pairs,
-    )
-    times = step_times(
-        [s.seconds for s in observer.own_steps], config.train.untimed_steps, compiled=resolved.compiled == "regional"
-    )
-
-    def per_second(count: int) -> float | None:
-        return count / sum(timed) if timed else None
-
-    return {
-        "timed_steps": len(timed),
-        "train_tokens_per_second": per_second(counts.tokens),
-        "supervised_tokens_per_second": per_second(counts.supervised_tokens),
-        "positions_per_second": per_second(counts.positions),
+        "timed_steps": sum(step.timed for step in observer.own_steps),
+        "train_tokens_per_second": per_second(timed.tokens),
+        "supervised_tokens_per_second": per_second(timed.supervised_tokens),
+        "positions_per_second": per_second(timed.positions),
         "step_seconds_median": times.median,
         "step_seconds_p90": times.p90,
         "step_seconds_p99": times.p99,
         "compile_seconds": times.compile,
         "needed_flops_per_second": per_second(needed),
         "matmul_peak_flops_per_second": peak_flops_per_second,
-        "mfu": needed / sum(timed) / peak_flops_per_second if timed else None,
+        "mfu": needed / timed_seconds / peak_flops_per_second if timed_seconds else None,
     }
 
 
@@ -218,135 +315,25 @@ def parameter_counts(config: RunConfig, model: Any) -> dict[str, Any]:
     }
 
 
-def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
-    """(trainable model, its output head, tokenizer) on the device."""
-    config = context.config
-    context.progress.phase("load")
-    memory.enter("load")
-    with context.clock.span("load"):
-        source = models.locate(config.model, context.cache)
-        tokenizer = models.load_tokenizer(config.model, source)
-        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
-        with context.team.first_alone():
-            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
-        model = methods.make_trainable(base, config.method, config.seed)
-        methods.start_adapter(model, config, source)
-        methods.leave_bf16_grid(model, config, resolved.compute_dtype)
-        head = SupervisedHead(model)
-    if resolved.compiled == "regional":
-        device.compile_layers(model)
-    else:
-        methods.add_adapters_in_fp32(model, config.method)
-    return model, head, tokenizer
+def _save(model: Any, trainer: SftTrainer, config: RunConfig, context: Context, memory: Memory) -> int | None:
+    """Write the weights, then the marker that they are whole; the first process does, and all must call.
 
-
-def run(context: Context) -> TrainResult:
-    """One SFT run, from the base to saved weights."""
-    config, clock, team = fitted(context), context.clock, context.team
-    rows = prepare.load_prepared(data_folder(config))
-    order = order_of(config, rows)
-    steps = data.steps_of(order, config.train.batch_size)
-    resolved = device.resolve(config, steps, team.size)
-    team.join(resolved.type, config.hardware.stage_timeout_seconds)
-    budget.enforce(config.hardware, resolved.type)
-    with clock.span("calibrate"):
-        peak = flops.matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
-    memory = context.measure_on(resolved)
-    model, head, tokenizer = load_trainable(context, resolved, memory)
-    parameters, costs = parameter_counts(config, model), flops.linear_costs(model)  # before anything is cut
-    validation = share_of_rows(list(rows.validation), team)
-
-    def measure_heldout() -> float:
-        with heldout.inference(model, resolved):
-            size, pad_id = config.train.fitted_micro_batch, tokenizer.pad_token_id
-            losses = heldout.example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
-        return heldout.mean_loss([loss for part in team.all(losses) for loss in part])
-
-    energy = open_energy(resolved.type)
-    observer = Observer(
-        folder=context.folder,
-        config=config,
-        total_steps=steps,
-        clock=clock,
-        memory=memory,
-        energy=energy,
-        progress=context.progress,
-        measure_heldout=measure_heldout,
-        team=team,
-    )
-    kept = context.weights / checkpoints.FOLDER
-    keeper = Keeper(kept, config, resolved, observer, memory, energy) if config.train.checkpoint_every_steps else None
-    arguments = training_arguments(config, resolved, steps, kept, team)
-    trainer = SftTrainer(
-        model=model,
-        args=arguments,
-        optimizers=(methods.make_optimizer(model, config.method, arguments), None),
-        train_dataset=rows.train,
-        callbacks=[observer, keeper] if keeper else [observer],
-        head=head,
-        rows=[rows.train[i] for i in order],
-        pad_id=tokenizer.pad_token_id,
-        packing=config.train.packing,
-        observer=observer,
-        autocast=resolved.autocast if config.hardware.strategy == "fsdp" else nullcontext,
-        team=team,
-        keeper=keeper,
-    )
-    context.load.start()
-    keeper.train(trainer) if keeper else trainer.train()
-    other_load = context.load.read()
-    energy.stop()
+    Returns:
+        bytes of the weights; None: a trial keeps none, and only the first process knows.
+    """
     context.progress.phase("save")
     memory.enter("save")
-    with clock.span("save"):
-        state = sharding.whole_state(trainer, config)
-        checkpoint_bytes = _save(model, config, context.weights, state) if team.is_first else None
-        team.wait()
-    return TrainResult(
-        **consumed(observer),
-        **speed(config, resolved, observer, costs, sum(team.all(peak))),
-        **parameters,
-        heldout=observer.heldout,
-        checkpoint_bytes=checkpoint_bytes,
-        **overall.memory(team, config, memory, observer),
-        stopped_early=observer.stopped_early,
-        micro_batch=config.train.fitted_micro_batch,
-        resumed_at_steps=observer.resumed_at_steps,
-        spans_seconds=clock.read() | {"train_steps": sum(step.seconds for step in observer.own_steps)},
-        environment=resolved.environment(other_load),
-        energy_wh=energy.read().get("train"),
-        model_revision=getattr(model.config, "_commit_hash", None),
-    )
-
-
-def fitted(context: Context) -> RunConfig:
-    """The run's description, with the micro-batch that the stage `fit` found in the place of `auto`."""
-    config = context.config
-    if config.train.micro_batch != "auto":
-        return config
-    found = from_json(Fit, (context.folder / "fit.json").read_bytes())
-    return replace(config, train=replace(config.train, micro_batch=found.micro_batch))
-
-
-def order_of(config: RunConfig, rows: prepare.Prepared) -> list[int]:
-    """The training examples in the order of training."""
-    return data.training_order(
-        [data.row_length(row) for row in rows.train],
-        seed=config.seed,
-        epochs=config.train.epochs,
-        batch_size=config.train.batch_size,
-        max_steps=config.train.max_steps,
-    )
-
-
-def _save(model: Any, config: RunConfig, folder: Path, state: Any = None) -> int | None:
-    """Write the weights, then the marker that they are whole. Returns their bytes; None: a trial keeps none."""
-    if config.trial is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    checkpoints.delete_older_weights(folder)
-    methods.save_trained(model, config.method, folder, state)
-    flush_to_disk(folder)
-    (folder / "complete").touch()
-    shutil.rmtree(folder / checkpoints.FOLDER, ignore_errors=True)
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    folder, size_bytes = context.weights, None
+    with context.clock.span("save"):
+        state = multi.whole_state(trainer, config)
+        if context.team.is_first and config.trial is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif context.team.is_first:
+            resume.delete_older_weights(folder)
+            methods.save_trained(model, config.method, folder, state)
+            flush_to_disk(folder)
+            (folder / "complete").touch()
+            shutil.rmtree(folder / resume.FOLDER, ignore_errors=True)
+            size_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        context.team.wait()
+    return size_bytes

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench.cli import prepare_all
 from bench.compose import compose
 from bench.config import RunConfig, TrialConfig
 from bench.identity import run_folder
 from bench.planner.advice import architecture_of
 from bench.planner.memory import Batch, PlannedStep, Terms, estimate
 from bench.record import Record
+from bench.sweep.console import Console
 from bench.sweep.execute import execute
+from bench.sweep.fetching import prepare_all
 from benchmarks.planner.cases import EMBEDDED, SIZES, Case
 from benchmarks.planner.material import MICRO_BATCHES, STEPS, write_examples, write_model
 
@@ -44,7 +45,7 @@ def run_all(cases: Iterable[Case], folder: Path) -> list[Run]:
     runs = []
     for case in cases:
         config = _config(case, folder)
-        prepare_all([config])
+        prepare_all([config], Console())
         record = execute(config)
         if record.train is None:
             print(f"{case.name}: {record.status}: {record.failure and record.failure.message}", flush=True)

@@ -10,7 +10,7 @@ import pytest
 from faults import ROOT, Place, cut_short, files_of, how
 
 from bench.record import Record, Status
-from bench.report.load import load
+from bench.stats.frames import load
 from bench.sweep.execute import finished_stage
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.rates import best, edge
 from bench.config import RunConfig, with_settings
 from bench.identity import tuning_key
 from bench.record import (
@@ -41,6 +40,7 @@ from bench.record import (
     Tuning,
     to_json,
 )
+from bench.stats.rates import best, edge
 
 MIB = 2**20
 ATTACK = "</script><img src=x onerror='window.harmed=1'><script>window.harmed=1</script>"

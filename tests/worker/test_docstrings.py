@@ -12,9 +12,8 @@ from collections import Counter
 import pytest
 
 from bench.config import ConfigurationError, TaskConfig
-from bench.worker.sources import docstrings
-from bench.worker.sources.docstrings import first_sentence, near_keys
-from bench.worker.sources.example import Loaded
+from bench.worker.sources import Loaded, docstrings
+from bench.worker.sources.docstrings import first_sentence, near_keys, outline
 
 TASK = TaskConfig(name="docstrings", source="docstrings", prompt="Describe:\n{code}", target="{docstring}")
 
@@ -171,3 +170,19 @@ def test_a_misspelt_column_is_suggested() -> None:
     assert caught.value.problems == [
         "task.prompt: {cod} is not a column (did you mean 'code'?); allowed: code, docstring, module, name, outline"
     ]
+
+
+CASES = {
+    "def f(): pass": "<f> {Pass}",
+    "def f(a, /, b, c=1, *, d, e=2, **k):\n  return a": "<f ! a ! b ! c~ ! :d ! :e~ ! **k> {Return}",
+    "def f(*a):\n  'Doc.'\n  if a:\n    return 1\n  return 2": "<f ! *a> {If Return*2}",
+    "def f():\n  try:\n    x = 1\n  except E:\n    raise\n  else:\n    del x": "<f> {Try Assign Raise Delete}",
+    "async def f():\n  for x in y:\n    g()": "<f> {For Expr}",
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_outline(code: str) -> None:
+    function = ast.parse(code).body[0]
+    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    assert outline(function) == CASES[code]

@@ -1,9 +1,11 @@
-"""Clock and memory against known answers: sleeps, spins, allocations of known size, and a fake CUDA device."""
+"""The instruments' contract, and each against known answers: sleeps, known allocations, fake devices and counters."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +14,130 @@ import numpy as np
 import pytest
 import torch
 
+from bench.compose import compose
 from bench.config import RunConfig
+from bench.record import PhaseMemory
+from bench.worker import methods, models
 from bench.worker.device import Device
+from bench.worker.instruments import Instrument
 from bench.worker.instruments.clock import Clock, step_times
-from bench.worker.instruments.energy import Nvml
+from bench.worker.instruments.energy import Energy, Nvml, Rapl, open_energy
 from bench.worker.instruments.memory import CpuMeter, CudaMeter, Memory, breakdown, open_memory, total_bytes
+from bench.worker.instruments.tokens import (
+    LinearCosts,
+    TokenStream,
+    linear_costs,
+    matmul_peak_flops_per_second,
+    needed_flops,
+)
 from bench.worker.main import Context, Progress
+
+
+class FakeMeter:
+    """Memory that is held only for a moment."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+
+    def release(self) -> None: ...
+
+    def reset_peak(self) -> None:
+        self.peak = 0
+
+    def now(self) -> tuple[int, int]:
+        return 0, self.peak
+
+    def read(self, phase: str) -> PhaseMemory:
+        return PhaseMemory(phase, self.peak, None)
+
+
+@dataclass
+class Case:
+    """An instrument, what feeds it an amount, and the amount in a reading."""
+
+    instrument: Instrument[Any]
+    stimulate: Callable[[int], None]
+    amount: Callable[[Any], float]
+    adds_up: bool  # else the larger of two entries is kept
+
+
+def clock() -> Case:
+    seconds = [0.0]
+    clock = Clock(now=lambda: seconds[0])
+    return Case(clock, lambda n: seconds.__setitem__(0, seconds[0] + n), float, adds_up=True)
+
+
+def memory() -> Case:
+    meter = FakeMeter()
+    return Case(Memory(meter), lambda n: setattr(meter, "peak", max(meter.peak, n)), lambda r: r.peak_bytes, False)
+
+
+def tokens() -> Case:
+    stream = TokenStream()
+
+    def stimulate(n: int) -> None:
+        row = torch.ones(1, n, dtype=torch.long)
+        stream.consume(row, row, row)
+
+    return Case(stream, stimulate, lambda r: r.tokens, adds_up=True)
+
+
+def energy() -> Case:
+    joules = [100.0]
+    energy = Energy(lambda: joules[0])
+    return Case(energy, lambda n: joules.__setitem__(0, joules[0] + 3600 * n), float, adds_up=True)
+
+
+@pytest.fixture(params=[clock, memory, tokens, energy], ids=lambda make: make.__name__)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param()
+
+
+def amounts(case: Case) -> dict[str, float]:
+    return {phase: case.amount(reading) for phase, reading in case.instrument.read().items()}
+
+
+def test_it_has_the_shape(case: Case) -> None:
+    assert isinstance(case.instrument, Instrument)
+
+
+def test_each_phase_gets_what_happened_in_it(case: Case) -> None:
+    case.instrument.enter("a")
+    case.stimulate(5)
+    case.instrument.enter("b")
+    case.stimulate(2)
+    assert amounts(case) == {"a": 5, "b": 2}
+    assert list(case.instrument.read()) == ["a", "b"]
+
+
+def test_nothing_is_measured_before_the_first_phase_and_after_the_stop(case: Case) -> None:
+    assert case.instrument.read() == {}
+    case.stimulate(7)
+    case.instrument.stop()
+    case.instrument.enter("a")
+    case.stimulate(3)
+    case.instrument.stop()
+    case.stimulate(9)
+    assert amounts(case) == {"a": 3}
+
+
+def test_a_phase_entered_again_goes_on(case: Case) -> None:
+    for phase, amount in (("a", 4), ("b", 1), ("a", 3)):
+        case.instrument.enter(phase)
+        case.stimulate(amount)
+    assert amounts(case) == {"a": 7 if case.adds_up else 4, "b": 1}
+    assert list(case.instrument.read()) == ["a", "b"]
+
+
+def test_reading_disturbs_nothing(case: Case) -> None:
+    case.instrument.enter("a")
+    case.stimulate(2)
+    first = case.instrument.read()
+    first.clear()
+    assert amounts(case) == {"a": 2}
+    case.stimulate(4)
+    assert amounts(case) == {"a": 6 if case.adds_up else 4}
+
 
 MIB = 2**20
 
@@ -351,3 +471,144 @@ def test_a_span_on_a_real_device_lasts_as_long_as_the_device_works() -> None:
         ended.record()
     device_seconds = started.elapsed_time(ended) / 1000
     assert clock.read()["products"] == pytest.approx(device_seconds, rel=0.1)
+
+
+# The tiny model: width 64, feed-forward 128, 2 layers, keys and values 32 wide, vocabulary 261.
+BASE = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128)
+ADAPTER = 2 * 16 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("full", 6 * BASE), ("lora", 4 * BASE + 6 * ADAPTER), ("qlora", 4 * BASE + 6 * ADAPTER)]
+)
+def test_frozen_weights_need_no_weight_gradient(shared_cache: Path, method: str, expected: int) -> None:
+    (config,) = compose(["model=tiny-random", f"method={method}"], multirun=False)
+    source = models.locate(config.model, shared_cache)
+    model = methods.make_trainable(methods.load_base(config, source, "cpu", torch.bfloat16), config.method, 0)
+    costs = linear_costs(model)
+    assert costs.per_token == expected
+    assert costs.per_supervised_token == 261 * 64 * (6 if method == "full" else 4)
+    assert costs.per_attended_pair == 12 * 2 * 64
+
+
+def test_needed_flops_add_up() -> None:
+    costs = LinearCosts(per_token=10, per_supervised_token=100, per_attended_pair=1000)
+    assert needed_flops(costs, tokens=3, supervised_tokens=2, attended_pairs=6) == 30 + 200 + 6000
+
+
+def test_the_measured_peak_is_a_speed() -> None:
+    assert 1e8 < matmul_peak_flops_per_second("cpu", torch.float32, lambda: None, seconds=0.05) < 1e15
+
+
+def test_energy_is_a_difference_of_readings_by_phase() -> None:
+    readings = iter([1000.0, 8200.0, 11800.0, 99999.0])
+    energy = Energy(lambda: next(readings))
+    energy.enter("train")
+    energy.enter("heldout")
+    energy.stop()
+    assert energy.read() == {"train": 2.0, "heldout": 1.0}
+
+
+def test_energy_so_far_is_read_while_another_phase_runs() -> None:
+    readings = iter([1000.0, 1000.0, 1000.0, 8200.0, 9999.0])
+    energy = Energy(lambda: next(readings))
+    energy.enter("heldout")
+    assert energy.used_wh("train") == 0.0
+    energy.enter("train")
+    energy.enter("heldout")
+    assert energy.used_wh("train") == 2.0
+    assert Energy(lambda: None).used_wh("train") is None
+
+
+@pytest.mark.parametrize("readings", [[None, None], [5.0, None], [None, 5.0], [9.0, 5.0]])
+def test_unknown_energy_is_none(readings: list[float | None]) -> None:
+    values = iter(readings)
+    energy = Energy(lambda: next(values))
+    energy.enter("train")
+    assert energy.read() == {"train": None}
+
+
+def test_a_phase_of_which_a_part_is_unknown_is_unknown() -> None:
+    readings = iter([0.0, None, 5.0, 6.0])
+    energy = Energy(lambda: next(readings))
+    for phase in ("train", "heldout", "train"):
+        energy.enter(phase)
+    assert energy.read()["train"] is None
+
+
+def packages(root: Path, **microjoules: int) -> None:
+    for name, value in microjoules.items():
+        folder = root / name.replace("_", ":").replace("rapl", "intel-rapl", 1)
+        folder.mkdir(exist_ok=True)
+        (folder / "energy_uj").write_text(f"{value}\n")
+        (folder / "max_energy_range_uj").write_text("10000000\n")
+
+
+def test_rapl_sums_packages_and_not_their_parts(tmp_path: Path) -> None:
+    packages(tmp_path, rapl_0=3_000_000, rapl_1=4_000_000, rapl_0_0=9_000_000)
+    rapl = Rapl(tmp_path)
+    packages(tmp_path, rapl_0=5_000_000, rapl_1=4_500_000, rapl_0_0=9_900_000)
+    assert rapl() == 2.5
+
+
+def test_rapl_goes_on_when_a_counter_starts_over(tmp_path: Path) -> None:
+    packages(tmp_path, rapl_0=9_000_000, rapl_1=1_000_000)
+    rapl = Rapl(tmp_path)
+    energy = Energy(rapl, wraps=True)
+    energy.enter("train")
+    for value in (2_000_000, 8_000_000, 1_000_000):  # +3 J across the end of the range, +6 J, +3 J across it again
+        packages(tmp_path, rapl_0=value)
+        energy.sample()
+    assert energy.read()["train"] == pytest.approx(12 / 3600)
+
+
+def test_rapl_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
+    assert Rapl(tmp_path / "nothing")() is None
+    packages(tmp_path, rapl_0=1)
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert Rapl(tmp_path)() is None
+
+
+def unsupported(handle: str) -> int:
+    raise RuntimeError("not supported")
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ({"nvmlDeviceGetMigMode": lambda handle: [0, 0]}, 5.0),
+        ({"nvmlDeviceGetMigMode": unsupported}, 5.0),  # devices before MIG
+        ({"nvmlDeviceGetMigMode": lambda handle: [1, 1]}, None),  # one counter for all tenants
+        ({"nvmlDeviceGetMigMode": unsupported, "nvmlDeviceGetTotalEnergyConsumption": unsupported}, None),
+    ],
+    ids=["two devices", "no MIG", "MIG", "no counter"],
+)
+def test_nvml_energy_on_a_fake_driver(calls: dict, expected: float | None) -> None:
+    library = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: 2500,
+    )
+    vars(library).update(calls)
+    assert Nvml(library, FakeCuda(devices=2)).joules() == expected
+
+
+@pytest.mark.gpu
+def test_energy_on_a_real_device_is_plausible() -> None:
+    energy = open_energy("cuda")
+    matrix = torch.randn(4096, 4096, device="cuda")
+    energy.enter("train")
+    started = time.perf_counter()
+    while time.perf_counter() - started < 2:
+        matrix @ matrix
+        torch.cuda.synchronize()
+    (watt_hours,) = energy.read().values()
+    if watt_hours is None:
+        pytest.skip("this device has no energy counter")
+    watts = watt_hours * 3600 / (time.perf_counter() - started)
+    assert 20 < watts < 2000
+
+
+@pytest.mark.gpu
+def test_the_measured_peak_on_a_real_device_is_a_speed() -> None:
+    assert 1e12 < matmul_peak_flops_per_second("cuda", torch.bfloat16, torch.cuda.synchronize) < 1e16

@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bench.config import ConfigurationError, SuiteConfig
-from bench.worker.regression import SuiteOutcome, run_suite
+from bench.compose import compose
+from bench.config import ConfigurationError, ModelConfig, SuiteConfig
+from bench.record import KL_METRIC
+from bench.worker import device, divergence, models
+from bench.worker.divergence import Outcome
+from bench.worker.loss import inference
+from bench.worker.regression import run_suite
+from bench.worker.scoring import PrefixScorer, branched
 from bench.worker.suites.quick import quick_tasks
 
 BLIMP = Path(__file__).parents[3] / "shared" / "data" / "blimp"
@@ -26,7 +34,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, and an end-of-text token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate([*letters, "<end>"])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>")
@@ -54,14 +62,14 @@ def quick(items_per_task: int | None = 4, tasks: tuple[str, ...] = ()) -> SuiteC
     return SuiteConfig(name="quick", source="quick", items_per_task=items_per_task, tasks=list(tasks))
 
 
-def run(suite: SuiteConfig, model: Any, tokenizer: Any, folder: Path) -> SuiteOutcome:
+def run(suite: SuiteConfig, model: Any, tokenizer: Any, folder: Path) -> Outcome:
     return run_suite(suite, model, tokenizer, cache_folder=folder, max_length=512)
 
 
 def test_a_model_against_itself_gives_identical_items(model, tokenizer, tmp_path) -> None:
     first, second = (run(quick(), model, tokenizer, tmp_path) for _ in range(2))
     assert first == second
-    assert first.fingerprint == second.fingerprint
+    assert [item.item_id for item in first.items] == [item.item_id for item in second.items]
     assert [task.task for task in first.tasks] == [task.name for task in quick_tasks()]
     assert all(task.items == 4 for task in first.tasks)
     assert len({(item.task, item.item_id) for item in first.items}) == len(first.items)
@@ -73,7 +81,7 @@ def test_another_model_gets_the_same_items_and_other_scores(model, tokenizer, tm
     with torch.no_grad():
         model.lm_head.weight.mul_(3)
     after = run(suite, model, tokenizer, tmp_path)
-    assert before.fingerprint == after.fingerprint
+    assert [item.item_id for item in before.items] == [item.item_id for item in after.items]
     assert [i.score for i in before.items] != [i.score for i in after.items]
 
 
@@ -133,7 +141,7 @@ def test_unknown_task_stops_before_anything_runs(model, tokenizer, tmp_path) -> 
 
 
 def test_none_measures_nothing(model, tokenizer, tmp_path) -> None:
-    assert run(SuiteConfig(name="none", source="none"), model, tokenizer, tmp_path) == SuiteOutcome([], [])
+    assert run(SuiteConfig(name="none", source="none"), model, tokenizer, tmp_path) == Outcome([], [])
 
 
 @pytest.fixture
@@ -208,3 +216,138 @@ def test_minimal_pair_files_run_as_tasks(model, tokenizer, tmp_path) -> None:
     outcome = run(local(BLIMP, items_per_task=10), model, tokenizer, tmp_path)
     assert [t.task for t in outcome.tasks] == [file.stem for file in sorted(BLIMP.glob("*.jsonl"))]
     assert all(t.metric == "acc" and t.chance == 0.5 and t.items == 10 for t in outcome.tasks)
+
+
+TEXTS = [
+    ("The capital of France is", [" Paris", " Rome", " Berlin", " Madrid and more"]),
+    ("The capital of Norway is", [" Oslo", " Bergen", " Rome", " x"]),
+    ("Q", [" a", " an answer much longer than its question"]),
+    ("", ["The keys to the cabinet are here.", "The keys to the cabinet is here."]),
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(shared_cache: Path):
+    config = ModelConfig(name="tiny-random", source="random")
+    source = models.locate(config, shared_cache)
+    model = models.load_weights(config, source, dtype=torch.float32, device_map={"": "cpu"})
+    return {"pretrained": model, "tokenizer": models.load_tokenizer(config, source), "batch_size": 4}
+
+
+def requests(lm: HFLM) -> list[tuple]:
+    made = []
+    for context, continuations in TEXTS:
+        for continuation in continuations:
+            start = lm.tok_encode(context) if context else [lm.prefix_token_id]
+            made.append(((context, continuation), start, lm.tok_encode(continuation)))
+    return made
+
+
+@pytest.mark.parametrize("max_length", [256, 40])  # 40: long sequences are cut on the left
+def test_the_scores_equal_lm_evals(loaded, max_length: int) -> None:
+    theirs, ours = (kind(**loaded, max_length=max_length) for kind in (HFLM, PrefixScorer))
+    wanted = theirs._loglikelihood_tokens(requests(theirs), disable_tqdm=True)
+    given = ours._loglikelihood_tokens(requests(ours))
+    assert [nats for nats, _ in given] == pytest.approx([nats for nats, _ in wanted], rel=1e-5)
+    assert [greedy for _, greedy in given] == [greedy for _, greedy in wanted]
+
+
+def test_a_likely_continuation_is_greedy(loaded) -> None:
+    lm = PrefixScorer(**loaded, max_length=256)
+    prompt = lm.tok_encode("abc")
+    best = loaded["pretrained"](torch.tensor([prompt])).logits[0, -1].argmax().item()
+    (first, second) = lm._loglikelihood_tokens([(None, prompt, [best]), (None, prompt, [best - 1])])
+    assert first[1]
+    assert not second[1]
+
+
+def test_items_are_joined_when_half_is_shared() -> None:
+    question = list(range(10))
+    rows = branched([(None, question, [1, 2]), (None, question, [3]), (None, [7], [8]), (None, [7], [9, 9, 9])], 100)
+    assert [row.members for row in rows] == [[0, 1], [2], [3]]
+    assert rows[0].shared == 10
+    assert rows[0].length == 11  # the prefix and one token: last tokens are never read
+
+
+def test_rows_stay_within_the_models_length() -> None:
+    question = list(range(10))
+    rows = branched([(None, question, [i, i, i]) for i in range(6)], 17)
+    assert [len(row.members) for row in rows] == [3, 3]
+    assert all(row.length <= 17 for row in rows)
+
+
+@pytest.fixture
+def setting(smoke):
+    """(config, source, tokenizer, device) of the tiny model, with two short texts of each kind."""
+    (config,) = compose(smoke("method=base", "hardware.compute_dtype=float32"), multirun=False)
+    source = models.locate(config.model, Path(config.paths.cache))
+    return config, source, models.load_tokenizer(config.model, source), device.resolve(config)
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch) -> None:
+    everything = divergence.general_texts
+    monkeypatch.setattr(divergence, "general_texts", lambda tokenizer: everything(tokenizer)[30:34])
+
+
+def moved(setting) -> torch.nn.Module:
+    config, source, _, _ = setting
+    model = models.load_weights(config.model, source, dtype=torch.float32, device_map={"": "cpu"})
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.5)
+    return model
+
+
+def measured(setting, model: torch.nn.Module, reference: divergence.Reference) -> divergence.Outcome:
+    with inference(model, setting[3]):
+        return divergence.divergence(model, reference, setting[3])
+
+
+def exact(setting, model: torch.nn.Module) -> list[float]:
+    """By torch's own function over the whole vocabulary, one text at a time."""
+    config, source, tokenizer, _ = setting
+    base = models.load_weights(config.model, source, dtype=torch.float32, device_map={"": "cpu"}).eval()
+    values = []
+    for text in divergence.general_texts(tokenizer):
+        ids = torch.tensor([text.token_ids])
+        with torch.no_grad():
+            of_base, of_model = (m(ids).logits[0, :-1].double().log_softmax(-1) for m in (base, model.eval()))
+        kl = torch.nn.functional.kl_div(of_model, of_base, log_target=True, reduction="none").sum(-1)
+        values.append(float(kl.mean()))
+    return values
+
+
+def test_the_base_against_itself_is_nothing(setting) -> None:
+    config, source, tokenizer, resolved = setting
+    base = models.load_weights(config.model, source, dtype=torch.float32, device_map={"": "cpu"})
+    outcome = measured(setting, base, divergence.reference_of(config, source, tokenizer, resolved))
+    assert [item.score for item in outcome.items] == [0.0] * 4
+    assert [(task.task, task.metric, task.value) for task in outcome.tasks] == [
+        ("prose_kl", KL_METRIC, 0.0),
+        ("code_kl", KL_METRIC, 0.0),
+    ]
+
+
+def test_it_is_the_divergence_where_nothing_is_lumped(setting, monkeypatch) -> None:
+    monkeypatch.setattr(divergence, "TOP", 10**9)
+    config, source, tokenizer, resolved = setting
+    model = moved(setting)
+    outcome = measured(setting, model, divergence.reference_of(config, source, tokenizer, resolved))
+    assert [item.score for item in outcome.items] == pytest.approx(exact(setting, model), rel=1e-4)
+
+
+def test_lumping_lowers_it(setting, monkeypatch) -> None:
+    monkeypatch.setattr(divergence, "TOP", 8)
+    config, source, tokenizer, resolved = setting
+    model = moved(setting)
+    outcome = measured(setting, model, divergence.reference_of(config, source, tokenizer, resolved))
+    assert all(0 < item.score <= whole for item, whole in zip(outcome.items, exact(setting, model), strict=True))
+
+
+def test_the_reference_is_made_once(setting, monkeypatch) -> None:
+    config, source, tokenizer, resolved = setting
+    first = divergence.reference_of(config, source, tokenizer, resolved)
+    monkeypatch.setattr(divergence, "load_weights", lambda *_, **__: pytest.fail("loaded again"))
+    second = divergence.reference_of(config, source, tokenizer, resolved)
+    assert torch.equal(first.top_ids, second.top_ids)
+    assert torch.equal(first.rest_log_probability, second.rest_log_probability)

@@ -15,7 +15,6 @@ from bench.identity import artifact_folder
 from bench.record import TrainResult
 from bench.worker import prepare as prepare_stage
 from bench.worker import resume
-from bench.worker import resume as checkpoints
 from bench.worker import train as train_stage
 from bench.worker.main import Context, Progress
 
@@ -64,7 +63,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(smoke, tmp_path: Path, monkeypat
     dropout = ["method.adapter.dropout=0.1"] if method == "lora" else []  # random numbers go on, too
     config = configured(smoke, f"method={method}", f"train.checkpoint_every_steps={EVERY}", *dropout)
     stopped_in(6, config, tmp_path / "run", monkeypatch)
-    kept = artifact_folder(config) / checkpoints.FOLDER
+    kept = artifact_folder(config) / resume.FOLDER
     assert [path.name for path in kept.iterdir()] == ["checkpoint-3"]
     resumed, steps = trained(config, tmp_path / "run")
     weights = weights_of(config)
@@ -102,7 +101,7 @@ def test_speed_is_that_of_the_last_process(smoke, tmp_path: Path, monkeypatch) -
 def test_a_checkpoint_that_cannot_be_used_is_named_and_passed_over(smoke, tmp_path: Path, monkeypatch, capsys) -> None:
     config = configured(smoke, "method=lora", f"train.checkpoint_every_steps={EVERY}")
     stopped_in(6, config, tmp_path / "run", monkeypatch)
-    kept = artifact_folder(config) / checkpoints.FOLDER
+    kept = artifact_folder(config) / resume.FOLDER
     shutil.copytree(kept / "checkpoint-3", kept / "checkpoint-5")
     optimizer = kept / "checkpoint-5" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:100])
@@ -120,8 +119,8 @@ def test_what_is_not_the_same_run_starts_anew(smoke, tmp_path: Path, monkeypatch
     config = configured(smoke, "method=lora", f"train.checkpoint_every_steps={EVERY}")
     stopped_in(5, config, tmp_path, monkeypatch)
     if change == "device":
-        real = checkpoints.made_by
-        monkeypatch.setattr(checkpoints, "made_by", lambda config, device: real(config, device) | {"threads": "512"})
+        real = resume.made_by
+        monkeypatch.setattr(resume, "made_by", lambda config, device: real(config, device) | {"threads": "512"})
     else:
         real_consume = resume.consume
         monkeypatch.setattr(resume, "consume", lambda stream, trainer, steps: real_consume(stream, trainer, steps - 1))

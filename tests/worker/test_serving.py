@@ -11,13 +11,12 @@ from transformers import BitsAndBytesConfig
 
 from bench.compose import compose
 from bench.config import RunConfig
+from bench.identity import weight_files
 from bench.record import ServeResult
 from bench.worker import device, evaluate, methods, models, prepare, serve, train
-from bench.worker import prepare as checks
-from bench.worker import serve as fidelity
 from bench.worker.loss import inference
 from bench.worker.main import Context, Progress
-from bench.worker.serve import FirstToken, Origin, Prompts, answer, build, load, weight_files
+from bench.worker.serve import FirstToken, Origin, Prompts, answer, build, load
 
 SERVED = (
     "serve=quick", "serve.prompt_tokens=[8]", "serve.batch_sizes=[1,2]", "serve.new_tokens=3", "serve.repetitions=2",
@@ -65,7 +64,7 @@ def test_every_form_is_timed_and_set_against_the_evaluated_one(smoke, tmp_path: 
     result = serve.run(context)
     check_latency(result, FORMS[method])
     if method == "base_4bit":
-        assert (result.fidelity, result.adapters, result.answers_as_evaluated) == ([], None, None)
+        assert (result.fidelity, result.adapters) == ([], None)
         return
     check_fidelity(result, FORMS[method])
     assert (result.adapters is not None) == ("lora" in method)
@@ -95,17 +94,14 @@ def check_fidelity(result: ServeResult, names: list[str]) -> None:
     reference, *others = result.fidelity
     assert [entry.form for entry in result.fidelity] == [name for name in names if not name.startswith("base")]
     assert reference.logits is None
-    assert result.answers_as_evaluated == reference.examples == 4
-    assert result.rounding.largest < 0.2
-    assert reference.exact.mean < 0.02  # rounding to bf16 alone
+    assert reference.examples == 4
     for entry in others:
         assert entry.logits.positions > 0
         assert 0 <= entry.logits.mean <= entry.logits.largest
-        assert 0 <= entry.token_agreement <= 1
+        assert 0 <= entry.equal_answers <= 4
         assert set(entry.scores) == {"numeric", "exact_match"}
     by_form = {entry.form: entry for entry in others}
     if "merged" in by_form:  # rounding once does less than storing in 4 bits does
-        assert by_form["merged"].exact.mean < by_form["merged_nf4"].exact.mean
         assert by_form["merged"].logits.mean < by_form["merged_nf4"].logits.mean
         assert by_form["merged"].logits.mean < 0.05
 
@@ -205,19 +201,11 @@ def test_answers_have_the_length_that_was_asked_for(smoke, tmp_path: Path) -> No
     assert next(seconds) == 1  # marked once: when the first token was there
 
 
-@pytest.mark.parametrize(
-    ("own", "reference", "share"),
-    [([], [], 1.0), ([5, 6], [5, 6], 1.0), ([5, 6, 7, 8], [5, 6, 9], 0.5), ([], [5], 0.0), ([5], [5, 6], 0.5)],
-)
-def test_agreement_ends_at_the_first_difference(own: list[int], reference: list[int], share: float) -> None:
-    assert fidelity.agreement(own, reference) == share
-
-
 def test_logit_differences_by_hand() -> None:
     own, reference = torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([[0.5, 2.0], [1.0, 3.0]])
-    found = fidelity.logit_difference(own, reference)
+    found = serve.logit_difference(own, reference)
     assert (found.positions, found.largest, found.mean, found.same_token_share) == (2, 3.0, 0.875, 0.5)
-    broken = fidelity.logit_difference(torch.tensor([[torch.nan, 0.0]]), torch.tensor([[0.0, 0.0]]))
+    broken = serve.logit_difference(torch.tensor([[torch.nan, 0.0]]), torch.tensor([[0.0, 0.0]]))
     assert (broken.largest, broken.mean) == (None, None)
 
 
@@ -238,6 +226,6 @@ def test_no_form_asks_for_a_method_by_name() -> None:
 def test_the_disk_must_hold_the_forms_too(smoke, monkeypatch) -> None:
     overrides = smoke("method=qlora", "serve=quick", "model.parameters=1000000000")
     (config,) = compose(overrides, multirun=False)
-    monkeypatch.setattr(checks, "free_bytes", lambda folder: 6 * 10**9)  # model and checkpoint take 2 each
-    (problem,) = checks.disk_problems(config)  # two merged forms and two in 4 bits: 5.4 more
+    monkeypatch.setattr(prepare, "free_bytes", lambda folder: 6 * 10**9)  # model and checkpoint take 2 each
+    (problem,) = prepare.disk_problems(config)  # two merged forms and two in 4 bits: 5.4 more
     assert problem.startswith("disk: a checkpoint with its served forms takes 6.9 GiB")

@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.config import SuiteConfig
-from bench.worker.suites import local, quick
-from bench.worker.suites import local as check
-from bench.worker.suites import quick as instructions
-from bench.worker.suites.documents import by_hash, choice_task
+from bench.worker.suites import by_hash, choice_task, local, quick
 from bench.worker.suites.local import check_suite
 from bench.worker.suites.quick import quick_tasks
 
@@ -101,16 +98,16 @@ def test_choice_task_by_hand() -> None:
     ],
 )
 def test_instructions_are_judged(rule: str, argument: str, good: str, bad: str) -> None:
-    assert instructions.followed(rule, argument, good)
-    assert not instructions.followed(rule, argument, bad)
+    assert quick.followed(rule, argument, good)
+    assert not quick.followed(rule, argument, bad)
 
 
 def test_every_rule_has_its_share_and_its_judge() -> None:
-    documents = instructions.instruction_tasks()[0].documents
-    assert set(Counter(d["rule"] for d in documents).values()) == {instructions.ITEMS_PER_RULE}
+    documents = quick.instructions().documents
+    assert set(Counter(d["rule"] for d in documents).values()) == {quick.ITEMS_PER_RULE}
     for document in documents:
         assert "{" not in document["argument"]
-        assert not instructions.followed(document["rule"], document["argument"], "")
+        assert not quick.followed(document["rule"], document["argument"], "")
 
 
 def test_unknown_quick_task_is_named_with_the_nearest() -> None:
@@ -136,8 +133,8 @@ def test_registry_knows_the_general_suite_and_names_what_it_does_not_know() -> N
 
 
 def test_packages_that_a_task_needs_are_named(monkeypatch) -> None:
-    monkeypatch.setattr(check, "registry_names", lambda: ["ifeval", "piqa"])
-    monkeypatch.setattr(check, "_IFEVAL_PACKAGES", ("json", "no_such_package"))
+    monkeypatch.setattr(local, "registry_names", lambda: ["ifeval", "piqa"])
+    monkeypatch.setattr(local, "_IFEVAL_PACKAGES", ("json", "no_such_package"))
     (problem,) = check_suite(SuiteConfig(name="mine", source="lm_eval", tasks=["ifeval", "piqa"]))
     assert "ifeval needs no_such_package" in problem
 

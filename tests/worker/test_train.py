@@ -16,7 +16,6 @@ from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder
 from bench.record import TrainResult
 from bench.worker import data, methods, models
-from bench.worker import data as prepare
 from bench.worker import prepare as prepare_stage
 from bench.worker import train as train_stage
 from bench.worker.device import compile_layers
@@ -42,7 +41,7 @@ def trained(config: RunConfig, folder: Path) -> tuple[TrainResult, list[dict]]:
 def plain_loop(config: RunConfig) -> list[tuple[float, float]]:
     """(loss, gradient norm) by step: whole batches, transformers' own loss over all positions, no accumulation."""
     source = models.locate(config.model, Path(config.paths.cache))
-    rows = prepare.load_prepared(data_folder(config)).train
+    rows = data.load_prepared(data_folder(config)).train
     order = data.training_order(
         [data.row_length(r) for r in rows], seed=config.seed, epochs=8, batch_size=4, max_steps=STEPS
     )
@@ -134,7 +133,7 @@ def test_compiled_layers_do_not_keep_dequantized_weights(smoke, tmp_path: Path) 
         return tensor
 
     compile_layers(model)
-    batch = data.collate([prepare.load_prepared(data_folder(config)).train[0]], pad_id=0)
+    batch = data.collate([data.load_prepared(data_folder(config)).train[0]], pad_id=0)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         loss = model(**batch, use_cache=False).loss
     loss.backward()

@@ -15,7 +15,6 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import data_folder
 from bench.worker import data, methods, models
-from bench.worker import data as prepare
 from bench.worker import prepare as prepare_stage
 from bench.worker import train as train_stage
 from bench.worker.main import Context, Progress
@@ -91,7 +90,7 @@ def theirs(config: RunConfig, folder: Path) -> list[dict[str, float]]:
 
 
 def rows_in_order(config: RunConfig) -> list[dict[str, list[int]]]:
-    rows = prepare.load_prepared(data_folder(config)).train
+    rows = data.load_prepared(data_folder(config)).train
     order = data.training_order(
         [data.row_length(r) for r in rows], seed=config.seed, epochs=8, batch_size=4, max_steps=STEPS
     )

@@ -1,7 +1,7 @@
 """What measures a run. The only modules, besides `models` and `methods`, that make device calls.
 
 One contract. An instrument measures by phase, from the first `enter` to `stop`; `Instrument` states it as a type,
-and `tests/worker/test_contract.py` holds every instrument to it:
+and `tests/worker/test_instruments.py` holds every instrument to it:
 
     enter(phase)   start, or mark a phase: the one before it ends. A phase entered again goes on: what adds up is
                    added, of peaks the larger is kept
@@ -15,7 +15,7 @@ Unknown is None, never 0. Opening an instrument takes its zero, so it is opened 
     tokens   TokenCounts of the batches that it was given, and their hash          TokenStream()
     energy   watt-hours                                                            open_energy(device)
 
-`load`, which says what else used the machine, has a single interval from `start` to `read`. `flops` is no
+`clock.Load`, what else used the machine, has a single interval from `start` to `read`. FLOPs (`tokens`) are no
 instrument but arithmetic on what these read, with one measurement of its own, the matmul peak.
 What each instrument costs and how far it errs: `python -m benchmarks.observer`, `python -m benchmarks.instruments`.
 """

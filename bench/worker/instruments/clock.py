@@ -1,4 +1,4 @@
-"""Wall time by name, and the timing of every optimizer step.
+"""Wall time by name, the timing of optimizer steps, and what else ran on the machine meanwhile.
 
 A span is timed where it happens and never computed by subtracting others: what is in no span is overhead, and
 shows as such. The device is synchronized at both edges of everything timed.
@@ -8,6 +8,15 @@ shows as such. The device is synchronized at both edges of everything timed.
     ...     load()
     >>> clock.read()
     {'load': 1.93}
+
+Other load is read at the start and at the end only, so measuring costs nothing while something is measured. On a CPU
+(Linux) it is the busy time in /proc/stat of the processors that this process may use (user, nice and system; interrupts
+belong to nobody), less the CPU time of this process and its descendants, by the wall time. On CUDA it is the number of
+other processes that compute on the device, by NVML. The load average is no such measure: it counts the run itself.
+
+    >>> load = open_load("cpu")
+    >>> load.start(); train(); load.read()
+    OtherLoad(cpu_cores=0.02, stolen_cores=0.0, gpu_processes=None, load_average_1min=1.9)
 """
 
 from __future__ import annotations
@@ -160,8 +169,14 @@ def open_load(device: str, own: int | None = None) -> Load:
     Args:
         own: the process that, with its descendants, is not others; None: this one.
     """
-    own = own or os.getpid()
-    return Load(lambda: read_cpu_seconds(own=own), _gpu_reading(own) if device == "cuda" else lambda: None)
+    this = psutil.Process(own or os.getpid())
+    nvml = open_nvml() if device == "cuda" else None
+
+    def gpu() -> int | None:
+        ours = {this.pid, *(child.pid for child in this.children(recursive=True))}
+        return other_gpu_processes(nvml.process_ids(), ours) if nvml else None
+
+    return Load(lambda: read_cpu_seconds(own=this.pid), gpu if nvml else lambda: None)
 
 
 def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) -> CpuSeconds | None:
@@ -201,13 +216,3 @@ def other_gpu_processes(running: Collection[int] | None, own: Collection[int]) -
         return None  # not even ours: the list is hidden
     others = set(running) - set(own)
     return len(others) if len(others) < len(running) else len(running) - 1
-
-
-def _gpu_reading(own: int) -> Callable[[], int | None]:
-    nvml = open_nvml()
-
-    def count() -> int | None:
-        ours = {own, *(child.pid for child in psutil.Process(own).children(recursive=True))}
-        return other_gpu_processes(nvml.process_ids(), ours) if nvml else None
-
-    return count

@@ -92,7 +92,7 @@ def open_nvml() -> Nvml | None:
 
 
 def pci_bus_id(cuda: Any, index: int | None = None) -> str:
-    """Of the current device, or of one by its index.
+    """The bus id of the current device, or of one by its index.
 
     NVML counts devices without regard to CUDA_VISIBLE_DEVICES; the bus id names the same one in both.
     """

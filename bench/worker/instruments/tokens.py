@@ -1,4 +1,4 @@
-"""Counts and hashes of what was trained on.
+"""Counts and hashes of what was trained on, and the FLOPs that it needs.
 
 Three counts, because published speeds mix them up: non-padding tokens, supervised tokens (those with a label),
 and positions (padding included). The hash runs over the exact token stream, so that two runs with equal digests
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -37,13 +37,7 @@ class TokenCounts:
     attended_pairs: int = 0  # n (n + 1) / 2 of every sequence of n tokens
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
-        return TokenCounts(
-            self.tokens + other.tokens,
-            self.supervised_tokens + other.supervised_tokens,
-            self.positions + other.positions,
-            self.examples + other.examples,
-            self.attended_pairs + other.attended_pairs,
-        )
+        return TokenCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class TokenStream:
@@ -91,17 +85,25 @@ class TokenStream:
         return self._sha256.hexdigest()
 
 
-__all__ = ["LinearCosts", "linear_costs", "matmul_peak_flops_per_second", "needed_flops"]
+__all__ = ["LinearCosts", "TokenCounts", "TokenStream", "linear_costs", "matmul_peak_flops_per_second", "needed_flops"]
 
 
 def linear_costs(model: Any) -> LinearCosts:
-    """Read off a model, quantized or not, with or without adapters."""
+    """FLOPs per token of the loaded model, quantized or not, with or without adapters (`bench.planner.time`)."""
+
+    def flops(module: Any) -> int:
+        weight = module.weight
+        quantized = getattr(weight, "quant_state", None)
+        size: int = weight.numel() if quantized is None else quantized.shape.numel()
+        return linear_flops(size, trained=weight.requires_grad)
+
     head = model.get_output_embeddings()
-    body = sum(_flops(module) for module in model.modules() if _is_linear(module) and module is not head)
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]  # bitsandbytes' and PEFT's are, too
+    body = sum(flops(module) for module in linear if module is not head)
     config = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     channels = config.num_hidden_layers * config.num_attention_heads * head_dim
-    return LinearCosts(body, _flops(head), attention_flops(channels))
+    return LinearCosts(body, flops(head), attention_flops(channels))
 
 
 def matmul_peak_flops_per_second(
@@ -119,15 +121,3 @@ def matmul_peak_flops_per_second(
         synchronize()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
-
-
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear)  # bitsandbytes' and PEFT's inner layers are linear layers too
-
-
-def _flops(module: Any) -> int:
-    """Per token, forward and backward, of one linear layer."""
-    weight = module.weight
-    quantized = getattr(weight, "quant_state", None)
-    size: int = weight.numel() if quantized is None else quantized.shape.numel()
-    return linear_flops(size, trained=weight.requires_grad)

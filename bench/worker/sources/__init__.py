@@ -1,46 +1,97 @@
 """Where task examples come from: one module a source, all with the same shape.
 
-docstrings   installed Python packages; the embedded default
-files        the user's .jsonl, .json, .csv or .parquet
-hub          data sets of the Hugging Face hub
+    docstrings   installed Python packages; the embedded default
+    files        the user's .jsonl, .json, .csv or .parquet
+    hub          data sets of the Hugging Face hub
 
->>> loaded = load(config.task)
->>> {name: len(examples) for name, examples in loaded.splits.items()}
-{'train': 15000, 'validation': 2000, 'test': 4000}
+A source's `load(task)` returns `Loaded`: three lists of `Example` (templates already filled in) and a count of
+everything it left out. Orders and cuts follow from SHA-256 of the content, so the same data give the same splits on
+every machine.
+
+    >>> loaded.splits["train"][0]
+    Example(example_id='train.jsonl:12', prompt='What is 2 + 2?', target='4', group='...')
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from bench.config import TaskConfig
-from bench.worker.sources import docstrings, files, hub
-from bench.worker.sources.example import SPLITS, Example, Loaded, content_hash
-
-__all__ = ["SPLITS", "Example", "Loaded", "load", "stamp"]
+SPLITS = ("train", "validation", "test")
+CUT_FRACTION = 10  # a missing validation or test split is one example in ten of the training split ...
+CUT_MAXIMUM = 1000  # ... but never more than this
 
 
-def load(task: TaskConfig) -> Loaded:
-    """Every example of the task, by split, templates filled in.
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its answer.
 
-    Raises:
-        ConfigurationError: with every problem of the files, columns and templates.
+    Attributes:
+        example_id: where it came from, for a person: a file and line, a split and row, or a function's name.
+        group: examples of one group are never divided between splits (a module; a repeated prompt).
     """
-    return {"docstrings": docstrings.load, "files": files.load, "hub": hub.load}[task.source](task)
+
+    example_id: str
+    prompt: str
+    target: str
+    group: str
 
 
-def stamp(task: TaskConfig) -> dict[str, str]:
-    """What of the outside world decides the examples, cheap to ask for.
+@dataclass(frozen=True)
+class Loaded:
+    """What a source found."""
 
-    Prepared data are kept by the task's settings; when the stamp has changed since (an edited file, an upgraded
-    package, a changed rule in this folder), they are prepared anew. Hub data are named by `hub_revision` alone.
+    splits: dict[str, list[Example]]  # train, validation, test; each in content order
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> examples
+    source: str = ""  # for a person
+
+
+def content_hash(*parts: str) -> str:
+    """SHA-256 in hex over texts and their borders."""
+    return hashlib.sha256("\x00".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def in_content_order(examples: Iterable[Example]) -> list[Example]:
+    """A fixed shuffle.
+
+    Files are often sorted by label or length: their first N lines would be a biased training set. A hash order
+    makes every prefix a fair sample, and the same one everywhere.
     """
-    outside = {"docstrings": docstrings.versions, "files": lambda: files.checksums(task), "hub": dict}[task.source]()
-    return outside | {"rules": _rules_sha256()}
+    return sorted(examples, key=lambda e: (content_hash(e.prompt, e.target), e.example_id))
 
 
-def _rules_sha256() -> str:
-    """Of the code that reads, filters and tokenizes: another rule makes other data."""
-    folder = Path(__file__).parent
-    code = [*sorted(folder.glob("*.py")), folder.parent / "data.py"]
-    return content_hash(*(path.read_text() for path in code))
+def without_duplicates(examples: Iterable[Example]) -> list[Example]:
+    """The first of each (prompt, target)."""
+    first: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        first.setdefault((example.prompt, example.target), example)
+    return list(first.values())
+
+
+def cut(examples: list[Example], total: int) -> tuple[list[Example], list[Example]]:
+    """Part off a held-out split: (what stays, what is cut).
+
+    A tenth of `total` is cut, at least 1 and at most 1000, in whole groups: a prompt that occurs twice with two
+    answers never sits on both sides.
+    """
+    wanted = min(CUT_MAXIMUM, max(1, total // CUT_FRACTION))
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    chosen: set[str] = set()
+    count = 0
+    for group in sorted(groups, key=content_hash):
+        if count >= wanted:
+            break
+        chosen.add(group)
+        count += len(groups[group])
+    stays = [e for e in examples if e.group not in chosen]
+    return stays, [e for e in examples if e.group in chosen]
+
+
+def shortened(problems: list[str], limit: int = 10) -> list[str]:
+    """At most `limit` problems, then how many more there are."""
+    if len(problems) <= limit:
+        return problems
+    return [*problems[:limit], f"... and {len(problems) - limit} more like these"]

@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.config import ConfigurationError, TaskConfig
-from bench.worker.sources.example import Example, Loaded, content_hash
+from bench.worker.sources import Example, Loaded, content_hash
 from bench.worker.sources.files import Row, fill, template_problems
 
 CHARACTERS = (15, 120)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import ConfigurationError, TaskConfig, suggest
-from bench.worker.sources.example import (
+from bench.worker.sources import (
     SPLITS,
     Example,
     Loaded,
@@ -109,18 +109,9 @@ def _cell_problem(values: dict[str, Any], needed: list[str], answer_columns: lis
             return f"column {name!r} is null; give it a text, or leave the record out"
         if not isinstance(value, allowed):
             return f"column {name!r} holds a {type(value).__name__} ({_short(value)}); write it as a text"
-        if isinstance(value, str) and not _is_unicode(value):
+        if isinstance(value, str) and value.encode(errors="replace").decode() != value:  # JSON can spell such
             return f"column {name!r} holds half a surrogate pair, which is no text; mend its \\u escapes"
     return None
-
-
-def _is_unicode(text: str) -> bool:
-    """False for lone surrogates, which JSON can spell and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _named_label(values: dict[str, Any], task: TaskConfig) -> tuple[dict[str, Any], str | None]:
@@ -257,9 +248,11 @@ def load(task: TaskConfig) -> Loaded:
         raise ConfigurationError(problems)
     names = dict.fromkeys(path.name for path in paths.values())
     splits, dropped = with_missing_splits(given)
-    problems = [_too_few(split, len(given["train"]), paths) for split in SPLITS if not splits[split]]
-    if problems:
-        raise ConfigurationError(problems)
+    empty = [split for split in SPLITS if not splits[split]]
+    if empty:
+        cuts = {split: "its other splits were cut" if split == "train" else f"{split} was cut" for split in empty}
+        start = f"{paths['train']}: with {len(given['train'])} examples nothing is left in"
+        raise ConfigurationError([f"{start} {split} after {cuts[split]}; give separate files" for split in empty])
     return Loaded({s: in_content_order(splits[s]) for s in SPLITS}, dropped, ", ".join(names))
 
 
@@ -294,11 +287,6 @@ def checksums(task: TaskConfig) -> dict[str, str]:
 def _paths(task: TaskConfig) -> dict[str, Path]:
     given = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
     return {split: Path(name).expanduser() for split, name in given.items() if name}
-
-
-def _too_few(split: str, examples: int, paths: dict[str, Path]) -> str:
-    others = "its other splits were cut" if split == "train" else f"{split} was cut"
-    return f"{paths['train']}: with {examples} examples nothing is left in {split} after {others}; give separate files"
 
 
 def _read(split: str, path: Path, task: TaskConfig) -> tuple[list[Example], list[str]]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.config import ConfigurationError, TaskConfig, suggest
-from bench.worker.sources.example import SPLITS, Example, Loaded, in_content_order, without_duplicates
+from bench.worker.sources import SPLITS, Example, Loaded, in_content_order, without_duplicates
 from bench.worker.sources.files import Row, fill, template_problems, with_missing_splits
 
 
@@ -37,7 +37,8 @@ def load(task: TaskConfig) -> Loaded:
             dropped[f"{split}: a column is empty or not a text"] += len(unusable)
         given[split] = examples
     for held_out in ("test", "validation"):
-        fewer = _without(given["train"], given.get(held_out, []))
+        taken = {(e.prompt, e.target) for e in given.get(held_out, [])}
+        fewer = [e for e in given["train"] if (e.prompt, e.target) not in taken]
         dropped[f"train: also in {held_out}"] += len(given["train"]) - len(fewer)
         given["train"] = fewer
     # Converted data sets may repeat their training split as its own subsets (GEM/viggo does).
@@ -131,11 +132,6 @@ def _templates(split: str, task: TaskConfig) -> tuple[str, str]:
     if _trains_elsewhere(split, task):
         return task.train_prompt or task.prompt, task.train_target or task.target
     return task.prompt, task.target
-
-
-def _without(train: list[Example], held_out: list[Example]) -> list[Example]:
-    taken = {(e.prompt, e.target) for e in held_out}
-    return [e for e in train if (e.prompt, e.target) not in taken]
 
 
 def _unreachable(dataset: str, split: str, error: Exception) -> str:

@@ -1,4 +1,6 @@
-"""A user's own suite: a folder of lm-eval YAML tasks, or of plain minimal pairs.
+"""A user's own suite, and the check of any suite before it runs.
+
+A suite of one's own is a folder of lm-eval YAML tasks, or of plain minimal pairs.
 
 With YAML files in the folder, these are the suite. Without, every `NAME.jsonl` is a task of minimal pairs, one
 `{"sentence_good": ..., "sentence_bad": ...}` a line (BLiMP's shape; other keys are ignored).
@@ -20,10 +22,8 @@ from typing import Any
 import yaml
 
 from bench.config import SuiteConfig, suggest
-from bench.worker.suites.documents import QuickTask
+from bench.worker.suites import QuickTask
 from bench.worker.suites.quick import quick_tasks
-
-_GOOD, _BAD = "sentence_good", "sentence_bad"
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,20 +60,19 @@ def minimal_pair_tasks(folder: Path) -> list[QuickTask]:
 
 
 def _pairs(file: Path) -> Iterator[tuple[str, str]]:
+    """(good, bad) sentences of every line that is not empty."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            yield _pair(file, number, line)
-
-
-def _pair(file: Path, number: int, line: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-        good, bad = row[_GOOD], row[_BAD]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        good = bad = None
-    if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
-        raise ValueError(f"{file.name} line {number}: not a JSON object with the strings {_GOOD} and {_BAD}")
-    return good, bad
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            pair = row["sentence_good"], row["sentence_bad"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            pair = None, None
+        if not all(isinstance(sentence, str) and sentence for sentence in pair):
+            reason = "not a JSON object with the strings sentence_good and sentence_bad"
+            raise ValueError(f"{file.name} line {number}: {reason}")
+        yield pair
 
 
 def names(folder: Path) -> list[str]:
@@ -94,9 +93,12 @@ def problems(folder: Path) -> list[str]:
     if not files and not pairs:
         return [f"suite.path: {folder} holds neither .yaml tasks nor .jsonl minimal pairs"]
     found = []
-    included = {str(name) for file in files for name in _includes(_read_yaml(file))}
-    for file in files:
-        config = _read_yaml(file)
+    read = {file: _read_yaml(file) for file in files}
+    included: set[str] = set()
+    for config in read.values():
+        includes = config.get("include") or []
+        included |= {Path(name).name for name in ([includes] if isinstance(includes, str) else includes)}
+    for file, config in read.items():
         if "task" not in config and "group" not in config and file.name not in included:
             reason = config.get("__error__", "it has no `task:` (or `group:`) name; add one")
             found.append(f"suite.path: {file.name}: {reason}")
@@ -107,11 +109,6 @@ def problems(folder: Path) -> list[str]:
         except ValueError as error:
             found.append(f"suite.path: {error}")
     return found
-
-
-def _includes(config: dict[str, Any]) -> list[str]:
-    includes = config.get("include") or []
-    return [Path(name).name for name in ([includes] if isinstance(includes, str) else includes)]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -138,21 +135,15 @@ def check_suite(suite: SuiteConfig) -> list[str]:
     if suite.source == "lm_eval":
         if not suite.tasks:
             return ["suite.tasks: empty; name at least one lm-eval task, or choose suite=none"]
-        return _unknown(suite.tasks, registry_names()) + _missing_packages(suite.tasks)
+        missing = [package for package in _IFEVAL_PACKAGES if importlib.util.find_spec(package) is None]
+        remedy = f"needs {', '.join(missing)}; install them (pip install 'lm-eval[ifeval]') or leave it out"
+        lacking = [f"suite.tasks: {name} {remedy}" for name in suite.tasks if missing and "ifeval" in name]
+        return _unknown(suite.tasks, registry_names()) + lacking
     folder = Path(suite.path or "")
     if not suite.path or not folder.is_dir():
         return [f"suite.path: no folder {suite.path!r}; give a folder of lm-eval YAML tasks or minimal-pair .jsonl"]
     found = problems(folder)
     return found + (_unknown(suite.tasks, names(folder)) if not found else [])
-
-
-def _missing_packages(tasks: list[str]) -> list[str]:
-    missing = [p for p in _IFEVAL_PACKAGES if importlib.util.find_spec(p) is None]
-    return [
-        f"suite.tasks: {name} needs {', '.join(missing)}; install them (pip install 'lm-eval[ifeval]') or leave it out"
-        for name in tasks
-        if missing and "ifeval" in name
-    ]
 
 
 @cache
@@ -164,14 +155,13 @@ def registry_names() -> list[str]:
 
 
 def _unknown(given: list[str], allowed: list[str]) -> list[str]:
-    known = set(allowed)
-    return [f"suite.tasks: no task {name!r}{_hint(name, allowed)}" for name in given if name not in known]
-
-
-def _hint(name: str, allowed: list[str]) -> str:
-    """The allowed names when they fit a line, the three closest when there are thousands."""
-    if len(allowed) <= 40:
-        return suggest(name, allowed)
-    close = difflib.get_close_matches(name, allowed, n=3)
-    hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-    return f"{hint}; {len(allowed)} names are known: `lm-eval ls tasks` lists them"
+    """A problem for each name that is not allowed, with the nearest of thousands, or all that fit a line."""
+    problems = []
+    for name in sorted(set(given) - set(allowed), key=given.index):
+        hint = suggest(name, allowed)
+        if len(allowed) > 40:
+            close = difflib.get_close_matches(name, allowed, n=3)
+            hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+            hint += f"; {len(allowed)} names are known: `lm-eval ls tasks` lists them"
+        problems.append(f"suite.tasks: no task {name!r}{hint}")
+    return problems

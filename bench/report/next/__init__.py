@@ -1,1 +1,0 @@
-"""The report: sections as data, charts, and two small renderers."""

@@ -1,0 +1,203 @@
+"""A section of the report as data, written once and rendered twice: to Markdown and to HTML.
+
+A section holds plain text and values, never markup: the renderers escape everything. Numbers become text here (GiB,
+minutes and percent exist only in a report); an unknown number is "-", never 0.
+
+    >>> table = Table(["method", "peak memory, GiB"], [["lora", gib(3_049_000_000)]])
+    >>> Section("Memory", lead="LoRA needs the least memory.", table=table).table.rows[0]
+    ['lora', '2.84']
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from bench.report.charts import Chart
+
+UNKNOWN = "-"
+# Control characters and those that turn the direction of the text around them: a name must not rewrite its page.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of ready text.
+
+    Attributes:
+        headers: one a column, with its unit.
+        text_columns: the first columns that hold words, set flush left; the others hold numbers, set flush right.
+        bold: indices of the rows to emphasize.
+    """
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+    bold: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer of a group: one sentence, how sure it is (0..1; None: unknown), why, and what else to know."""
+
+    sentence: str
+    sureness: float | None
+    reason: str
+    asides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Test examples to browse, those on which the methods' scores differ most first.
+
+    Attributes:
+        metrics: names of the scores; the first is the primary one.
+        arms: whose answers are shown.
+        disagree: difference of two scores from which on methods disagree.
+        rows: [id, prompt, reference, spread of the scores, [answer of each arm or None]]; an answer is
+            [text, whether it was cut at the length limit, score of each metric ...].
+        places: of each row in the test set.
+    """
+
+    metrics: Sequence[str]
+    arms: Sequence[str]
+    disagree: float
+    rows: Sequence[Sequence[Any]]
+    places: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section.
+
+    Attributes:
+        lead: one or two sentences that say what the section shows.
+        items: a list below the lead.
+        code: a command or a log, shown as it is.
+        note: definitions, in small print.
+        fold: whether the page shows the title alone until it is opened.
+        parts: subsections.
+    """
+
+    title: str
+    lead: str = ""
+    table: Table | None = None
+    chart: Chart | None = None
+    note: str = ""
+    fold: bool = False
+    items: Sequence[str] = ()
+    code: str = ""
+    parts: Sequence[Section] = ()
+    headline: Headline | None = None
+    examples: Examples | None = None
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """The sections of one model, task and suite; `title` is empty when the report has no other chapter."""
+
+    title: str
+    sections: Sequence[Section]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What both renderers read. `subtitle`: what was compared, in one line."""
+
+    title: str
+    subtitle: str
+    chapters: Sequence[Chapter]
+    closing: Sequence[Section] = field(default_factory=list)  # about the whole sweep
+
+
+def printable(text: object) -> str:
+    """Text without control characters (line breaks and tabs stay) and without overrides of its direction."""
+    return _UNPRINTABLE.sub("", str(text))
+
+
+def anchor(text: str, taken: Iterable[str] = ()) -> str:
+    """A name for links and files that is none of those taken: lower-case letters of any script, digits, hyphens."""
+    base = re.sub(r"[^\w]+|_+", "-", printable(text).lower()).strip("-")[:80] or "section"
+    names, number = set(taken), 2
+    name = base
+    while name in names:
+        name, number = f"{base}-{number}", number + 1
+    return name
+
+
+def known(value: Any) -> bool:
+    """Whether a number is there: neither None nor NaN nor infinite."""
+    return value is not None and not pd.isna(value) and math.isfinite(float(value))
+
+
+def number(value: Any, digits: int = 3, scale: float = 1.0, *, sign: bool = False) -> str:
+    """`value * scale` with fixed decimals."""
+    return f"{float(value) * scale:{'+' if sign else ''},.{digits}f}" if known(value) else UNKNOWN
+
+
+def gib(size_bytes: Any) -> str:
+    """Bytes as GiB."""
+    return number(size_bytes, 2, 2**-30)
+
+
+def mib(size_bytes: Any) -> str:
+    """Bytes as MiB; small sizes keep two decimals."""
+    return number(size_bytes, 2 if known(size_bytes) and float(size_bytes) < 10 * 2**20 else 0, 2**-20)
+
+
+def minutes(seconds: Any) -> str:
+    """Seconds as minutes."""
+    return number(seconds, 1, 1 / 60)
+
+
+def percent(share: Any, digits: int = 0) -> str:
+    """A share (0..1) as a percentage."""
+    return f"{number(share, digits, 100)}%" if known(share) else UNKNOWN
+
+
+def interval(value: Any, low: Any, high: Any, digits: int = 3, scale: float = 1.0, *, sign: bool = False) -> str:
+    """A value beside its interval; the value alone when the interval is unknown."""
+    text = number(value, digits, scale, sign=sign)
+    if not known(low) or not known(high) or not known(value):
+        return text
+    return f"{text} [{number(low, digits, scale, sign=sign)}, {number(high, digits, scale, sign=sign)}]"
+
+
+def over_seeds(values: Iterable[Any], digits: int = 2, scale: float = 1.0) -> str:
+    """The mean, with the lowest and the highest seed when they differ."""
+    present = [float(value) for value in values if known(value)]
+    if not present:
+        return UNKNOWN
+    low, high = number(min(present), digits, scale), number(max(present), digits, scale)
+    mean = number(sum(present) / len(present), digits, scale)
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def table_of(frame: pd.DataFrame, columns: Sequence[tuple[str, str, Callable[[Any], str]]], **options: Any) -> Table:
+    """A table with one row a row of the frame; columns of which nothing is known are left out.
+
+    Args:
+        columns: (header, column of the frame, how its values are written).
+        options: of `Table`.
+    """
+    shown = [column for column in columns if column[1] in frame and frame[column[1]].notna().any()]
+    texts = [[write(value) for value in frame[name]] for _, name, write in shown]
+    return Table([header for header, *_ in shown], list(zip(*texts, strict=True)), **options)
+
+
+def joined(words: Sequence[str], last: str = "and") -> str:
+    """Words as a list in a sentence: "a, b and c"."""
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def shortened(text: str, characters: int) -> str:
+    """The beginning of a text, with the number of characters left out."""
+    if len(text) <= characters:
+        return text
+    return f"{text[:characters]}\n... ({len(text) - characters:,} more characters)"

@@ -1,0 +1,20 @@
+"""One file a section. Each has a function `section(group) -> Section | None`; `SECTIONS` is their order in the report.
+
+The first two, `answer` and `change`, take the reader's limits too. To add a section: write its file and name it here.
+"""
+
+from bench.report.sections import (
+    claims,
+    examples,
+    fairness,
+    forgetting,
+    learning,
+    memory,
+    quality,
+    rates,
+    serving,
+    speed,
+)
+
+_ORDER = (quality, learning, memory, speed, forgetting, serving, claims, rates, examples, fairness)
+SECTIONS = tuple(module.section for module in _ORDER)

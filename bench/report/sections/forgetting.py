@@ -1,0 +1,84 @@
+"""Forgetting: what each method lost, or gained, on the regression suite against the untouched base.
+
+>>> section(group).chart.name
+'regression'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.report.charts import Chart, regression_chart
+from bench.report.section import Section, Table, interval, known
+from bench.report.sections.quality import difference
+from bench.stats.compare import compare
+from bench.stats.frames import Group
+from bench.stats.measures import SUITE_MEAN
+
+_NOTE = (
+    "Change against the untouched base on the same items, in points (0 to 100), with its 95% interval. Orange: lost; "
+    "blue: gained; bold: shown to be a change (Holm). All tasks: the mean of the accuracy-like tasks, each counted "
+    "alike."
+)
+
+
+def section(group: Group) -> Section | None:
+    """None without a suite, or without a base to compare with."""
+    found = compare(group).comparisons
+    controls = group.arms.loc[group.arms["control"].astype(bool), "arm"]
+    found = found[(found["kind"] == "regression") & ~found["arm"].isin(controls)] if len(found) else found
+    if found.empty:
+        return None
+    rows = found[found["baseline"] == found["baseline"].iloc[0]].to_dict("records")
+    rising = [row for row in rows if row["higher_is_better"]]
+    parts = [part for part in (_language(rows), _divergence(group)) if part]
+    if not rising:
+        return Section("Forgetting", parts=parts)
+    data = pd.DataFrame([_points(row) for row in rising])
+    says = f"Change of each regression task against {rising[0]['baseline']}."
+    means = [row for row in rising if row["measure"] == SUITE_MEAN] or rising
+    texts = [[row["arm"], difference(row, 100, 1), row["verdict"]] for row in means]
+    table = Table(["method", f"{means[0]['measure']}: change, points [95%]", "verdict"], texts)
+    chart = Chart("regression", regression_chart(data), says, data)
+    return Section("Forgetting", chart=chart, table=table, note=_NOTE, parts=parts)
+
+
+def _points(row: dict[Any, Any]) -> dict[str, Any]:
+    low, high = (100 * row[end] if known(row[end]) else None for end in ("low", "high"))
+    return {"task": row["measure"], "arm": row["arm"], "change": 100 * row["difference"], "low": low, "high": high,
+            "verdict": row["verdict"], "items": row["examples"]}  # fmt: skip
+
+
+def _language(rows: list[dict[Any, Any]]) -> Section | None:
+    """Tasks of which a lower value is better: bits per byte of general text."""
+    falling = [row for row in rows if not row["higher_is_better"]]
+    if not falling:
+        return None
+    arms = list(dict.fromkeys(row["arm"] for row in falling))
+    cells = {(row["measure"], row["arm"]): f"{difference(row)} {row['verdict']}" for row in falling}
+    texts = [
+        [f"{task}, {unit}", *(cells.get((task, arm), "-") for arm in arms)]
+        for task, unit in dict.fromkeys((row["measure"], row["unit"]) for row in falling)
+    ]
+    note = "Change against the base with its 95% interval; above 0 is worse."
+    return Section("General text", table=Table(["text", *arms], texts), note=note, fold=True)
+
+
+def _divergence(group: Group) -> Section | None:
+    """How far the predictions have moved from the base's."""
+    found = compare(group).estimates
+    found = found[found["kind"] == "divergence"] if len(found) else found
+    if found.empty:
+        return None
+    names = list(dict.fromkeys(found["measure"]))
+    cells = {(row["arm"], row["measure"]): interval(row["mean"], row["low"], row["high"])
+             for row in found.to_dict("records")}  # fmt: skip
+    rows = [[arm, *(cells.get((arm, name), "-") for name in names)] for arm in dict.fromkeys(found["arm"])]
+    note = (
+        "KL(base || model) a token: how far the predictions have moved from the untouched base's, for better or worse. "
+        "A lower bound: the base's 512 likeliest tokens one by one, the others as one. 0: nothing has changed."
+    )
+    table = Table(["method", *(f"{name}, nats/token" for name in names)], rows)
+    return Section("Distance from the base's predictions", table=table, note=note, fold=True)

@@ -1,0 +1,93 @@
+"""Quality: paired differences between the methods with their intervals, and every metric.
+
+>>> section(group).table.headers
+['method', 'against', 'difference [95%]', 'verdict', 'examples to settle it']
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.report.charts import Chart, differences_chart
+from bench.report.section import Section, Table, interval, known, number
+from bench.stats.compare import compare
+from bench.stats.frames import Group
+
+_NOTE = (
+    "Difference: method - against, paired by test example and by seed. The band in the chart: differences that are as "
+    "good as equal. Better, worse: shown by a test at 5%, adjusted for the number of comparisons of a kind (Holm). "
+    "Equivalent: the 90% interval lies within the band. Equal: the same value on every example. Not settled: none of "
+    "these; about so many test examples would settle it with 80% power, if the difference is what it seems."
+)
+
+
+def section(group: Group) -> Section | None:
+    """None when no two arms could be compared."""
+    found = compare(group).comparisons
+    found = found[found["kind"].isin(["score", "loss"])] if len(found) else found
+    if found.empty:
+        return None
+    primary = found[found["family"] == "primary score"].to_dict("records") or found.to_dict("records")
+    rows = [
+        [row["arm"], row["baseline"], difference(row), row["verdict"], number(row["examples_to_decide"], 0)]
+        for row in primary
+    ]
+    headers = ["method", "against", "difference [95%]", "verdict", "examples to settle"]
+    table = Table(headers, rows, text_columns=2)
+    parts = [_every_metric(found.to_dict("records")), _scores(group)]
+    return Section("Quality", chart=_chart(group, primary), table=table, note=_NOTE, parts=parts)
+
+
+def difference(row: dict[Any, Any], scale: float = 1.0, digits: int = 3) -> str:
+    """A difference with its interval."""
+    return interval(row["difference"], row["low"], row["high"], digits, scale, sign=True)
+
+
+def _chart(group: Group, primary: list[dict[Any, Any]]) -> Chart:
+    """Differences between trained arms; those to the untrained base are too large to share their axis."""
+    untrained = set(group.arms.loc[group.arms["untrained"].astype(bool), "arm"])
+    rows = [row for row in primary if not {row["arm"], row["baseline"]} & untrained] or primary
+    data = pd.DataFrame([
+        {"pair": f"{row['arm']} - {row['baseline']}", "difference": row["difference"],
+         "low": row["low"] if known(row["low"]) else row["difference"],
+         "high": row["high"] if known(row["high"]) else row["difference"],
+         "verdict": row["verdict"], "tolerance": row["margin"]}
+        for row in rows
+    ])  # fmt: skip
+    name = primary[0]["measure"]
+    return Chart("differences", differences_chart(data, name), f"Differences in {name} between methods.", data)
+
+
+def _every_metric(rows: list[dict[Any, Any]]) -> Section:
+    """One row a metric, one column a pair of arms; a star where a difference is shown."""
+    pairs = list(dict.fromkeys((row["arm"], row["baseline"]) for row in rows))
+    cells = {(row["kind"], row["measure"], row["arm"], row["baseline"]): row for row in rows}
+    texts = []
+    for kind, measure, unit in dict.fromkeys((row["kind"], row["measure"], row["unit"]) for row in rows):
+        name = f"{measure} loss, {unit}" if kind == "loss" else measure
+        texts.append([name, *(_starred(cells.get((kind, measure, *pair))) for pair in pairs)])
+    note = "Differences; *: shown to be better or worse. Intervals: tables/comparisons.csv. A lower loss is better."
+    headers = ["metric", *(f"{arm} - {baseline}" for arm, baseline in pairs)]
+    return Section("Every metric", table=Table(headers, texts), note=note, fold=True)
+
+
+def _starred(row: dict[Any, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return number(row["difference"], sign=True) + "*" * (row["verdict"] in ("better", "worse"))
+
+
+def _scores(group: Group) -> Section:
+    """Means of every arm."""
+    names = [str(name) for name in group.arms if str(name).startswith("score_")]
+    columns = [*names, "test_loss", "heldout_loss_before", "heldout_loss_after"]
+    shown = [name for name in columns if name in group.arms and group.arms[name].notna().any()]
+    rows = [
+        [str(arm["arm"]), str(arm["seeds"]), *(number(arm[name]) for name in shown)]
+        for arm in group.arms.to_dict("records")
+    ]
+    headers = ["method", "seeds", *(name.removeprefix("score_").replace("_", " ") for name in shown)]
+    note = "Means over seeds. Losses in nats per token: test split; validation split before and after training."
+    return Section("Scores and losses", table=Table(headers, rows), note=note, fold=True)

@@ -1,0 +1,120 @@
+"""Serving: what the tuned model costs beside its base, merged, and merged and quantized; many adapters on one base.
+
+>>> section(group).table.headers[:3]
+['method', 'form', 'on disk, MiB']
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.report.charts import LATENCY_TIMES, Chart, adapters_chart, latency_chart
+from bench.report.section import Section, Table, interval, known, mib, number, percent, table_of
+from bench.stats.frames import Group
+from bench.stats.serving import adapters_frame, forms_frame, latency_frame
+
+_NOTE = (
+    "Score: of the form's own answers; difference from the evaluated form, paired by example, with its 95% interval. "
+    "As good: shown not to be worse by more than the margin. Logit error: largest (mean) difference of a logit from "
+    "the evaluated form's. Latency: total seconds against the evaluated form's, paired by repetition. Ship: of the "
+    "forms that are as good, the fastest; smallest: the one of fewest bytes."
+)
+_WAYS = {
+    "mixed": "several adapters in one batch",
+    "swapped": "one adapter after the other",
+    "copies": "a full copy for each",
+}
+
+
+def section(group: Group) -> Section | None:
+    """None when nothing was served."""
+    forms, latencies = forms_frame(group), latency_frame(group)
+    if forms.empty:
+        return None
+    chart = None
+    if len(latencies):
+        data = _latencies(latencies)
+        says = "Latency of each served form."
+        chart = Chart("latency", latency_chart(data, list(group.arms["arm"])), says, data)
+    parts = [_sizes(forms), *([_requests(latencies)] if len(latencies) else []), *_adapters(group)]
+    return Section("Serving", chart=chart, table=_forms(forms), note=_NOTE, parts=parts)
+
+
+def _forms(forms: pd.DataFrame) -> Table:
+    rows = []
+    for form in forms.to_dict("records"):
+        advice = [word for word in ("evaluated", "ship", "smallest") if form[word]]
+        good = "-" if form["as_good"] is None else "yes" if form["as_good"] else "not shown"
+        change = interval(form["difference"], form["difference_low"], form["difference_high"], sign=True)
+        error = f"{number(form['logit_difference'])} ({number(form['logit_difference_mean'], 4)})"
+        rows.append([
+            form["arm"], form["form"], ", ".join(advice) or "-", mib(form["disk_bytes"]), number(form["score"]), change,
+            good, error if known(form["logit_difference"]) else "-",
+            interval(form["latency_ratio"], form["latency_ratio_low"], form["latency_ratio_high"], 2),
+        ])  # fmt: skip
+    headers = ["method", "form", "advice", "on disk, MiB", "score", "difference [95%]", "as good", "logit error",
+               "latency [95%]"]  # fmt: skip
+    return Table(headers, rows, text_columns=3, bold=frozenset(i for i, yes in enumerate(forms["ship"]) if yes))
+
+
+def _latencies(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of `latency_chart`."""
+    requests = [f"batch {batch}, prompt {prompt}" for batch, prompt in zip(frame["batch_size"], frame["prompt_tokens"],
+                                                                          strict=True)]  # fmt: skip
+    data: dict[str, Any] = {"name": frame["arm"] + ": " + frame["form"], "arm": frame["arm"], "requests": requests}
+    for time, column in zip(LATENCY_TIMES, ("total_seconds", "first_token_seconds"), strict=True):
+        data |= {time: frame[column], f"low {time}": frame[f"{column}_low"], f"high {time}": frame[f"{column}_high"]}
+    return pd.DataFrame(data)
+
+
+def _sizes(forms: pd.DataFrame) -> Section:
+    columns = [
+        ("method", "arm", str),
+        ("form", "form", str),
+        ("what it is", "is_what", str),
+        ("weights in memory, MiB", "weights_bytes", mib),
+        ("peak memory, MiB", "peak_memory_bytes", mib),
+        ("loading, s", "load_seconds", number),
+        ("same next token", "same_token_share", percent),
+        ("equal answers", "equal_answers_share", percent),
+    ]
+    return Section("Memory, loading, answers", table=table_of(forms, columns, text_columns=3), fold=True)
+
+
+def _requests(latencies: pd.DataFrame) -> Section:
+    rows = [
+        [row["arm"], row["form"], str(row["prompt_tokens"]), str(row["batch_size"]),
+         *(interval(row[name], row[f"{name}_low"], row[f"{name}_high"], digits, scale) for name, digits, scale in
+           (("first_token_seconds", 1, 1000.0), ("decode_tokens_per_second", 1, 1.0), ("total_seconds", 3, 1.0),
+            ("ratio", 2, 1.0))),
+         number(row["requests_per_second"], 2), number(row["usd_per_million_tokens"], 2)]
+        for row in latencies.to_dict("records")
+    ]  # fmt: skip
+    headers = ["method", "form", "prompt, tokens", "batch", "first token, ms", "decoding, tokens/s", "total, s",
+               "total against its base", "requests/s", "USD per million tokens"]  # fmt: skip
+    note = "Medians of the repetitions with 95% intervals. Requests/s: of a machine that always serves such requests."
+    return Section("Latency and cost by request", table=Table(headers, rows, text_columns=2), note=note, fold=True)
+
+
+def _adapters(group: Group) -> list[Section]:
+    """Many adapters on one base; none when it was not measured."""
+    many = adapters_frame(group)
+    if many.empty:
+        return []
+    data = many.assign(way=many["way"].map(_WAYS), quantity="generated tokens/s", value=many["tokens_per_second"])
+    data = data[["arm", "quantity", "way", "adapters", "value"]]
+    says = "Generated tokens a second against the number of adapters on one base."
+    columns = [
+        ("method", "arm", str),
+        ("loading, s", "load_seconds", number),
+        ("activating, s", "activate_seconds", number),
+        ("an adapter, MiB", "adapter_bytes", mib),
+        ("measured in memory, MiB", "held_bytes_per_adapter", mib),
+        ("a full copy, MiB", "copy_bytes", mib),
+    ]
+    table = table_of(many.drop_duplicates("arm"), columns)
+    chart = Chart("adapters", adapters_chart(data, list(group.arms["arm"])), says, data)
+    note = "Tokens/s of one device; the requests are shared out evenly among the adapters. Loading: from a file."
+    return [Section("Many adapters on one base", chart=chart, table=table, note=note)]

@@ -1,0 +1,92 @@
+"""Speed and cost: tokens a second, step times, energy, money, and where the wall time went.
+
+>>> section(group).table.headers[:3]
+['method', 'tokens/s', 'step, s']
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bench.report.charts import Chart, step_time_chart
+from bench.report.section import Section, Table, number, over_seeds
+from bench.stats.frames import Group
+
+_COLUMNS = [  # header, column of the runs frame, decimals, factor
+    ("tokens/s", "tokens_per_second", 0, 1.0),
+    ("step, s", "step_seconds_median", 3, 1.0),
+    ("training, min", "train_seconds", 1, 1 / 60),
+    ("compiling, s", "compile_seconds", 1, 1.0),
+    ("checkpoint, MiB", "checkpoint_bytes", 0, 2**-20),
+    ("trainable, %", "trainable_share", 2, 100.0),
+    ("FLOPs used, %", "mfu", 0, 100.0),
+    ("energy, Wh", "energy_wh", 2, 1.0),
+    ("cost, USD", "cost_usd", 2, 1.0),
+    ("generating, tokens/s", "generate_tokens_per_second", 0, 1.0),
+]
+_NOTE = (
+    "Tokens/s: non-padding tokens of the timed steps / their wall seconds; warm-up steps and steps in which the "
+    "compiler worked are left out. Step: the median. FLOPs used: those that the method needs / those that a large "
+    "matrix product reaches on this device in the same time. Energy: by the hardware's counter, where there is one. "
+    "Cost: training hours at hardware.price_usd_per_hour. Several seeds: mean (lowest to highest). In the chart: the "
+    "middle half of the steps, a line from the 10th to the 90th percentile, the median."
+)
+
+
+def section(group: Group) -> Section | None:
+    """None when nothing was trained."""
+    runs = group.runs[~group.runs["untrained"].astype(bool)] if len(group.runs) else group.runs
+    shown = [column for column in _COLUMNS if column[1] in runs and runs[column[1]].notna().any()]
+    if not shown:
+        return None
+    rows = [
+        [str(arm), *(over_seeds(found[name], digits, scale) for _, name, digits, scale in shown)]
+        for arm, found in runs.groupby("arm", sort=False)
+    ]
+    busy = _busy(group.runs)
+    lead = f"Measured while others used the machine, so in doubt: {'; '.join(busy)}." if busy else ""
+    seconds = _step_seconds(group.without_controls())
+    chart = None
+    if len(seconds):
+        drawing = step_time_chart(seconds, list(group.arms["arm"]))
+        chart = Chart("step_times", drawing, "Seconds an optimizer step, by method.", seconds)
+    wall = Section("Wall time by stage", table=_wall_time(group), fold=True, note="Seconds, mean over seeds.")
+    table = Table(["method", *(header for header, *_ in shown)], rows)
+    return Section("Speed and cost", lead=lead, chart=chart, table=table, note=_NOTE, parts=[wall])
+
+
+def _busy(runs: pd.DataFrame) -> list[str]:
+    """Which stages of which arms shared the machine, and with what."""
+    found: dict[str, None] = {}
+    for stage in ("train", "evaluate", "regression", "serve"):
+        column = f"{stage}_busy"
+        for run in runs.dropna(subset=[column]).to_dict("records") if column in runs else ():
+            found[f"{run['arm']}, seed {run['seed']}, {stage} ({run[column]})"] = None
+    return list(found)
+
+
+def _step_seconds(group: Group) -> pd.DataFrame:
+    """Columns of `step_time_chart`."""
+    steps = group.sweep.steps
+    steps = steps[steps["run_id"].isin(group.runs["run_id"]) & steps["timed"].astype(bool)]
+    by_arm = steps.groupby("arm", sort=False)["seconds"]
+    names = {f"p{share}" if share != 50 else "median": share / 100 for share in (10, 25, 50, 75, 90, 99)}
+    frame = pd.DataFrame(
+        {name: by_arm.quantile(share) for name, share in names.items()} | {"timed steps": by_arm.count()}
+    )
+    return frame.reindex([arm for arm in group.arms["arm"] if arm in frame.index]).rename_axis("arm").reset_index()
+
+
+def _wall_time(group: Group) -> Table:
+    """Seconds of each stage's named spans by arm; one row a stage and span."""
+    spans: dict[tuple[str, str], dict[str, list[float]]] = {}
+    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
+    for record in group.records:
+        for name in ("train", "evaluate", "regression"):
+            stage = getattr(record, name)
+            for span, seconds in (stage.spans_seconds if stage else {}).items():
+                spans.setdefault((name, span), {}).setdefault(arm_of[record.run_id], []).append(seconds)
+    arms = list(dict.fromkeys(group.runs["arm"]))
+    rows = [[*key, *(number(pd.Series(found.get(arm, [None]), dtype=float).mean(), 1) for arm in arms)]
+            for key, found in spans.items()]  # fmt: skip
+    return Table(["stage", "span", *arms], rows, text_columns=2)

@@ -1,0 +1,218 @@
+"""Learning curves: when each run reached a target loss, and its loss at equal tokens, equal time and equal memory.
+
+Between two held-out points the loss is taken to be linear in the tokens trained on. Time is not linear in tokens, since
+compiling takes the first steps: it is that of the optimizer steps where all are known, linear within a step; else
+linear between held-out points. Nothing is read outside of the points, nor next to a loss that is not finite.
+
+Only runs that may be compared share a target and a common end. The target is given, or the highest final loss among
+them, which every run with a finite one reaches. The common end: the fewest tokens and the shortest time among the runs.
+
+    >>> frame = reach_frame(group)
+    >>> frame[["arm", "seed", "status", "tokens", "seconds", "loss_at_equal_tokens"]]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.record import Record, Step, TrainResult
+from bench.stats.compare import reasons_against
+from bench.stats.frames import Group, is_control, peak_memory_bytes
+from bench.stats.paired import Floats
+
+_COLUMNS = ["arm", "seed", "run_id", "set", "target", "status", "tokens", "seconds", "seconds_without_compiling",
+            "energy_wh", "energy_is_estimate", "final_loss", "lowest_loss", "lowest_at_step", "loss_at_equal_tokens",
+            "loss_at_equal_seconds", "equal_tokens", "equal_seconds", "peak_memory_bytes"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run; every array rises in tokens.
+
+    Attributes:
+        steps, tokens, loss: optimizer steps done, tokens trained on and held-out loss (nats a token, infinite where it
+            was not finite) at the held-out points, shape (points,).
+        clock: tokens, training seconds, and seconds with the median step in the place of each compiling one (NaN:
+            unknown), at the places where the time is known, shape (3, places).
+        energy: training seconds and watt-hours, shape (2, places); None without a counter.
+        energy_is_estimate: the counter was read at the end alone; the power is taken to be constant.
+    """
+
+    steps: list[int]
+    tokens: Floats
+    loss: Floats
+    clock: Floats
+    energy: Floats | None
+    energy_is_estimate: bool
+
+    def loss_at(self, tokens: float) -> float:
+        """NaN outside of the points, and next to a loss that is not finite."""
+        if not self.tokens[0] <= tokens <= self.tokens[-1]:
+            return math.nan
+        beside = (
+            self.loss[np.searchsorted(self.tokens, tokens, "right") - 1],
+            self.loss[np.searchsorted(self.tokens, tokens)],
+        )
+        return float(np.interp(tokens, self.tokens, self.loss)) if np.isfinite(beside).all() else math.nan
+
+    def seconds_at(self, tokens: float, compiling: bool = True) -> float:
+        """Training seconds, with or without what compiling took; NaN where unknown."""
+        return float(np.interp(tokens, self.clock[0], self.clock[1 if compiling else 2], math.nan, math.nan))
+
+    def energy_at(self, seconds: float) -> float:
+        """Watt-hours until then; NaN where unknown."""
+        if self.energy is None:
+            return math.nan
+        return float(np.interp(seconds, self.energy[0], self.energy[1], math.nan, math.nan))
+
+    def loss_after(self, seconds: float) -> float:
+        """The loss after some training seconds."""
+        return self.loss_at(float(np.interp(seconds, self.clock[1], self.clock[0], math.nan, math.nan)))
+
+    def reach(self, target: float) -> tuple[str, float]:
+        """When the loss was first at or below a target: (status, tokens; NaN for never).
+
+        reached (between two points, or at one); at start (before the first step); by then (not later: the loss of the
+        point before is missing or not finite); never.
+        """
+        below = np.flatnonzero(self.loss <= target)
+        if not len(below):
+            return "never", math.nan
+        place = int(below[0])
+        if self.steps[place] == 0:
+            return "at start", 0.0
+        before = float(self.loss[place - 1]) if place else math.inf
+        if not math.isfinite(before):
+            return "by then", float(self.tokens[place])
+        share = (before - target) / (before - float(self.loss[place]))
+        return "reached", float(self.tokens[place - 1] + share * (self.tokens[place] - self.tokens[place - 1]))
+
+
+def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
+    """The run's curve; None without any held-out loss.
+
+    Args:
+        steps: of the run; its time is read from them when they are complete.
+    """
+    points = sorted(train.heldout, key=lambda point: point.step)
+    if not points:
+        return None
+    compiled = not train.environment.compiled.startswith("off") and train.compile_seconds != 0
+    if steps and len(steps) == train.steps:
+        ordered = sorted(steps, key=lambda step: step.step)
+        median = (
+            math.nan
+            if train.compile_seconds is None or train.step_seconds_median is None
+            else train.step_seconds_median
+        )
+        own = [median if compiled and not step.timed else step.seconds for step in ordered]
+        rows = [[step.tokens for step in ordered], [step.elapsed_seconds for step in ordered], own]
+        clock = np.insert(np.array(rows, dtype=float), 0, 0.0, axis=1)
+        clock[0], clock[2] = clock[0].cumsum(), clock[2].cumsum()
+    else:
+        places = [(0.0, 0.0), *((p.train_tokens, p.train_seconds) for p in points if p.train_tokens > 0)]
+        tokens, seconds = np.array(places, dtype=float).T
+        clock = np.stack([tokens, seconds, seconds * (math.nan if compiled else 1.0)])
+    readings = [(p.train_seconds, p.energy_wh) for p in points if p.step > 0 and p.energy_wh is not None]
+    by_point = bool(readings) and len(readings) == sum(p.step > 0 for p in points)
+    if not by_point:
+        readings = [] if train.energy_wh is None else [(train.train_seconds, train.energy_wh)]
+    return Curve(
+        steps=[point.step for point in points],
+        tokens=np.array([point.train_tokens for point in points], dtype=float),
+        loss=np.array([math.inf if point.loss is None else point.loss for point in points]),
+        clock=clock,
+        energy=np.array([(0.0, 0.0), *readings]).T if readings else None,
+        energy_is_estimate=bool(readings) and not by_point,
+    )
+
+
+def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
+    """One row a trained run but controls, those together that may be compared (`set` numbers these sets).
+
+    Args:
+        target: held-out loss, nats a token; None: the group's, else each set's default.
+
+    Columns:
+        arm, seed, run_id, set, target, status (`Curve.reach`), tokens, seconds, seconds_without_compiling, energy_wh
+        (until the target; energy_is_estimate where the power is supposed constant), final_loss, lowest_loss,
+        lowest_at_step, loss_at_equal_tokens, loss_at_equal_seconds (at equal_tokens, equal_seconds),
+        peak_memory_bytes. Losses in nats a token; NaN where unknown, infinite where not finite.
+    """
+    target = group.target_loss if target is None else target
+    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
+    latest: dict[tuple[str, int], tuple[Record, Curve]] = {}
+    for record in sorted(group.records, key=lambda record: record.started_at):
+        curve = curve_of(record.train, group.sweep.step_rows.get(record.run_id, ())) if record.train else None
+        if curve and not is_control(record):
+            latest[arm_of[record.run_id], record.seed] = record, curve
+    rows: list[tuple[Any, ...]] = []
+    for place, members in enumerate(_comparable(list(group.arms["arm"]), latest, group.allowed)):
+        runs = {key: entry for key, entry in latest.items() if key[0] in members}
+        finals = [float(curve.loss[-1]) for _, curve in runs.values() if math.isfinite(curve.loss[-1])]
+        goal = max(finals, default=math.nan) if target is None else target
+        ends = [min(float(axis[-1]) for axis in axes) for axes in
+                ([c.tokens for _, c in runs.values()], [c.clock[1] for _, c in runs.values()])]  # fmt: skip
+        rows += [_row(arm, record, curve, place, goal, ends) for (arm, _), (record, curve) in runs.items()]
+    frame = pd.DataFrame(rows, columns=_COLUMNS)
+    order = {arm: place for place, arm in enumerate(group.arms["arm"])}
+    return frame.assign(_order=frame["arm"].map(order)).sort_values(["set", "_order", "seed"], ignore_index=True)[
+        _COLUMNS
+    ]
+
+
+def _row(arm: str, record: Record, curve: Curve, number: int, target: float, ends: Sequence[float]) -> tuple[Any, ...]:
+    assert record.train
+    status, tokens = curve.reach(target)
+    seconds, lowest = curve.seconds_at(tokens), int(curve.loss.argmin())
+    energy = curve.energy_at(seconds)
+    inside = bool(0 < seconds < curve.clock[1, -1])
+    return (arm, record.seed, record.run_id, number, target, status, tokens, seconds,
+            curve.seconds_at(tokens, compiling=False), energy, curve.energy_is_estimate and inside,
+            float(curve.loss[-1]), float(curve.loss[lowest]), curve.steps[lowest], curve.loss_at(ends[0]),
+            curve.loss_after(ends[1]), ends[0], ends[1], peak_memory_bytes(record.train))  # fmt: skip
+
+
+def _comparable(
+    arms: Sequence[str], runs: dict[tuple[str, int], tuple[Record, Curve]], allowed: frozenset[str]
+) -> list[list[str]]:
+    """Each arm joins the first set in which it may be compared with every member, by a seed that both have."""
+    by_seed = {arm: {seed: record for (other, seed), (record, _) in runs.items() if other == arm} for arm in arms}
+    sets: list[list[str]] = []
+    for arm in (arm for arm in arms if by_seed[arm]):
+        for members in sets:
+            pairs = [[(by_seed[arm][s], by_seed[other][s]) for s in by_seed[arm].keys() & by_seed[other].keys()]
+                     for other in members]  # fmt: skip
+            if all(any({r.name for r in reasons_against(*pair)} <= allowed for pair in of_arm) for of_arm in pairs):
+                members.append(arm)
+                break
+        else:
+            sets.append([arm])
+    return sets
+
+
+def memory_budgets(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lowest held-out loss within a memory budget: a step function of the budget, one row an arm that just fits.
+
+    Args:
+        frame: of `reach_frame`, of one set. An arm fits when each of its runs does; losses are means over seeds.
+
+    Returns:
+        peak_memory_bytes (rising), arm (with the best final loss of those that fit), final_loss; arms whose peak or
+        loss is unknown take no part.
+    """
+    arms = frame.groupby("arm", sort=False).agg(
+        peak=("peak_memory_bytes", lambda p: p.max(skipna=False)), loss=("final_loss", "mean")
+    )
+    arms = arms[np.isfinite(arms["peak"].astype(float)) & np.isfinite(arms["loss"])].sort_values(["peak", "loss"])
+    arms = arms[~arms["peak"].duplicated()]  # of equal peaks the arm with the lower loss
+    best = [arms.loc[arms["peak"] <= peak, "loss"].idxmin() for peak in arms["peak"]]
+    return pd.DataFrame(
+        {"peak_memory_bytes": arms["peak"].to_numpy(), "arm": best, "final_loss": arms["loss"].loc[best].to_numpy()}
+    )

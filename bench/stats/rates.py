@@ -1,0 +1,218 @@
+"""Learning rates: which is best, which to try next, which arms ran untuned, and how well the optimum is known.
+
+The loss against the rate is taken to have one valley. A search walks from the method's own rate towards lower loss
+until the best rate has a worse neighbour on both sides. The best rate has the lowest validation loss at the end of
+training; the test split is not asked. A run that diverged was tried, and cannot win.
+
+    >>> next_rate(TuneConfig(), middle=5e-5, trials=[])
+    5e-05
+    >>> optimum_cell({1e-4: 2.9, 3e-4: 2.7, 1e-3: 2.8})  # the best rate, and where the optimum may lie
+    (0.0003, 0.00017, 0.00055)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from bench.identity import canonical_json, tuning_key
+from bench.record import Edge, Record, Trial, TuneConfig, Tuning
+from bench.stats.frames import Group, is_control, is_untrained
+from bench.stats.paired import Floats
+
+TUNED = "tuned: "  # how `RunConfig.learning_rate_source` begins for a rate from a file
+OPEN_SIDE = 10.0  # beyond the lowest or highest rate tried, the optimum is looked for within this factor
+
+
+# --- The search ---
+
+
+def best(trials: Iterable[Trial]) -> Trial | None:
+    """The trial with the lowest loss; of equal ones the lower rate. None where no loss is finite."""
+    ended = [trial for trial in trials if trial.stopped_early is None and trial.loss is not None]
+    return min(ended, key=lambda trial: (trial.loss, trial.learning_rate), default=None)
+
+
+def edge(trials: Sequence[Trial]) -> Edge | None:
+    """The end of the tried rates at which the best one is; of a single rate "high". None: inside.
+
+    When no trial ended well, every rate is taken to be too high.
+    """
+    winner = best(trials)
+    tried = [trial.learning_rate for trial in trials]
+    if winner is None or (winner.learning_rate == min(tried) and len(tried) > 1):
+        return "low"
+    return "high" if winner.learning_rate == max(tried) else None
+
+
+def next_rate(settings: TuneConfig, middle: float, trials: Sequence[Trial]) -> float | None:
+    """The rate to try next: first the grid from its middle outwards, then beyond the edge that the best is at.
+
+    Returns:
+        None when the search is over: the best rate is inside, or `max_points` were tried.
+    """
+    tried = {trial.learning_rate for trial in trials}
+    for rate in settings.rates or _grid(settings, middle):
+        if rate not in tried:
+            return rate
+    if settings.rates is not None or len(tried) >= settings.max_points:
+        return None
+    beyond = {"low": min(tried) / settings.factor, "high": max(tried) * settings.factor, None: math.inf}
+    rate = _rounded(beyond[edge(trials)])
+    return rate if 0 < rate <= 1 else None
+
+
+def _grid(settings: TuneConfig, middle: float) -> list[float]:
+    """Log-spaced rates, the middle first, then its neighbours, the higher one before the lower."""
+    powers = sorted(range(-((settings.points - 1) // 2), settings.points // 2 + 1), key=lambda p: (abs(p), -p))
+    rates = [_rounded(middle * settings.factor**power) if power else middle for power in powers]
+    return [rate for rate in rates if 0 < rate <= 1]
+
+
+def _rounded(rate: float) -> float:
+    """Three significant digits: 1.25e-4, not 0.00012500000000000003."""
+    return float(f"{rate:.3g}")
+
+
+# --- What a report says of the rates ---
+
+
+def tuning_of(record: Record, tunings: Iterable[Tuning]) -> Tuning | None:
+    """The search that holds for a run: that of its method, model, task and budget."""
+    if is_untrained(record):
+        return None
+    key = tuning_key(record.config)
+    return next((tuning for tuning in tunings if tuning.key == key), None)
+
+
+def tunings_of(group: Group) -> dict[str, Tuning]:
+    """Arm -> the search that holds for its runs; arms without one are left out."""
+    found = {arm: tuning_of(runs[0], group.sweep.tunings) for arm, runs in group.by_arm.items()}
+    return {arm: tuning for arm, tuning in found.items() if tuning}
+
+
+def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
+    """Whether a trained run used the rate that a search chose, by its own word or by the searches given."""
+    if record.config.learning_rate_source.startswith(TUNED):
+        return True
+    tuning, rate = tuning_of(record, tunings), record.config.method.learning_rate
+    return tuning is not None and rate is not None and rate == tuning.learning_rate
+
+
+def warnings(group: Group) -> list[str]:
+    """What a reader must know about the learning rates of the arms, a sentence each."""
+    trained = {
+        arm: runs for arm, runs in group.by_arm.items() if any(run.train for run in runs) and not is_control(runs[0])
+    }
+    untuned = [arm for arm, runs in trained.items() if not all(is_tuned(run, group.sweep.tunings) for run in runs)]
+    tuned = [arm for arm in trained if arm not in untuned]
+    sentences = []
+    if untuned and tuned:
+        sentences.append(
+            f"Only {_listed(tuned)} ran at a learning rate that was searched for; {_listed(untuned)} ran untuned, at "
+            "the rate in the configuration: the comparison may favour what was tuned."
+        )
+    elif untuned:
+        sentences.append(
+            f"Learning rates untuned: {_listed(untuned)} ran at the rate in the configuration. "
+            "python -m bench tune finds each method's own on the validation split."
+        )
+    for arm in tuned:
+        tuning = tuning_of(trained[arm][0], group.sweep.tunings)
+        sentences += [f"{arm}: {remark}" for remark in remarks(tuning, trained[arm])] if tuning else []
+    return sentences
+
+
+def remarks(tuning: Tuning, runs: Sequence[Record] = ()) -> list[str]:
+    """What limits a search, a sentence each. `runs`: those that used its rate."""
+    found = []
+    if tuning.learning_rate is None:
+        found.append("no rate that was tried ended with a finite loss.")
+    elif tuning.at_edge:
+        end, other = {"low": ("lowest", "a lower"), "high": ("highest", "a higher")}[tuning.at_edge]
+        if len(tuning.trials) == 1:
+            end, other = "only one", "another"
+        found.append(
+            f"the best learning rate, {tuning.learning_rate:g}, is the {end} that was tried; {other} one may be better."
+        )
+    if tuning.max_steps is not None:
+        found.append(f"its learning rate was chosen on trials of at most {tuning.max_steps} steps.")
+    fingerprints = {run.data.fingerprint for run in runs if run.data}
+    if tuning.data_fingerprint is not None and fingerprints - {tuning.data_fingerprint}:
+        found.append("its learning rate was chosen on other data than it was trained on.")
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+# --- Arms that differ in the rate alone ---
+
+Arms = Mapping[str, list[Record]]
+
+
+def validation_loss(runs: Sequence[Record]) -> float:
+    """After training, mean over seeds, nats a token; infinite where a run's is not finite or unknown."""
+    points = [run.train.heldout for run in runs if run.train]
+    if not points or len(points) < len(runs) or not all(points):
+        return math.inf
+    losses = [max(of_run, key=lambda point: point.step).loss for of_run in points]
+    return sum(math.inf if loss is None else loss for loss in losses) / len(losses)
+
+
+def best_of_rates(arms: Arms) -> dict[str, list[Record]]:
+    """The best arm of each set that differs in the rate alone; the first one where no validation loss is known."""
+    chosen = [min(names, key=lambda name: validation_loss(arms[name])) for names in _alike(arms)]
+    return {name: arms[name] for name in chosen}
+
+
+def tried(arms: Arms, tunings: Iterable[Tuning]) -> list[dict[float, float]]:
+    """{learning rate: validation loss} of every search: those of `tune`, and arms that differ in the rate alone.
+
+    A trial that diverged counts as the worst.
+    """
+    runs = [record for records in arms.values() for record in records]
+    known = {tuning.key: tuning for record in runs if (tuning := tuning_of(record, tunings)) is not None}
+    found = [
+        {t.learning_rate: math.inf if t.loss is None or t.stopped_early else t.loss for t in tuning.trials}
+        for tuning in known.values()
+    ]
+    for names in _alike(arms):
+        rates = {arms[name][0].config.method.learning_rate or 0.0: validation_loss(arms[name]) for name in names}
+        found.append(dict(sorted(rates.items())))
+    return [losses for losses in found if len(losses) > 1]
+
+
+def optimum_cell(losses: Mapping[float, float]) -> tuple[float, float, float]:
+    """(best rate, low, high): the optimum is nearer to the best rate than to its neighbours, on the log scale.
+
+    At an edge of the rates tried that side is open: 0 or infinite.
+
+    Args:
+        losses: learning rate -> validation loss; at least one.
+    """
+    rates = sorted(losses)
+    place = rates.index(min(rates, key=lambda rate: losses[rate]))
+    low = math.sqrt(rates[place - 1] * rates[place]) if place else 0.0
+    high = math.sqrt(rates[place] * rates[place + 1]) if place + 1 < len(rates) else math.inf
+    return rates[place], low, high
+
+
+def optimum_draws(losses: Mapping[float, float], rng: np.random.Generator, count: int) -> Floats:
+    """Draws of the best rate: uniform on the log scale over its cell, an open side reaching `OPEN_SIDE` times far."""
+    rate, low, high = optimum_cell(losses)
+    first, last = math.log(low or rate / OPEN_SIDE), math.log(min(high, rate * OPEN_SIDE))
+    return np.asarray(np.exp(rng.uniform(first, last, size=count)))
+
+
+def _alike(arms: Arms) -> list[list[str]]:
+    """Names of arms, by all that they are but for the rate."""
+    alike: dict[str, list[str]] = {}
+    for name, runs in arms.items():
+        config = runs[0].config
+        method = {k: str(v) for k, v in vars(config.method).items() if k != "learning_rate"}
+        alike.setdefault(canonical_json([method, config.train.micro_batch, runs[0].comparison_key]), []).append(name)
+    return list(alike.values())

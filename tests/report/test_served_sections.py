@@ -1,0 +1,117 @@
+"""Sections that need more than training: serving, learning rates, public claims, the common target."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from served import build_served_sweep
+from synthetic import build_sweep, make_record, make_tuning
+
+from bench.record import Rates, Trial, to_json
+from bench.report.section import Section
+from bench.report.sections import claims, learning, rates, serving
+from bench.stats.claims import judge, read_claims
+from bench.stats.curves import reach_frame
+from bench.stats.frames import Group, groups, load
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    (group,) = groups(load(build_served_sweep(tmp_path_factory.mktemp("results") / "synthetic")))
+    return group
+
+
+@pytest.fixture(scope="module")
+def reference() -> Group:
+    (group,) = groups(load(ROOT / "results" / "reference"))
+    return group
+
+
+def rows_of(section: Section | None) -> list[list[str]]:
+    assert section is not None
+    assert section.table is not None
+    return [list(row) for row in section.table.rows]
+
+
+def test_forms_of_serving_with_their_advice(served: Group) -> None:
+    section = serving.section(served)
+    forms = {(row[0], row[1]): row[2:] for row in rows_of(section)}
+    assert {form for arm, form in forms if arm == "lora"} == {"base", "unmerged", "merged", "merged_nf4"}
+    assert forms["lora", "unmerged"][0] == "evaluated"
+    assert "ship" in forms["lora", "merged"][0]  # as good, and two thirds of the latency
+    assert forms["lora", "merged"][-1].startswith("0.67 [")
+    assert forms["lora", "merged_nf4"][3].startswith("-0.050 [")
+    assert forms["lora", "merged_nf4"][4] == "not shown"
+    assert section is not None
+    assert section.chart is not None
+    assert set(section.chart.data["requests"]) == {"batch 1, prompt 64", "batch 8, prompt 64"}
+    assert [part.title for part in section.parts] == [
+        "Memory, loading, answers", "Latency and cost by request", "Many adapters on one base",
+    ]  # fmt: skip
+    adapters = rows_of(section.parts[-1])
+    assert adapters[0][:2] == ["lora", "0.110"]
+    assert adapters[0][-2:] == ["10.00", "257"]
+
+
+def test_nothing_served_has_no_section(reference: Group) -> None:
+    assert serving.section(reference) is None
+
+
+def test_searches_of_learning_rates(tmp_path: Path) -> None:
+    folder = build_sweep(tmp_path / "synthetic", failed=False)
+    trials = [
+        Trial(1e-4, 2.6, 20, None, 60.0, "a"),
+        Trial(5e-4, 2.4, 20, None, 60.0, "b"),
+        Trial(2e-3, None, 3, "the loss was not finite", 20.0, "c"),
+    ]
+    content = Rates([make_tuning(make_record("lora", 0), trials)])
+    (folder / "rates.yaml").write_text(to_json(content))  # JSON is YAML
+    (group,) = groups(load(folder))
+    section = rates.section(group)
+    assert rows_of(section)[0][:4] == ["lora", "0.0005", "3", "2.3"]
+    assert section is not None
+    assert section.chart is not None
+    drawn = section.chart.data.set_index("learning rate")
+    assert drawn["chosen"].to_dict() == {1e-4: "no", 5e-4: "yes", 2e-3: "no"}
+    assert drawn.at[2e-3, "loss"] > 2.6  # drawn at the upper edge
+    assert any("full" in remark and "untuned" in remark for remark in section.items)
+
+
+def test_untuned_rates_are_said(reference: Group) -> None:
+    section = rates.section(reference)
+    assert section is not None
+    assert section.fold
+    assert "Learning rates untuned: full, lora and qlora" in section.lead
+
+
+def test_claims_are_counted_judged_and_explained(reference: Group) -> None:
+    section, verdicts = claims.section(reference), judge(reference, read_claims())
+    assert section is not None
+    counts = Counter(verdict.word for verdict in verdicts)
+    assert section.lead.startswith(f"{len(verdicts)} public claims: {counts['holds']} hold")
+    judged, untested = section.parts
+    assert len(rows_of(judged)) == len(verdicts) - counts["not tested"]
+    assert len(rows_of(untested)) == counts["not tested"]
+    assert all(row[2] for row in rows_of(untested))  # each with its reason
+    predicted = [verdict for verdict in verdicts if verdict.predicted]
+    assert sum("(predicted)" in row[2] for row in rows_of(judged)) == len(predicted) > 0
+    assert all(f"({place})" in section.note for place in range(1, len({v.claim.source for v in verdicts}) + 1))
+
+
+def test_the_common_target_and_the_common_ends(reference: Group) -> None:
+    section, frame = learning.section(reference), reach_frame(reference)
+    assert section is not None
+    (reached,) = section.parts
+    assert reached.title == f"Until a held-out loss of {frame['target'].iloc[0]:.3f} nats/token"
+    rows = {row[0]: row[1:] for row in rows_of(reached)}
+    tokens = frame[frame["arm"] == "lora"]["tokens"] / 1e3
+    assert rows["lora"][0] == "3 of 3 seeds"
+    assert rows["lora"][1] == f"{tokens.mean():.1f} ({tokens.min():.1f} to {tokens.max():.1f})"
+    (group,) = groups(reference.sweep, target_loss=0.5)
+    never = learning.section(group)
+    assert never is not None
+    assert {row[1] for row in rows_of(never.parts[0])} == {"0 of 3 seeds"}

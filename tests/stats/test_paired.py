@@ -1,0 +1,247 @@
+"""The statistic engine: against scipy, hand-computed layouts, invariants, and the faults that it must not have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.stats import paired
+from bench.stats.paired import SeedPart, draws, holm, mcnemar, means, seed_part, seed_variance, verdict
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_one_seed_is_the_paired_t_test(rng: np.random.Generator) -> None:
+    left, right = rng.normal(size=(2, 1, 40))
+    result, oracle = means([left, right]).difference(0, 1), stats.ttest_rel(left[0], right[0])
+    assert result.mean == pytest.approx(float((left - right).mean()))
+    assert result.p_value() == pytest.approx(oracle.pvalue)
+    assert result.interval() == pytest.approx(tuple(oracle.confidence_interval()))
+    assert result.interval(0.9) == pytest.approx(tuple(oracle.confidence_interval(0.9)))
+
+
+def test_seed_part_of_a_layout_by_hand() -> None:
+    # Two seeds, two examples: run means 1 and 3, so mean square 2; no interaction.
+    assert seed_part([np.array([[0.0, 2.0], [2.0, 4.0]])]) == SeedPart(2.0, 0.0, 1)
+    # Rest only: deviations of +-1 in each cell; variance of a run's mean from it is 4 / (1 * 1) / 2.
+    assert seed_part([np.array([[1.0, -1.0], [-1.0, 1.0]])]) == SeedPart(0.0, 2.0, 1)
+
+
+def test_seed_part_is_pooled_over_arms_and_one_seed_adds_nothing(rng: np.random.Generator) -> None:
+    arms = [rng.normal(size=(3, 20)), rng.normal(size=(2, 20)), rng.normal(size=(1, 20))]
+    own = [seed_part([arm]) for arm in arms[:2]]
+    pooled = seed_part(arms)
+    assert pooled.degrees == 3
+    assert pooled.mean_square == pytest.approx((2 * own[0].mean_square + own[1].mean_square) / 3)
+    assert seed_part(arms[2:]) == SeedPart(0.0, 0.0, 0)
+
+
+def test_an_estimate_of_zero_is_not_knowledge() -> None:
+    """Seeds that happen to agree in the mean leave room for a seeds' part; many of them leave little."""
+    few, many = SeedPart(0.2, 1.0, 2).points(), SeedPart(0.2, 1.0, 60).points()
+    assert np.median(few) > 0.3
+    assert np.median(many) < 0.1
+    clear = SeedPart(50.0, 1.0, 20).points()  # nearly the untruncated posterior
+    assert np.median(clear) == pytest.approx(20 * 50 / stats.chi2.median(20) - 1, rel=0.05)
+
+
+def test_a_large_seeds_part_gives_student_t_of_its_degrees() -> None:
+    arms = [np.repeat([[a + s] for s in (0.0, 3.0, 6.0)], 50, axis=1) + np.linspace(0, 1e-6, 50) for a in (0.0, 1.0)]
+    low, high = means(arms).difference(0, 1).interval()
+    expected = stats.t.ppf(0.975, 4) * np.sqrt(2 * 9 / 3)  # variance 9, 3 seeds, 2 arms of 2 degrees each
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.03)
+
+
+def test_an_untrained_arm_has_no_seeds_part(rng: np.random.Generator) -> None:
+    base, tuned = rng.normal(size=(1, 60)), rng.normal(size=(3, 60)) + rng.normal(size=(3, 1)) * 3
+    known = means([base, tuned], trained=[False, True])
+    assert known.seed_share.tolist() == [0, pytest.approx(1 / 3)]
+    low, high = known.of(0).interval()
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 59) * stats.sem(base[0]), rel=1e-6)
+
+
+def test_weights_are_those_of_the_mean(rng: np.random.Generator) -> None:
+    values, weights = rng.normal(size=(1, 30)), rng.integers(1, 9, 30).astype(float)
+    assert means([values], weights=weights).mean[0] == pytest.approx(np.average(values[0], weights=weights))
+    repeated = means([np.repeat(values, 2, axis=0)], weights=np.ones(30))
+    assert repeated.of(0).interval() == pytest.approx(means([values]).of(0).interval())  # equal seeds tell nothing new
+    for bad in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="positive"):
+            means([values], weights=np.where(np.arange(30) == 3, bad, weights))
+
+
+def test_a_mean_over_tasks_has_the_error_of_its_tasks() -> None:
+    rng = np.random.default_rng(1)
+    task = np.repeat([0, 1], [1000, 20])
+    values = np.where(task == 0, rng.normal(0, 1, 1020), rng.normal(50, 3, 1020))[None]
+    weights = np.where(task == 0, 1 / 1000, 1 / 20)
+    result = means([values], weights=weights, strata=task).of(0)
+    parts = [values[0, task == t] for t in (0, 1)]
+    assert result.mean == pytest.approx(sum(part.mean() for part in parts) / 2)
+    error = np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)) / 2
+    assert (result.interval()[1] - result.mean) == pytest.approx(1.96 * error, rel=0.05)
+
+
+def test_the_test_is_of_the_shown_mean_over_tasks() -> None:
+    """Task A of 1,000 items loses 60, task B of 20 gains 4: +7 points, and McNemar over all items would say worse."""
+    base = np.ones((1, 1020))
+    base[0, 1000:1004] = 0
+    tuned = np.ones((1, 1020))
+    tuned[0, :60] = 0
+    task = np.repeat([0, 1], [1000, 20])
+    known = means([tuned, base], weights=np.where(task == 0, 1 / 1000, 1 / 20), strata=task)
+    result = known.difference(0, 1)
+    assert result.mean == pytest.approx(0.07)
+    assert result.discordant is None
+    assert verdict(result, 0.02) != "worse"
+    assert result.p_value() > 0.05
+
+
+def test_right_and_wrong_of_one_seed_is_mcnemar() -> None:
+    left, right = np.zeros((1, 30)), np.zeros((1, 30))
+    left[0, :9] = 1
+    right[0, 9:11] = 1
+    result = means([left, right]).difference(0, 1)
+    assert result.discordant == (9, 2)
+    assert result.p_value() == pytest.approx(stats.binomtest(9, 11, 0.5).pvalue)
+    assert mcnemar(0, 0) == 1
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_all_right_is_no_certainty(seeds: int) -> None:
+    low, high = means([np.ones((seeds, 128))]).of(0).interval()
+    exact = stats.binomtest(128, 128).proportion_ci()
+    assert high == 1
+    assert exact.low - 0.02 < low < 1
+    assert means([np.zeros((seeds, 128))]).of(0).interval() == pytest.approx((1 - high, 1 - low))
+
+
+def test_agreeing_seeds_do_not_narrow_right_and_wrong() -> None:
+    answers = [(np.arange(64) < right).astype(float)[None] for right in (62, 60)]
+    one = means(answers).difference(0, 1)
+    five = means([np.repeat(arm, 5, axis=0) for arm in answers]).difference(0, 1)
+    assert five.interval(0.9) == pytest.approx(one.interval(0.9))
+    assert not five.is_equivalent(0.02)
+
+
+def test_intervals_stay_within_the_range_and_hold_the_mean(rng: np.random.Generator) -> None:
+    scores = np.clip(rng.normal(0.97, 0.1, (1, 12)), 0, 1)
+    low, high = means([scores], value_range=(0.0, 1.0)).of(0).interval()
+    assert 0 <= low <= scores.mean() <= high <= 1
+    assert means([scores[:, :1]], value_range=(0.0, 1.0)).of(0).interval() == (0, 1)  # one example
+
+
+def test_examples_without_a_value_are_left_out_of_all(rng: np.random.Generator) -> None:
+    arms = list(rng.normal(size=(2, 3, 50)))
+    broken = [arm.copy() for arm in arms]
+    broken[0][1, 4], broken[1][0, 7] = np.nan, np.inf
+    kept = [np.delete(arm, [4, 7], axis=1) for arm in arms]
+    result, expected = means(broken).difference(0, 1), means(kept).difference(0, 1)
+    assert result.examples == 48
+    assert result.interval() == pytest.approx(expected.interval())
+    with pytest.raises(ValueError, match="no example has a finite value"):
+        means([np.full((1, 3), np.nan)])
+    with pytest.raises(ValueError, match="expected \\(seeds, examples\\)"):
+        means([np.ones(3)])
+
+
+def test_values_of_minus_one_in_every_row_give_a_finite_interval() -> None:
+    values = np.zeros((3, 100))
+    values[:, [1, 23, 49, 99]] = -1
+    assert np.isfinite(means([values, np.zeros((3, 100))]).difference(0, 1).interval()).all()
+
+
+def test_an_arm_against_itself_is_equal(rng: np.random.Generator) -> None:
+    scores = rng.random((3, 40))
+    result = means([scores, scores.copy()]).difference(0, 1)
+    assert (result.identical, result.p_value(), verdict(result, 0.01)) == (True, 1.0, "equal")
+    assert not means([scores, scores + 1e-9]).difference(0, 1).identical
+
+
+@pytest.mark.parametrize(
+    ("shift", "margin", "word"),
+    [(1.0, 0.1, "better"), (-1.0, 0.1, "worse"), (0.0, 2.0, "equivalent"), (0.0, 0.001, "not settled")],
+)
+def test_verdicts(shift: float, margin: float, word: str) -> None:
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(1, 200))
+    noise = rng.normal(0, 0.1, (1, 200))
+    result = means([base + shift + noise - noise.mean(), base]).difference(0, 1)
+    assert verdict(result, margin) == word
+    flipped = {"better": "worse", "worse": "better"}.get(word, word)
+    assert verdict(result, margin, higher_is_better=False) == flipped
+    few = means([(base + shift)[:, :9] + noise[:, :9], base[:, :9]]).difference(0, 1)
+    assert verdict(few, margin) == "not settled"  # fewer than FEWEST_EXAMPLES
+
+
+def test_p_below_5_percent_exactly_when_the_interval_leaves_out_0() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        arms = list(rng.normal(0, 1, (3, 3, 40)) + rng.normal(0, 0.2, (3, 3, 1)) + rng.normal(0, 0.3, (3, 1, 1)))
+        result = means(arms).difference(0, 1)
+        low, high = result.interval()
+        assert (result.p_value() < 0.05) == (low > 0 or high < 0)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_examples_to_decide_shrinks_with_the_difference_and_stops_at_the_seeds() -> None:
+    rng = np.random.default_rng(2)
+    noise = rng.normal(0, 1, (1, 100))
+    noise -= noise.mean()
+    near, far = (
+        means([noise + gap, np.zeros((1, 100))]).difference(0, 1).examples_to_decide(0.01) for gap in (0.1, 0.4)
+    )
+    assert near is not None
+    assert far is not None
+    assert near == pytest.approx(16 * far, rel=0.1)
+    scattered = list(rng.normal(0, 0.01, (2, 3, 100)) + np.array([[[1.0], [0], [-1]], [[-1.0], [0], [1.1]]]))
+    assert means(scattered).difference(0, 1).examples_to_decide(0.05) is None
+
+
+def test_draws_have_the_means_and_errors_of_the_data() -> None:
+    rng = np.random.default_rng(3)
+    arms = [rng.normal(level, 0.2, (5, 400)) + rng.normal(0, 0.004, (5, 1)) for level in (0.1, 0.5, 0.9)]
+    known = means(arms)
+    drawn = draws(known, np.random.default_rng(0), 20_000)
+    assert drawn.mean(axis=0) == pytest.approx(known.mean, abs=0.01)
+    gap = drawn[:, 0] - drawn[:, 1]
+    error = np.sqrt(known.covariance[0, 0] + known.covariance[1, 1] + 2 * seed_variance(known) / 5)
+    assert gap.std() == pytest.approx(error, rel=0.15)
+    assert (drawn == draws(known, np.random.default_rng(0), 20_000)).all()
+
+
+def test_one_seed_is_widened_by_the_stated_prior() -> None:
+    values = np.random.default_rng(4).normal(0.5, 0.2, (2, 1, 5000))
+    known = means(list(values))
+    single = draws(known, np.random.default_rng(0), 20_000).std(axis=0)
+    assert (single > 2 * np.sqrt(np.diag(known.covariance))).all()  # at 5,000 examples the seed is most of it
+    assert np.sqrt(seed_variance(known)) == pytest.approx(0.2 * paired.SEED_SPREAD, rel=0.6)
+
+
+def test_many_arms_within_their_errors_are_drawn_together() -> None:
+    rng = np.random.default_rng(6)
+    known = means(list(rng.normal(0.5, 0.2, (10, 1, 40))))
+    drawn = draws(known, np.random.default_rng(0), 4000).mean(axis=0)
+    assert np.ptp(drawn) < 0.9 * np.ptp(known.mean)
+    alone = draws(known, np.random.default_rng(0), 4000, alike=[False] * 10).mean(axis=0)
+    assert alone == pytest.approx(known.mean, abs=0.01)
+
+
+@pytest.mark.parametrize(("seeds", "part"), [(2, 0.0), (2, 4.0), (3, 1.0), (5, 16.0)])
+def test_false_positives_are_at_most_5_percent(seeds: int, part: float) -> None:
+    """A small piece of `python -m benchmarks.statistics`: 400 experiments of 3 arms, so at most 8% within noise."""
+    rng = np.random.default_rng(7)
+    spread = (part * (1 + 1 / seeds) / 60 * seeds) ** 0.5
+    found = 0
+    for _ in range(400):
+        arms = rng.normal(size=(3, 1, 60)) + rng.normal(size=(3, seeds, 60)) + rng.normal(0, spread, (3, seeds, 1))
+        found += means(list(arms)).difference(0, 1).p_value() < 0.05
+    assert found <= 32
