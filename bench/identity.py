@@ -83,13 +83,6 @@ def tuning_key(config: RunConfig) -> str:
     return digest({n: value for n, value in relevant.items() if not roles()[n].keeps_rate})[:_DIGITS]
 
 
-def fit_key(config: RunConfig) -> str:
-    """Equal for runs that one search of the largest micro-batch holds for: all but seed, learning rate and trial."""
-    relevant = settings_of_stages(config, "data", "training")
-    free = ("seed", "method.learning_rate", "trial")
-    return digest({name: value for name, value in relevant.items() if not name.startswith(free)})[:_DIGITS]
-
-
 def sweep_folder(config: RunConfig) -> Path:
     """The runs that are reported together."""
     return Path(config.paths.results) / config.sweep

@@ -75,33 +75,12 @@ def next_step(status: Status, stage: str, message: str, checkpoint_step: int | N
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Probe:
-    """Two steps of training in a process of its own, at the longest examples of the data."""
-
-    micro_batch: int
-    fits: bool
-    peak_bytes: int | None  # of the phase train, as `PhaseMemory`; of an "oom": the highest that was known
-    how: str  # "measured", or "oom": memory ran out
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Fit:
-    """The outcome of a search."""
+    """The micro-batch that `train.micro_batch=auto` came to."""
 
-    micro_batch: int  # the largest that fitted
-    budget_bytes: int
-    probes: tuple[Probe, ...] = ()  # in the order of trying
-    is_largest: bool = True  # False: the search ended at its last probe, with a larger one untried
-    key: str = ""  # equal for runs that one search holds for: `identity.fit_key`
-    searched_by: str = ""  # the run id that the probes were made for
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ProbeResult:
-    """What a probing child says."""
-
-    peak_bytes: int | None
-    budget_bytes: int
+    micro_batch: int  # that ran: the planner's, halved as often as memory ran out
+    budget_bytes: int | None  # planned for; None: unknown
+    too_large: list[int] = field(default_factory=list)  # micro-batches tried before, for which memory ran out
 
 
 _STRICT_serving = ConfigDict(extra="forbid", ser_json_inf_nan="null")
@@ -175,7 +154,7 @@ class AdapterGeneration:
     """One timed batch while several adapters share a base.
 
     mixed: one batch holds requests for all of them. swapped: the share of one adapter, its activation included.
-    copies: the share of one of as many full models.
+    copies: the share of one of as many full models; no longer measured.
     """
 
     way: Way
@@ -202,7 +181,7 @@ SCHEMA_VERSION = 2
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
-Stage = Literal["bundle", "fetch", "prepare", "fit", "probe", "train", "evaluate", "regression", "serve", "export"]
+Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export"]
 
 
 @dataclass(frozen=True, config=_STRICT_record)

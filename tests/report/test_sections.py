@@ -29,8 +29,9 @@ from bench.report.sections import (
     speed,
 )
 from bench.stats.compare import compare
-from bench.stats.decide import decide, limits_from_words
+from bench.stats.decide import decide
 from bench.stats.frames import Group, groups, load
+from bench.stats.limits import limits_from_words
 
 ROOT = Path(__file__).parents[2]
 
