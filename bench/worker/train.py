@@ -201,7 +201,7 @@ class SftTrainer(Trainer):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm  # else of this process's part alone
 
     def micro_batches(self, steps: int) -> Iterator[Batch]:
-        """What the first optimizer steps consume, in order."""
+        """The micro-batches of the first optimizer steps, in order."""
         size = self.args.per_device_train_batch_size
         end = min(steps * size * self.args.gradient_accumulation_steps, len(self._rows))
         for start in range(0, end, size):
@@ -259,7 +259,7 @@ def training_arguments(
         use_liger_kernel=train.kernels == "liger",
         liger_kernel_config=_LIGER,
         disable_tqdm=True,
-        report_to=[],
+        report_to=["tensorboard"] if config.tracking.kind == "tensorboard" else [],  # others: `sweep.tracking`
         save_strategy="steps" if train.checkpoint_every_steps else "no",
         save_steps=train.checkpoint_every_steps or 500,  # unused where nothing is saved
         # Older checkpoints are deleted by `Keeper.written`, when the new one is whole and on the disk.
@@ -269,7 +269,7 @@ def training_arguments(
 
 
 def _speed(resolved: Device, observer: Observer, costs: LinearCosts, peak_flops_per_second: float) -> dict[str, Any]:
-    """What was trained on, of the whole run; speeds over the timed steps of this process, None if none was timed."""
+    """Counts of the whole run, and speeds over the timed steps of this process; None if no step was timed."""
     own = observer.own_steps
     timed_seconds = sum(step.seconds for step in own if step.timed)
     counts, timed = observer.counts, observer.timed_counts
