@@ -20,7 +20,8 @@ import pandas as pd
 from rich.progress import track
 from tabulate import tabulate
 
-from bench.stats.decide import COLUMNS, Evidence, Limits, choose
+from bench.stats.decide import Evidence, choose
+from bench.stats.limits import COLUMNS, Limits
 from bench.stats.paired import SEED_SPREAD, SEED_SPREAD_LOG_SD, Floats, draws, holm, means
 
 DRAWS = 1000  # of each decision; reports take 4,000

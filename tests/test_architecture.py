@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "bench").rglob("*.py"))
 RANK = {  # place -> its rank; a module imports only what ranks below it, or its own folder
-    "config": 0, "identity": 1, "record": 1, "fairness": 2, "compose": 2, "planner": 3, "stats": 4, "analysis": 4.5,
+    "config": 0, "identity": 1, "record": 1, "fairness": 2, "compose": 2, "planner": 3, "stats": 4,
     "sweep": 5, "worker": 5, "report": 5, "bench": 6,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm_eval"}
@@ -69,7 +69,7 @@ def test_help_loads_no_torch() -> None:
 def test_the_methods_differ_in_two_places_only() -> None:
     """No other module asks which method runs."""
     for path in MODULES:
-        if path.name in ("methods.py", "config.py") or place_of(path) in ("analysis", "stats", "report"):
+        if path.name in ("methods.py", "config.py") or place_of(path) in ("stats", "report"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):

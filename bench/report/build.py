@@ -21,8 +21,9 @@ from bench.report.charts import image, svg
 from bench.report.section import Chapter, Report, Section, Table, anchor, percent
 from bench.report.sections import SECTIONS, answer, change, environment
 from bench.stats.compare import compare
-from bench.stats.decide import Limits, decide
+from bench.stats.decide import decide
 from bench.stats.frames import Group, Sweep, groups, load
+from bench.stats.limits import Limits
 
 FORMATS = {"png": "charts", "pdf": "charts", "latex": "tables", "parquet": "tables"}  # beside SVG and CSV
 

@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.config import ConfigurationError, suggest
 from bench.record import Record
 from bench.stats.compare import match
 from bench.stats.frames import Group, Sweep, family, groups, is_control, is_untrained
+from bench.stats.limits import COLUMNS, Limits
 from bench.stats.measures import Measure, Table, means_of, measure_tables, primary_measure, suite_measure
 from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, SeedPart, draws, seed_variance
 
@@ -38,86 +38,6 @@ TIE = 0.10  # costs that differ by less are alike
 DRAWS = 4000
 _RUN_TO_RUN = 0.02  # prior of how far a cost scatters from run to run, relative, worth two degrees of freedom
 _MORE_SEEDS, _MORE_EXAMPLES = (0, 1, 2, 4, 7, 12, 17), (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a user can afford and needs, by the words of the command line, in their units. None, False: no limit.
-
-    A limit is the most that is allowed; what equals it is allowed.
-    """
-
-    memory_gib: float | None = field(default=None, metadata={"unit": "GiB", "help": "peak memory of one device"})
-    time_hours: float | None = field(default=None, metadata={"unit": "h", "help": "training, without evaluation"})
-    cost_usd: float | None = field(default=None, metadata={"unit": "USD", "help": "that time at the machine's price"})
-    forgetting_tolerance: float | None = field(
-        default=None, metadata={"unit": "points", "help": "that the regression suite's mean may lose, of 100"}
-    )
-    quality_tolerance: float | str | None = field(
-        default=None, metadata={"unit": "score", "help": "shortfall from the best that does not matter: 0.01, or 3%"}
-    )
-    mergeable: bool = field(default=False, metadata={"unit": "", "help": "yes: serve one model without an adapter"})
-    adapters: int | None = field(default=None, metadata={"unit": "", "help": "tasks that share one base in serving"})
-    price_usd_per_hour: float | None = field(
-        default=None, metadata={"unit": "USD/h", "help": "of the machine, in the place of hardware.price_usd_per_hour"}
-    )
-
-
-COLUMNS = {  # limit on an amount -> (column of the arms frame, one of the limit's unit in the column's)
-    "memory_gib": ("peak_memory_bytes", 2.0**30),
-    "time_hours": ("train_seconds", 3600.0),
-    "cost_usd": ("cost_usd", 1.0),
-    "forgetting_tolerance": ("forgetting", 0.01),
-}
-
-
-def limits_from_words(words: Sequence[str]) -> Limits:
-    """Read `name=value` words, such as memory_gib=24, quality_tolerance=3% or mergeable=yes.
-
-    Raises:
-        ConfigurationError: with every mistake: an unknown name, a bad value, a limit set twice.
-    """
-    found: dict[str, Any] = {}
-    problems = []
-    known = [f.name for f in fields(Limits)]
-    for text in words:
-        name, _, value = (part.strip() for part in text.partition("="))
-        if name not in known:
-            problems.append(f"{text}: there is no limit {name!r}{suggest(name, known)}")
-        elif name in found:
-            problems.append(f"{text}: this limit is set twice; give it once")
-        else:
-            try:
-                found[name] = _value(name, value)
-            except ValueError as error:
-                problems.append(f"{text}: expected {error}; given {value!r}")
-    if problems:
-        raise ConfigurationError(problems)
-    return Limits(**found)
-
-
-def _value(name: str, text: str) -> Any:
-    """The value of one limit; raises ValueError with what is allowed."""
-    if name == "mergeable":
-        if text.lower() not in ("yes", "no", "true", "false"):
-            raise ValueError("yes or no")
-        return text.lower() in ("yes", "true")
-    if name == "adapters":
-        if not (text.isdecimal() and int(text) > 0):
-            raise ValueError("a whole number from 1 on")
-        return int(text)
-    percent = name == "quality_tolerance" and text.endswith("%")
-    try:
-        number = float(text.removesuffix("%") if percent else text)
-    except ValueError:
-        number = math.nan
-    most = 100.0 if percent or name == "forgetting_tolerance" else 1.0 if name == "quality_tolerance" else math.inf
-    may_be_zero = name in ("quality_tolerance", "forgetting_tolerance", "cost_usd")
-    if not (math.isfinite(number) and (number > 0 or (may_be_zero and number == 0)) and number <= most):
-        least = "from 0 on" if may_be_zero else "above 0"
-        share = " in the score's unit, or a share of the best score such as 3%" if name == "quality_tolerance" else ""
-        raise ValueError(f"a number {least}{'' if most == math.inf else f', at most {most:g}'}{share}")
-    return text if percent else number
 
 
 @dataclass(frozen=True)

@@ -388,13 +388,11 @@ def disturbances(record: Record) -> dict[str, str]:
     environments = {name: [stage.environment] for name, stage in stages.items() if stage}
     if record.serve:
         environments["serve"] = [record.serve.environment, *record.serve.later_environments]
-    clauses = {
-        name: next((text for one in found if (text := _busy(one))), None) for name, found in environments.items()
-    }
+    clauses = {name: next((text for one in found if (text := busy(one))), None) for name, found in environments.items()}
     return {name: text for name, text in clauses.items() if text}
 
 
-def _busy(environment: Environment) -> str | None:
+def busy(environment: Environment) -> str | None:
     """What else used the machine, as a clause; None when nothing did, or nothing is known."""
     processors = environment.cpus or environment.threads or 1
     on_cpu = environment.device.startswith("cpu")

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from synthetic import ATTACK, STEPS, build_sweep
 
-from bench.config import Status
-from bench.record import Record, from_json, to_json
+from bench.record import Record, Status, from_json, to_json
 from bench.report.build import NoRecordsError, answer_text, build_report, formats_of, report_of
 from bench.report.section import Section, Table
 from bench.report.sections import (
@@ -30,8 +29,9 @@ from bench.report.sections import (
     speed,
 )
 from bench.stats.compare import compare
-from bench.stats.decide import decide, limits_from_words
+from bench.stats.decide import decide
 from bench.stats.frames import Group, groups, load
+from bench.stats.limits import limits_from_words
 
 ROOT = Path(__file__).parents[2]
 

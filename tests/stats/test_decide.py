@@ -13,8 +13,9 @@ from synthetic import METHODS, MIB, make_failure
 
 from bench.config import ConfigurationError, with_settings
 from bench.record import Record
-from bench.stats.decide import Limits, decide, limits_from_words, sureness_against
+from bench.stats.decide import decide, sureness_against
 from bench.stats.frames import Group, Sweep
+from bench.stats.limits import Limits, limits_from_words
 
 CLEAR = {"base": 0.2, "full": 0.5, "lora": 0.4, "qlora": 0.3}
 EQUAL = {"base": 0.2, "full": 0.5, "lora": 0.5, "qlora": 0.5}

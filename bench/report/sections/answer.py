@@ -10,8 +10,9 @@ import pandas as pd
 
 from bench.report.charts import Chart, quality_chart
 from bench.report.section import Headline, Section, Table, gib, interval, joined, known, minutes, number
-from bench.stats.decide import Decision, Limits, decide
+from bench.stats.decide import Decision, decide
 from bench.stats.frames import Group
+from bench.stats.limits import Limits
 
 _COSTS = {  # axis -> (column of the arms frame, factor)
     "peak memory, GiB": ("peak_memory_bytes", 2**-30),

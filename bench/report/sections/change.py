@@ -11,10 +11,11 @@ import pandas as pd
 from bench.report.charts import Chart, sureness_chart
 from bench.report.section import Section, Table, number, percent
 from bench.report.sections.answer import metric_name
-from bench.stats.decide import Limits, decide, sureness_against
+from bench.stats.decide import decide, sureness_against
 from bench.stats.frames import Group
+from bench.stats.limits import Limits
 
-_LIMITS = {  # of `stats.decide.Limits` -> as a reader sees it
+_LIMITS = {  # of `stats.limits.Limits` -> as a reader sees it
     "quality_tolerance": "tolerance",
     "memory_gib": "memory limit, GiB",
     "time_hours": "time limit, hours",

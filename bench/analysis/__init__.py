@@ -1,1 +1,0 @@
-"""Records in, conclusions out: pure functions without torch and without files."""
