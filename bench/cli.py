@@ -22,17 +22,21 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
-from bench.config import ConfigurationError, RunConfig, Status, suggest
+from bench.config import ConfigurationError, RunConfig, suggest
 from bench.fairness import FILE, REQUIREMENTS, allowed_names, groups_of, to_json
 from bench.identity import sweep_folder, write_atomic
 from bench.planner.advice import plans
+from bench.record import Status
 from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
 from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, read_record, run_one
 from bench.sweep.tracking import track_report
+
+if TYPE_CHECKING:
+    from bench.stats.limits import Limits
 
 FLAGS = ("-m", "--json", "--help")
 console = Console()
@@ -110,7 +114,7 @@ def help_text(command: str) -> str:
     if command == "report":
         from bench.stats.limits import Limits
 
-        limits = {limit.name: f"{limit.metadata['help']} {limit.metadata['unit']}" for limit in fields(Limits)}
+        limits = {f.name: ", ".join(filter(None, (f.metadata["help"], f.metadata["unit"]))) for f in fields(Limits)}
         own += f"\n\nLimits, each the most that is allowed:\n{_rows(limits)}"
         own += f"\n\nWhat allow_different can name:\n{_rows(REQUIREMENTS)}"
     if command != "sweep":
@@ -184,7 +188,9 @@ def _report(folder: Path, allowed: frozenset[str], config: RunConfig) -> bool:
     try:
         with claim(folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            console.say(f"Report: {build_report(folder, allowed=allowed)}")
+            path = build_report(folder, allowed=allowed)
+            _answer([folder], allowed)
+            console.say(f"Report: {path}")
     except (OSError, NoRecordsError) as error:
         console.problem(f"The report could not be written: {error}. Every record is kept. {COMMAND_AGAIN}")
         return False
@@ -206,42 +212,41 @@ def report(given: Given) -> int:
     target_loss=NATS            held-out loss whose time and tokens are reported; default: the worst final one
     export=FORMAT,...           tables and charts in further formats
     """
-    from bench.report.build import NoRecordsError, answer_text, build_report, formats_of  # only when there is work
-    from bench.stats.frames import load
+    from bench.report.build import NoRecordsError, build_report, formats_of  # only when there is work
     from bench.stats.limits import limits_from_words
 
     own, words = take(given.settings, "allow_different", "target_loss", "export")
     problems = [f"{path}: no such folder; sweeps are in results/<sweep>" for path in given.paths if not path.is_dir()]
+    readers: dict[str, Callable[[], Any]] = {
+        "allowed": lambda: allowed_names(own["allow_different"]) if "allow_different" in own else frozenset(),
+        "target_loss": lambda: _loss(own["target_loss"]) if "target_loss" in own else None,
+        "formats": lambda: formats_of(own["export"]) if "export" in own else frozenset(),
+        "limits": lambda: limits_from_words(words),
+    }
     read: dict[str, Any] = {}
-    readers: dict[str, Callable[[str], Any]] = {
-        "allow_different": allowed_names, "target_loss": _loss, "export": formats_of,
-    }  # fmt: skip
-    for name, value in own.items():
+    for name, reader in readers.items():
         try:
-            read[name] = readers[name](value)
+            read[name] = reader()
         except ConfigurationError as error:
             problems += error.problems
-    try:
-        read["limits"] = limits_from_words(words)
-    except ConfigurationError as error:
-        problems += error.problems
     if problems:
         raise ConfigurationError(problems)
     try:
-        path = build_report(
-            *given.paths,
-            allowed=read.get("allow_different", frozenset()),
-            target_loss=read.get("target_loss"),
-            formats=read.get("export", frozenset()),
-            limits=read["limits"],
-        )
+        path = build_report(*given.paths, **read)
     except (FileNotFoundError, NoRecordsError) as error:
         raise ConfigurationError([str(error)]) from None
-    if words:
-        allowed = read.get("allow_different", frozenset())
-        console.say(answer_text(load(*given.paths), allowed=allowed, limits=read["limits"]))
+    _answer(given.paths, read["allowed"], read["limits"])
     console.say(f"Report: {path}")
     return 0
+
+
+def _answer(folders: Sequence[Path], allowed: frozenset[str], limits: Limits | None = None) -> None:
+    """Say what to use: the decision of every model, task and suite."""
+    from bench.stats.decide import decide
+    from bench.stats.frames import groups, load
+
+    for group in groups(load(*folders), allowed=allowed):
+        console.answer(group.name, decide(group, limits))
 
 
 def _loss(text: str) -> float:

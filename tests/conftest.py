@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """GPU tests run by `pytest -m gpu` on a GPU box, elsewhere they say why not. The longest test comes first."""
     items.sort(key=lambda item: "test_embedded" not in item.nodeid)
-    marked = [item for item in items if "gpu" in item.keywords]
+    marked = [item for item in items if item.get_closest_marker("gpu")]  # keywords hold folder names too
     if marked:
         import torch
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from yaml import YAMLError
 
 from bench.compose import CONFIG_FOLDER, compose
@@ -27,8 +28,8 @@ from bench.config import (
     MethodConfig,
     ModelConfig,
     RunConfig,
+    checked,
     read_architecture,
-    suggest,
     to_mapping,
 )
 from bench.identity import canonical_json
@@ -49,6 +50,7 @@ GIB = 2**30
 MARGIN = 0.1  # about what the estimate was off by where it could be checked: docs/planner.md
 REMEDIES_SHOWN = 3
 MOST_DEVICES = 64  # that a remedy proposes
+USUAL_MICRO_BATCH = 4  # where the planner cannot tell
 SHORTEST = 256  # tokens; shorter examples are no remedy
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 _PREFIX = "plan."
@@ -277,6 +279,22 @@ def largest_micro_batch(config: RunConfig, options: PlanConfig, machine: Machine
     return next(fitting, None)
 
 
+def sizes(batch_size: int) -> list[int]:
+    """The micro-batches that leave the effective batch whole: its divisors, rising."""
+    return [rows for rows in range(1, batch_size + 1) if batch_size % rows == 0]
+
+
+def starting_micro_batch(config: RunConfig, longest: int, machine: Machine) -> int:
+    """Where train.micro_batch=auto starts: the largest that fits, for examples of at most `longest` tokens.
+
+    Without a known memory or architecture: the usual one.
+    """
+    with suppress(ConfigurationError):  # an architecture that the planner does not know
+        if machine.memory_gib is not None:
+            return largest_micro_batch(_with(config, "train", max_length=longest), PlanConfig(), machine) or 1
+    return max(rows for rows in sizes(config.train.batch_size) if rows <= USUAL_MICRO_BATCH)
+
+
 def _fits(config: RunConfig, options: PlanConfig, machine: Machine) -> bool:
     return verdict(predict(config, options, machine).total, machine.memory_gib) == "fits"
 
@@ -382,66 +400,4 @@ def plan_config(mapping: Mapping[str, Any]) -> PlanConfig:
     memory = mapping.get("memory_gib")
     memory = memory.split(",") if isinstance(memory, str) else memory
     listed = memory if memory is None or isinstance(memory, list) else [memory]
-    try:
-        return TypeAdapter(PlanConfig).validate_python({**mapping, "memory_gib": listed})
-    except ValidationError as error:
-        raise ConfigurationError([_explain(e) for e in error.errors(include_url=False)]) from None
-
-
-def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "unexpected_keyword_argument":
-        return f"plan.{name}: no such setting{suggest(name, [f.name for f in fields(PlanConfig)])}"
-    return f"plan.{name}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
-
-
-# --- The search of `train.micro_batch=auto` ---
-
-MOST_PROBES = 4
-USUAL = 4  # where the planner cannot tell
-
-
-def sizes(batch_size: int) -> list[int]:
-    """The micro-batches that leave the effective batch whole: its divisors, rising."""
-    return [rows for rows in range(1, batch_size + 1) if batch_size % rows == 0]
-
-
-def first_size(config: RunConfig, longest: int, device: str, budget_bytes: int | None) -> int:
-    """Where the search starts: the planner's largest, for examples of at most `longest` tokens."""
-    usual = max(rows for rows in sizes(config.train.batch_size) if rows <= USUAL)
-    if budget_bytes is None:
-        return usual
-    machine = Machine("cuda" if device == "cuda" else "cpu", budget_bytes / GIB)
-    try:
-        return largest_micro_batch(_with(config, "train", max_length=longest), PlanConfig(), machine) or 1
-    except ConfigurationError:  # an architecture that the planner does not know
-        return usual
-
-
-def next_size(allowed: Sequence[int], fits: Mapping[int, bool], start: int) -> int | None:
-    """The micro-batch to probe next; None when the search is over.
-
-    Args:
-        allowed: rising.
-        fits: what was probed -> whether it fitted.
-    """
-    if not fits:
-        return start
-    below = max((i for i, rows in enumerate(allowed) if fits.get(rows)), default=-1)
-    above = min((i for i, rows in enumerate(allowed) if fits.get(rows) is False), default=len(allowed))
-    if above - below <= 1 or len(fits) == MOST_PROBES:
-        return None
-    if len(fits) == 1:
-        return allowed[below + 1 if below >= 0 else above - 1]
-    if below < 0 and len(fits) == MOST_PROBES - 1:
-        return allowed[0]  # the last chance to find any
-    return allowed[(below + above) // 2]
-
-
-def largest_fitting(allowed: Sequence[int], fits: Mapping[int, bool]) -> tuple[int | None, bool]:
-    """(the largest that fitted, or None; whether the next larger one is known not to fit)."""
-    found = max((rows for rows, fitted in fits.items() if fitted), default=None)
-    if found is None:
-        return None, fits.get(allowed[0]) is False
-    larger = [rows for rows in allowed if rows > found]
-    return found, not larger or fits.get(larger[0]) is False
+    return checked(PlanConfig, {**mapping, "memory_gib": listed}, "plan")

@@ -15,7 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import console as rich_console
 from rich.box import MARKDOWN, SIMPLE_HEAD
@@ -27,13 +27,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bench.config import RunConfig, Status
+from bench.config import RunConfig
 from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
 from bench.planner.advice import GIB, Plan
 from bench.planner.time import Range
-from bench.record import Record
+from bench.record import Record, Status
 from bench.sweep.child import Watch
+
+if TYPE_CHECKING:
+    from bench.stats.decide import Decision
 
 PLAIN_INTERVAL_SECONDS = 30
 PLAIN_WIDTH = 250  # of tables in a file or a pipe, characters
@@ -128,6 +131,20 @@ class Console:
         if record.serve_failure is not None:
             self.say(f"         serving: {record.serve_failure.message}")
             self.say(f"         {record.serve_failure.next_step}")
+
+    def answer(self, name: str, decision: Decision) -> None:
+        """What to use, how sure that is, what the methods cost, and what would make it surer."""
+        sure = "" if decision.sureness is None else f" {decision.sureness:.0%} sure."
+        self.say(f"\n{name}\n{decision.sentence}{sure} {decision.reason}")
+        if len(decision.arms):
+            self._out.print(answer_table(decision))
+        if decision.cost_if_wrong is not None:
+            self.say(f"If that is wrong, it falls short of the best by {decision.cost_if_wrong:.3f} on average.")
+        if more := decision.to_be_sure:
+            minutes = "" if more["minutes"] is None else f", about {more['minutes']:.0f} more minutes"
+            self.say(f"To be 95% sure: {more['examples']:.0f} test examples and {more['seeds']:.0f} seeds{minutes}.")
+        for caveat in decision.caveats:
+            self.say(f"- {caveat}")
 
 
 class _PlainWatch:
@@ -243,6 +260,26 @@ def live(out: RichConsole, name: str, stages: Sequence[str] = (), agenda: Agenda
             phases.update(task, completed=progress["done"], details=details(progress))
 
         yield watch
+
+
+def answer_table(decision: Decision) -> Table:
+    """One row a method: its score, its costs, and why it was not chosen."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    score = decision.measure.name if decision.measure else "score"
+    for header in ["", "method", score, "95%", "memory, GiB", "time, min", "to keep, MiB", "why not"]:
+        shown.add_column(header, justify="left" if header in ("", "method", "why not") else "right", overflow="fold")
+    for row in decision.arms.to_dict("records"):
+        cells = [f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] == row["low"] else UNKNOWN]
+        for column, unit, digits in (
+            ("peak_memory_bytes", GIB, 2),
+            ("train_seconds", 60, 1),
+            ("checkpoint_bytes", 2**20, 1),
+        ):
+            known = row[column] is not None and row[column] == row[column]  # not NaN
+            cells.append(f"{row[column] / unit:.{digits}f}" if known else UNKNOWN)
+        mark = "->" if row["chosen"] else ""
+        shown.add_row(mark, *map(escape, [row["arm"], f"{row['score']:.3f}", *cells, row["why_not"] or ""]))
+    return shown
 
 
 def heading(group: Group) -> str:

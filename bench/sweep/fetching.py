@@ -32,6 +32,7 @@ from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, write_plan
 from bench.sweep.exporting import changed_files, checksums
+from bench.sweep.tracking import tracking_problems
 
 ROOT = CONFIG_FOLDER.parent
 SPARE_BYTES = 1 << 20  # for the small files of a run; weights and models are checked by the worker
@@ -67,7 +68,8 @@ def prepare_all(
     """
     if aside:
         pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
-    problems = dict.fromkeys(p for config in pending for p in [*unwritable_folders(config), *bundle_problems(config)])
+    checks = (unwritable_folders, bundle_problems, tracking_problems)
+    problems = dict.fromkeys(problem for config in pending for check in checks for problem in check(config))
     if problems:
         raise ConfigurationError(list(problems))
     made_once = {(data_key(c), c.method.quantization if stage == "prepare" else None): c for c in reversed(pending)}

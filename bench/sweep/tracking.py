@@ -1,8 +1,10 @@
-"""A finished record, and then the report, sent to a tracker.
+"""A finished record, and then the report, sent to Weights & Biases.
 
 The record in its folder is the result; tracking is a copy of it. A tracker that fails is reported and changes
-nothing. Nothing is sent unless `tracking=wandb` or `tracking=tensorboard` is chosen, and with the latter, or in
-W&B's offline mode, nothing leaves the machine.
+nothing. Nothing is sent unless `tracking=wandb` is chosen, and in its offline mode nothing leaves the machine.
+`tracking=tensorboard` is transformers' own: the training stage writes its curves to `tensorboard/` in the run's folder.
+
+>>> track(config, record)    # None, or what went wrong
 """
 
 from __future__ import annotations
@@ -12,33 +14,37 @@ import json
 import os
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench.config import RunConfig, to_mapping
 from bench.identity import run_folder
-from bench.record import Record, to_json
+from bench.record import Record
+
+
+def tracking_problems(config: RunConfig) -> list[str]:
+    """Why a run could not be tracked, known before it runs; at most one line."""
+    missing = config.tracking.kind == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX"))
+    how = 'needs tensorboardX: pip install -c constraints.txt -e ".[tensorboard]"'
+    return [f"tracking=tensorboard: {how}"] if missing else []
 
 
 def track(config: RunConfig, record: Record) -> str | None:
     """Send a record if the config asks for it. Returns what went wrong, or None."""
-    send = {"wandb": send_wandb, "tensorboard": send_tensorboard}.get(config.tracking.kind)
     kept = f"the record in {run_folder(config)} is complete without it"
-    return _trouble(lambda: send(config, record), kept) if send else None
+    return _trouble(lambda: send_record(config, record), kept) if config.tracking.kind == "wandb" else None
 
 
 def track_report(config: RunConfig, folder: Path) -> str | None:
-    """Send a sweep's report where its tracker takes one (W&B, as an artifact). Returns what went wrong, or None."""
-    if config.tracking.kind != "wandb":
-        return None
-    return _trouble(lambda: send_report(config, folder), f"the report is in {folder}")
+    """Send a sweep's report, as an artifact, if the config asks for it. Returns what went wrong, or None."""
+    kept = f"the report is in {folder}"
+    return _trouble(lambda: send_report(config, folder), kept) if config.tracking.kind == "wandb" else None
 
 
 def _trouble(send: Callable[[], None], kept: str) -> str | None:
     try:
         send()
-    except ImportError as error:
-        return f'tracking: {error}; install it: pip install -c constraints.txt -e ".[tensorboard]"; {kept}'
     except Exception as error:  # a tracker's own trouble must never cost a finished run
         return f"tracking: {type(error).__name__}: {error}; {kept}"
     return None
@@ -88,34 +94,11 @@ def predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:
     return [*texts, *scores], rows
 
 
-def send_tensorboard(config: RunConfig, record: Record) -> None:
-    """Event files, written anew."""
-    from tensorboardX import SummaryWriter  # an extra
-
-    folder = run_folder(config)
-    target = folder / "tensorboard"
-    for old in target.glob("events.out.*"):
-        old.unlink()
-    curve = curves(record, folder)
-    last = max(curve, default=0)
-    with SummaryWriter(str(target), write_to_disk=True) as writer:
-        for step, values in curve.items():
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-        for name, scalar in summary(record).items():
-            if isinstance(scalar, int | float):
-                writer.add_scalar(f"result/{name}", scalar, last)
-        writer.add_text("config", f"```json\n{to_json(config)}\n```", last)
-
-
-_FILES, _FOLDERS = ("report.html", "report.md", "fairness.json"), ("plots", "tables")
-
-
-def send_wandb(config: RunConfig, record: Record) -> None:
+def send_record(config: RunConfig, record: Record) -> None:
     """One run of the tracker for one of ours, grouped by sweep."""
     folder = run_folder(config)
-    told = to_mapping(record.config) | {"comparison_key": record.comparison_key}
-    wandb, run = _open(config, folder, record.run_id, told)
+    settings = to_mapping(record.config) | {"comparison_key": record.comparison_key}
+    wandb, run = _open(config, folder, record.run_id, settings)
     for step, values in curves(record, folder).items():
         run.log(values, step=step)
     headers, rows = predictions(folder)
@@ -133,14 +116,15 @@ def send_report(config: RunConfig, folder: Path) -> None:
     """The report of a sweep, with its plots and tables, as one artifact."""
     wandb, run = _open(config, folder, f"{folder.name}-report", {}, job_type="report")
     artifact = wandb.Artifact(f"report-{re.sub(r'[^A-Za-z0-9._-]', '-', folder.name)}", type="report")
-    files = [folder / name for name in _FILES] + [file for name in _FOLDERS for file in (folder / name).glob("*")]
+    files = [folder / name for name in ("report.html", "report.md", "fairness.json")]
+    files += [file for name in ("plots", "tables") for file in (folder / name).glob("*")]
     for file in filter(Path.is_file, files):
         artifact.add_file(str(file), name=str(file.relative_to(folder)))
     run.log_artifact(artifact)
     run.finish()
 
 
-def _open(config: RunConfig, folder: Path, name: str, told: dict[str, Any], **options: Any) -> tuple[Any, Any]:
+def _open(config: RunConfig, folder: Path, name: str, settings: dict[str, Any], **options: Any) -> tuple[Any, Any]:
     """(the module, a run of it)."""
     own = Path(config.paths.cache).resolve() / "wandb"
     own.mkdir(parents=True, exist_ok=True)
@@ -154,7 +138,7 @@ def _open(config: RunConfig, folder: Path, name: str, told: dict[str, Any], **op
         name=name,
         group=config.sweep,
         dir=str(folder),
-        config=told,
+        config=settings,
         settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         **options,
     )

@@ -102,8 +102,10 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
 
 
 def _stamp(task: TaskConfig) -> dict[str, str]:
-    """What decides the examples besides the task's settings, cheap to read: an edited file, an upgraded package, a
-    changed rule in our own code make prepared data outdated. Hub data are named by `hub_revision` alone.
+    """Checksums and versions that decide the examples besides the task's settings, cheap to read.
+
+    An edited file, an upgraded package or a changed rule in our own code makes prepared data outdated. Hub data are
+    named by `hub_revision` alone.
     """
     outside = {"docstrings": docstrings.versions, "files": lambda: files.checksums(task), "hub": dict}[task.source]()
     code = [*sorted(Path(docstrings.__file__).parent.glob("*.py")), Path(__file__)]
@@ -341,7 +343,7 @@ def _apply(tokenizer: Any, conversation: list[dict[str, str]], add_generation_pr
 
 
 def _until_end_of_turn(tokenizer: Any, example: Example, addition: str) -> str:
-    """What the model has to write: the template's addition, cut after the first special token past the target.
+    """The text that the model has to write: the template's addition up to the first special token past the target.
 
     Templates go on behind it (a newline, an end of text): the model never has to produce that.
     """
@@ -395,9 +397,18 @@ def row_length(row: Mapping[str, Any]) -> int:
     return len(row["prompt_ids"]) + len(row["answer_ids"])
 
 
-def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-pad rows of prompt_ids and answer_ids; only the answer is labelled. Each tensor is (batch, length)."""
-    length = max(row_length(row) for row in rows)
+def padding_multiple(device_type: str) -> int:
+    """What lengths are rounded up to: few lengths on CUDA, where compiled layers and kernels adapt to each new one."""
+    return 64 if device_type == "cuda" else 1
+
+
+def collate(rows: Sequence[Mapping[str, Any]], pad_id: int, multiple: int = 1) -> dict[str, torch.Tensor]:
+    """Right-pad rows of prompt_ids and answer_ids; only the answer is labelled. Each tensor is (batch, length).
+
+    Args:
+        multiple: the length is rounded up to a multiple of it (`padding_multiple`).
+    """
+    length = -(-max(row_length(row) for row in rows) // multiple) * multiple
     batch = {
         "input_ids": torch.full((len(rows), length), pad_id),
         "attention_mask": torch.zeros((len(rows), length), dtype=torch.long),

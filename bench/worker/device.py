@@ -1,4 +1,4 @@
-"""What this machine offers, resolved once per stage: device, compute dtype, attention kernel, compilation.
+"""The machine's device, compute dtype, attention kernel and compilation, resolved once per stage.
 
 `auto` in `conf/hardware/` is decided here and the decision is recorded in the stage's `Environment`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Device:
         return torch.autocast(self.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=self.keeps_casts)
 
     def environment(self, load: OtherLoad) -> Environment:
-        """What a comparison of speed needs to be equal, and what else ran on the machine meanwhile."""
+        """The facts that must be equal for speeds to be compared, and other load meanwhile."""
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         on_cuda = self.type == "cuda"
         name = torch.cuda.get_device_name() if on_cuda else _cpuinfo().get("model name", "unknown processor")
@@ -186,8 +187,17 @@ def compile_layers(model: torch.nn.Module) -> None:
     Compiled 4-bit layers dequantize their weights again in the backward pass, as uncompiled ones do.
     """
     torch._dynamo.config.optimize_ddp = False  # cuts graphs at DDP's buckets, which breaks checkpointed layers
+    # Training or held-out loss, first layer or later, small or large: each may need a graph. Beyond PyTorch's limit (8)
+    # a layer would run eager in silence.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for layer in decoder_layers(model):
         layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+def graphs_compiled() -> int:
+    """How many graphs the compiler has made in this process until now."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # seconds to import, and there once anything was compiled
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -88,7 +88,7 @@ def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote."""
+    """A greedy answer of the model."""
 
     text: str
     tokens: int  # generated, the end token included

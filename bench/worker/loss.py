@@ -100,7 +100,8 @@ def example_losses(
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = {k: v.to(device.type) for k, v in data.collate([rows[i] for i in chosen], pad_id).items()}
+        padded = data.collate([rows[i] for i in chosen], pad_id, data.padding_multiple(device.type))
+        batch = {name: tensor.to(device.type) for name, tensor in padded.items()}
         losses, row_of = head.token_losses(model, batch)
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device)
         sums.index_add_(0, row_of, losses.double())

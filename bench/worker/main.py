@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.config import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, RunConfig
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import artifact_folder, write_atomic
-from bench.record import bundle_environment, from_json, to_json
+from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, bundle_environment, from_json, to_json
 from bench.worker.instruments.clock import Clock, Load, open_load
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _alone() -> Team:
 
 @dataclass
 class Context:
-    """What every stage is given."""
+    """A stage's folder, configuration and instruments."""
 
     folder: Path
     config: RunConfig
@@ -128,7 +128,7 @@ class Context:
 
     @property
     def tables(self) -> Path:
-        """Whose folder `datasets` holds the tables that the `datasets` library makes."""
+        """The folder with `datasets/`, in which the `datasets` library keeps its tables."""
         return Path(self.config.paths.bundle or self.config.paths.cache)
 
     @property
@@ -158,6 +158,7 @@ def main(folder: Path, stage: str) -> int:
     progress = Progress(folder, stage, silent=together and os.environ.get("RANK", "0") != "0")
     progress.phase("start")
     _confine(config, stage)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     try:
         started = time.perf_counter()
         module, function = STAGES[stage]
@@ -228,7 +229,8 @@ def _confine(config: RunConfig, stage: str) -> None:
     if config.paths.bundle is not None:
         os.environ |= bundle_environment(Path(config.paths.bundle).resolve(), online=stage == "bundle")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")  # cuDNN builds a plan, up to a second, for each length
+    # cuDNN attention plans each new (batch, length) for 0.2 s; the other kernels are as fast (docs/gpu-measured.md).
+    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
 
 

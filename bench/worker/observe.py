@@ -1,4 +1,4 @@
-"""What is measured of training, step by step: time, tokens, memory, and held-out losses in between.
+"""Measures training step by step: time, tokens, memory, and held-out losses in between.
 
 Inside the timed step nothing happens but reading the clock at its edges and keeping references to the batches. All
 else (hashing, counting, memory, files) waits until the step has been timed. Of several processes that train together,
@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 from bench.config import DEEPSPEED, RunConfig
 from bench.record import HeldoutPoint, MemoryBreakdown, Step
 from bench.worker import data
+from bench.worker.device import graphs_compiled
 from bench.worker.instruments.energy import Energy
 from bench.worker.instruments.memory import Memory, breakdown
 from bench.worker.instruments.tokens import TokenCounts, TokenStream
@@ -62,6 +63,7 @@ class Observer(TrainerCallback):
         self._consumed: list[tuple[Batch, float | torch.Tensor]] = []
         self._started = self._seconds = self._elapsed = self._loss = 0.0
         self._step_counts, self._done_before = TokenCounts(), 0
+        self._graphs, self._timed = 0, False  # graphs compiled before the step; whether the step counts for speed
         self._memory_bytes: tuple[int | None, int | None] = (None, None)
         self._steps_file = context.folder / "steps.jsonl"
 
@@ -82,6 +84,7 @@ class Observer(TrainerCallback):
 
     def step_starts(self) -> None:
         self._team.wait()  # else one would be timed while it waits for what the first writes down
+        self._graphs = graphs_compiled()
         self._started = self._clock.mark()
 
     def forward_starts(self) -> None:
@@ -133,7 +136,9 @@ class Observer(TrainerCallback):
         self._seconds, self._memory_bytes, consumed = whole_step(own, self._team)
         self._elapsed += self._seconds
         self.energy.sample()
-        timed = self._is_timed(state.global_step)
+        # A step in which the compiler worked (a new shape) is not timed: on an H200 one took 9.2 s instead of 0.17.
+        warm = state.global_step > self._done_before + self._untimed
+        self._timed = timed = warm and graphs_compiled() == self._graphs
         self.tokens.enter("timed" if timed else "untimed")
         self._loss = float(sum(loss for _, loss in consumed))
         self._step_counts = TokenCounts()
@@ -160,7 +165,7 @@ class Observer(TrainerCallback):
             supervised_tokens=self._step_counts.supervised_tokens,
             positions=self._step_counts.positions,
             elapsed_seconds=self._elapsed,
-            timed=self._is_timed(state.global_step),
+            timed=self._timed,
             memory_bytes=self._memory_bytes[0],
             peak_so_far_bytes=self._memory_bytes[1],
         )
@@ -173,9 +178,6 @@ class Observer(TrainerCallback):
             self._take_heldout(step.step)
             if step.step < self._total:
                 self._enter_training()
-
-    def _is_timed(self, step: int) -> bool:
-        return step > self._done_before + self._untimed
 
     def _enter_training(self) -> None:
         self._enter("train", self._total)

@@ -75,7 +75,7 @@ def run(context: Context) -> TrainResult:
     observer.energy.stop()
     checkpoint_bytes = _save(model, trainer, config, context, memory)
     return TrainResult(
-        **_speed(config, resolved, observer, costs, sum(team.all(peak))),
+        **_speed(resolved, observer, costs, sum(team.all(peak))),
         **parameters,
         **multi.memory_of_all(team, config, observer),
         heldout=observer.heldout,
@@ -201,14 +201,16 @@ class SftTrainer(Trainer):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm  # else of this process's part alone
 
     def micro_batches(self, steps: int) -> Iterator[Batch]:
-        """What the first optimizer steps consume, in order."""
+        """The micro-batches of the first optimizer steps, in order."""
         size = self.args.per_device_train_batch_size
         end = min(steps * size * self.args.gradient_accumulation_steps, len(self._rows))
         for start in range(0, end, size):
             yield self._collate(self._rows[start : min(start + size, end)])
 
     def _collate(self, rows: Any) -> Batch:
-        return data.pack(rows) if self._packing else data.collate(rows, self._pad_id)
+        if self._packing:
+            return data.pack(rows)
+        return data.collate(rows, self._pad_id, data.padding_multiple(self.args.device.type))
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         if self.keeper is not None:
@@ -257,7 +259,7 @@ def training_arguments(
         use_liger_kernel=train.kernels == "liger",
         liger_kernel_config=_LIGER,
         disable_tqdm=True,
-        report_to=[],
+        report_to=["tensorboard"] if config.tracking.kind == "tensorboard" else [],  # others: `sweep.tracking`
         save_strategy="steps" if train.checkpoint_every_steps else "no",
         save_steps=train.checkpoint_every_steps or 500,  # unused where nothing is saved
         # Older checkpoints are deleted by `Keeper.written`, when the new one is whole and on the disk.
@@ -266,17 +268,15 @@ def training_arguments(
     )
 
 
-def _speed(
-    config: RunConfig, resolved: Device, observer: Observer, costs: LinearCosts, peak_flops_per_second: float
-) -> dict[str, Any]:
-    """What was trained on, of the whole run; speeds over the timed steps of this process, None if none was timed."""
-    seconds = [step.seconds for step in observer.own_steps]
-    timed_seconds = sum(step.seconds for step in observer.own_steps if step.timed)
+def _speed(resolved: Device, observer: Observer, costs: LinearCosts, peak_flops_per_second: float) -> dict[str, Any]:
+    """Counts of the whole run, and speeds over the timed steps of this process; None if no step was timed."""
+    own = observer.own_steps
+    timed_seconds = sum(step.seconds for step in own if step.timed)
     counts, timed = observer.counts, observer.timed_counts
     needed = needed_flops(
         costs, tokens=timed.tokens, supervised_tokens=timed.supervised_tokens, attended_pairs=timed.attended_pairs
     )
-    times = step_times(seconds, config.train.untimed_steps, compiled=resolved.compiled == "regional")
+    times = step_times([s.seconds for s in own], [s.timed for s in own], compiled=resolved.compiled == "regional")
 
     def per_second(count: int) -> float | None:
         return count / timed_seconds if timed_seconds else None
@@ -289,7 +289,7 @@ def _speed(
         "supervised_tokens": counts.supervised_tokens,
         "positions": counts.positions,
         "train_seconds": observer.steps[-1].elapsed_seconds,
-        "timed_steps": sum(step.timed for step in observer.own_steps),
+        "timed_steps": sum(step.timed for step in own),
         "train_tokens_per_second": per_second(timed.tokens),
         "supervised_tokens_per_second": per_second(timed.supervised_tokens),
         "positions_per_second": per_second(timed.positions),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import in_process
 
+from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import run_folder
-from bench.record import Record, from_json
-from bench.sweep import tracking
+from bench.record import Record, Status, from_json
+from bench.sweep import execute, fetching, tracking
+from bench.sweep.console import Console
 from bench.sweep.tracking import curves, predictions, summary
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -44,8 +46,8 @@ def was_sent(folder: Path, *names: bytes) -> bool:
 
 
 def test_nothing_is_sent_by_default(smoke_config, record, tmp_path, monkeypatch) -> None:
-    for name in ("send", "send_report"):
-        monkeypatch.setattr(tracking.tracking_wandb, name, lambda *a: pytest.fail("sent"))
+    for name in ("send_record", "send_report"):
+        monkeypatch.setattr(tracking, name, lambda *a: pytest.fail("sent"))
     assert tracking.track(smoke_config, record) is None
     assert tracking.track_report(smoke_config, tmp_path) is None
 
@@ -54,24 +56,39 @@ def test_a_failing_tracker_is_reported_and_costs_nothing(smoke_config, record, m
     def broken(*arguments):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(tracking.tracking_wandb, "send", broken)
+    monkeypatch.setattr(tracking, "send_record", broken)
     assert "no route" in (tracking.track(tracked(smoke_config, "wandb"), record) or "")
 
 
-def test_a_tracker_that_is_not_installed_says_how_to_get_it(smoke_config, record, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    assert 'pip install -c constraints.txt -e ".[tensorboard]"' in (
-        tracking.track(tracked(smoke_config, "tensorboard"), record) or ""
-    )
+def test_a_tracker_that_is_not_installed_says_how_to_get_it(smoke_config, monkeypatch) -> None:
+    asked = tracked(smoke_config, "tensorboard")
+    assert tracking.tracking_problems(tracked(smoke_config, "wandb")) == []
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    (problem,) = tracking.tracking_problems(asked)
+    assert 'pip install -c constraints.txt -e ".[tensorboard]"' in problem
 
 
-def test_what_a_tracker_is_told(smoke_config, record) -> None:
+@pytest.mark.slow
+def test_tensorboard_gets_the_curve_of_training(smoke, monkeypatch) -> None:
+    pytest.importorskip("tensorboardX", reason='no tensorboardX: pip install -e ".[tensorboard]"')
+    for module in (execute, fetching):
+        monkeypatch.setattr(module, "run_stage", in_process)
+    overrides = smoke("method=lora", "tracking=tensorboard")
+    (config,) = compose(overrides, multirun=False)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(run_folder(config) / "tensorboard"))  # as the worker does
+    fetching.prepare_all([config], Console())
+    assert execute.execute(config).status is Status.OK
+    (file,) = (run_folder(config) / "tensorboard").glob("events.out.*")
+    assert b"train/loss" in file.read_bytes()
+
+
+def test_what_a_tracker_is_sent(smoke_config, record) -> None:
     folder = run_folder(smoke_config)
-    told = curves(record, folder)
-    assert len(told) == record.train.steps + 1  # and before the first
-    assert told[0] == {"heldout/loss": record.train.heldout[0].loss}
-    assert told[20]["heldout/loss"] == record.train.heldout[-1].loss
-    assert 2 < told[20]["train/loss"] < 4
+    sent = curves(record, folder)
+    assert len(sent) == record.train.steps + 1  # and before the first
+    assert sent[0] == {"heldout/loss": record.train.heldout[0].loss}
+    assert sent[20]["heldout/loss"] == record.train.heldout[-1].loss
+    assert 2 < sent[20]["train/loss"] < 4
     headers, rows = predictions(folder)
     assert headers[:5] == ["example_id", "prompt", "reference", "prediction", "rougeL"]
     assert len(rows) == record.evaluate.examples
@@ -98,21 +115,3 @@ def test_the_report_is_an_artifact(smoke_config, tmp_path: Path) -> None:
     (folder / "tables" / "runs.csv").write_text("a\n1\n")
     assert tracking.track_report(tracked(smoke_config, "wandb", mode="offline"), folder) is None
     assert was_sent(folder, b"report-some-sweep", b"report.html", b"tables/runs.csv")
-
-
-def test_tensorboard_reads_what_was_written(smoke_config, record) -> None:
-    pytest.importorskip("tensorboardX", reason='no tensorboardX: pip install -e ".[tensorboard]"')
-    from tensorboardX.proto.event_pb2 import Event
-
-    config = tracked(smoke_config, "tensorboard")
-    assert tracking.track(config, record) is None
-    assert tracking.track(config, record) is None  # the same again: written anew, not twice
-    (file,) = (run_folder(config) / "tensorboard").glob("events.out.*")
-    data, values = file.read_bytes(), {}
-    while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
-        length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
-        values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-        data = data[16 + length :]
-    assert values["heldout/loss", 20] == pytest.approx(record.train.heldout[-1].loss)
-    assert values["result/score/rougeL", 20] == pytest.approx(record.evaluate.scores["rougeL"])

@@ -112,6 +112,7 @@ def test_compiled_layers_train_and_evaluate_as_eager_ones(smoke, tmp_path: Path,
     eager, eager_steps = trained(configured(smoke, *overrides), tmp_path / "eager")
     compiled, steps = trained(configured(smoke, *overrides, "train.compile=regional"), tmp_path / "compiled")
     assert compiled.environment.compiled == "regional"
+    assert torch._dynamo.config.optimize_ddp is False
     assert eager.environment.compiled == "off"
     assert [s["loss"] for s in steps] == pytest.approx([s["loss"] for s in eager_steps], rel=0.02)
     assert compiled.heldout[-1].loss == pytest.approx(eager.heldout[-1].loss, rel=0.02)
@@ -179,6 +180,14 @@ def test_weights_are_whole_or_not_marked_as_such(smoke, tmp_path: Path) -> None:
     assert result.checkpoint_bytes == sum(f.stat().st_size for f in weights.glob("*.safetensors"))
     assert result.checkpoint_bytes == pytest.approx(2 * result.parameters_total, rel=0.05)
     assert dataclasses.is_dataclass(result)
+
+
+def test_a_step_in_which_the_compiler_works_is_not_timed(smoke, tmp_path: Path, monkeypatch) -> None:
+    graphs = iter([0, 0, 0, 0, 1, 1, 1])  # the first step is warm-up; then before and after each: one more in the third
+    monkeypatch.setattr("bench.worker.observe.graphs_compiled", lambda: next(graphs))
+    result, steps = trained(configured(smoke, "method=lora"), tmp_path / "run")
+    assert [step["timed"] for step in steps] == [False, True, False, True]
+    assert result.timed_steps == 2
 
 
 @pytest.mark.gpu

@@ -97,23 +97,22 @@ class StepTimes:
     compile: float | None
 
 
-def step_times(seconds: list[float], untimed_steps: int, compiled: bool) -> StepTimes:
+def step_times(seconds: list[float], timed: list[bool], compiled: bool) -> StepTimes:
     """Summarize step times.
 
-    `compile` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`,
-    paid once a run.
+    `compile` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`.
     """
-    timed = seconds[untimed_steps:]
-    if not timed:
+    measured = [s for s, counts in zip(seconds, timed, strict=True) if counts]
+    if not measured:
         return StepTimes(None, None, None, None)
-    median, p90, p99 = (float(q) for q in np.percentile(timed, [50, 90, 99]))
-    excess = sum(seconds[:untimed_steps]) - median * min(untimed_steps, len(seconds))
+    median, p90, p99 = (float(q) for q in np.percentile(measured, [50, 90, 99]))
+    excess = sum(s - median for s, counts in zip(seconds, timed, strict=True) if not counts)
     return StepTimes(median, p90, p99, max(0.0, excess) if compiled else None)
 
 
 @dataclass(frozen=True)
 class OtherLoad:
-    """What others did between two moments; None where it cannot be known."""
+    """Load by others between two moments; None: unknown."""
 
     cpu_cores: float | None = None  # processors kept busy by other processes, on average
     stolen_cores: float | None = None  # processors' worth of time that a hypervisor gave to other machines
@@ -180,7 +179,7 @@ def open_load(device: str, own: int | None = None) -> Load:
 
 
 def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) -> CpuSeconds | None:
-    """The time used until now; None where there is no /proc/stat."""
+    """The time used until now; None without /proc/stat."""
     ticks_per_second = os.sysconf("SC_CLK_TCK")
     try:
         allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -197,7 +196,7 @@ def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) ->
 
 
 def _own_seconds(own: int | None) -> float:
-    """Of a process (None: this one), of its living descendants (compile workers), and of those that ended before."""
+    """CPU seconds of a process (None: this one) and its descendants (compile workers), ended ones included."""
     this = psutil.Process(own)
     total = 0.0
     for process in [this, *this.children(recursive=True)]:

@@ -1,0 +1,195 @@
+"""A run from its plan to its record: what is kept, what is made again, how the micro-batch is found."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.identity import artifact_folder, data_folder, run_folder, write_atomic
+from bench.planner.advice import Machine
+from bench.record import DataSummary, Failure, Fit, Record, Status, TrainResult, from_json, to_json
+from bench.sweep import execute
+from bench.sweep.child import Outcome
+from bench.sweep.execute import write_record
+
+HERE = {
+    "python": "3.11", "packages": {"torch": "2"}, "git_commit": "abc", "git_dirty": False,
+    "platform": "p", "processor": "c", "cores": 2, "memory_bytes": 1,
+}  # fmt: skip
+OTHERS = [
+    {"git_commit": "def"}, {"git_dirty": True}, {"packages": {"torch": "3"}}, {"processor": "another"},
+]  # fmt: skip
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+
+
+def configured(smoke, *overrides: str) -> RunConfig:
+    (config,) = compose(smoke(*overrides), multirun=False)
+    return config
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "provenance", lambda: HERE)
+
+
+# --- Files ---
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "record.json"
+    write_atomic(target, "old")
+
+    def full_disk(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(target, "new")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"run_id": "x"}', "null"])
+def test_a_torn_record_counts_as_missing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "record.json").write_text(content)
+    assert execute.read_record(tmp_path) is None
+
+
+def _hold(folder: Path, log: Path) -> None:
+    with execute.claim(folder):
+        with log.open("a") as file:
+            file.write("in\n")
+        time.sleep(0.5)
+        with log.open("a") as file:
+            file.write("out\n")
+
+
+def test_two_processes_do_not_run_the_same_run_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    both = [context.Process(target=_hold, args=(tmp_path / "run", log)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert log.read_text().split() == ["in", "out", "in", "out"]
+
+
+# --- What is taken over ---
+
+
+def finished_elsewhere(config: RunConfig, **changes: Any) -> None:
+    record = Record(
+        run_id=run_folder(config).name, comparison_key="k", sweep="earlier", method="base", model="m", task="t",
+        suite="s", seed=0, status=Status.OK, config=config, provenance=HERE,
+        started_at="2026-01-01T00:00:00+00:00", wall_seconds=9.0,
+    )  # fmt: skip
+    folder = run_folder(replace(config, sweep="earlier"))
+    write_record(folder, replace(record, **changes))
+    (folder / "samples.jsonl.gz").write_bytes(b"samples")
+    (folder / "plan.json").write_text(json.dumps("another plan"))
+
+
+def test_an_equal_base_run_of_another_sweep_is_taken_over(smoke, here) -> None:
+    config = configured(smoke, "method=base")
+    finished_elsewhere(config)
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    record = execute.take_over(config, folder)
+    assert (record.sweep, record.reused_from) == (config.sweep, "earlier")
+    assert (folder / "samples.jsonl.gz").read_bytes() == b"samples"
+    assert not (folder / "plan.json").exists()
+
+
+@pytest.mark.parametrize("changes", [{"status": Status.ERROR}, *({"provenance": HERE | other} for other in OTHERS)])
+def test_anything_that_could_matter_prevents_it(smoke, here, changes: dict[str, Any]) -> None:
+    config = configured(smoke, "method=base")
+    finished_elsewhere(config, **changes)
+    assert execute.take_over(config, run_folder(config)) is None
+
+
+def test_a_trained_run_is_not_taken_over(smoke, here) -> None:
+    config = configured(smoke, "method=lora")
+    finished_elsewhere(config)
+    assert execute.take_over(config, run_folder(config)) is None
+
+
+def trained(config: RunConfig) -> TrainResult:
+    """A finished training in the run's folder, with weights of its size."""
+    (source,) = REFERENCE.glob("lora-*-s0-*")
+    result = replace(from_json(Record, (source / "record.json").read_bytes()).train, checkpoint_bytes=5)
+    folder, weights = run_folder(config), artifact_folder(config)
+    write_atomic(folder / "train.json", to_json(result))
+    write_atomic(folder / "steps.jsonl", (source / "steps.jsonl").read_bytes())
+    write_atomic(weights / "adapter_model.safetensors", b"12345")
+    write_atomic(weights / "complete", b"")
+    return result
+
+
+@pytest.mark.parametrize("other", [{}, *OTHERS])
+def test_a_training_is_taken_over_by_a_run_that_is_evaluated_otherwise(smoke, monkeypatch, other) -> None:
+    config, more = (configured(smoke, "method=lora", f"task.max_new_tokens={tokens}") for tokens in (8, 9))
+    if artifact_folder(config) != artifact_folder(more):
+        pytest.skip("until training_key lands")
+    assert run_folder(config) != run_folder(more)
+    assert artifact_folder(config) == artifact_folder(more)
+    monkeypatch.setattr(execute, "provenance", lambda: HERE | other)
+    result = trained(config)
+    execute.keep_training(config, run_folder(config))
+    monkeypatch.setattr(execute, "provenance", lambda: HERE)
+    found = execute.finished_stage(more, run_folder(more), "train")
+    assert found == (None if other else result)
+    assert (run_folder(more) / "steps.jsonl").exists() == (not other)
+    if not other:
+        (artifact_folder(config) / "complete").unlink()
+        assert execute.finished_stage(more, run_folder(more), "train") is None
+
+
+# --- train.micro_batch=auto ---
+
+
+@pytest.mark.parametrize(
+    ("start", "fits", "tried"),
+    [(8, 8, []), (8, 3, [8, 4]), (12, 5, [12, 6]), (4, 0, [4, 2])],
+)
+def test_the_micro_batch_is_halved_until_it_fits(smoke, monkeypatch, start, fits, tried) -> None:
+    config = configured(smoke, "method=lora", "train.micro_batch=auto", f"train.batch_size={start}")
+    ran: list[int] = []
+
+    def run_stage(folder: Path, stage: str, timeout_seconds: float, watch: Any) -> Outcome:
+        rows = from_json(Fit, (folder / "fit.json").read_bytes()).micro_batch
+        ran.append(rows)
+        failure = Failure("train", "backward", "out of memory", "-", 3, "")
+        return Outcome(Status.OK, 1.0) if rows <= fits else Outcome(Status.OOM, 1.0, failure)
+
+    monkeypatch.setattr(execute, "run_stage", run_stage)
+    monkeypatch.setattr(execute, "starting_micro_batch", lambda *_: start)
+    outcome = execute.train(config, execute.write_plan(config), lambda progress: None)
+    fit = from_json(Fit, (run_folder(config) / "fit.json").read_bytes())
+    assert fit.too_large == tried
+    assert ran == [*tried, fit.micro_batch]
+    assert all(config.train.batch_size % rows == 0 for rows in ran)
+    assert outcome.status is (Status.OK if fits else Status.OOM)
+
+
+def test_the_planner_is_asked_for_the_longest_example_and_the_stated_memory(smoke, monkeypatch) -> None:
+    overrides = ("method=lora", "train.micro_batch=auto", "hardware.memory_budget_gib=3", "hardware.device=cpu")
+    config = configured(smoke, *overrides)
+    asked: list[Any] = []
+    summary = DataSummary("f", 1, 1, 1, {}, 20.0, 33, "here")
+    write_atomic(data_folder(config) / "summary.json", to_json(summary))
+    monkeypatch.setattr(execute, "run_stage", lambda *_: Outcome(Status.OK, 1.0))
+    monkeypatch.setattr(execute, "starting_micro_batch", lambda *given: asked.extend(given[1:]) or 2)
+    execute.train(config, execute.write_plan(config), lambda progress: None)
+    assert asked == [33, Machine("cpu", 3.0)]
+    (data_folder(config) / "summary.json").unlink()
+    fit = from_json(Fit, (run_folder(config) / "fit.json").read_bytes())
+    assert fit == Fit(2, 3 * 2**30)
