@@ -92,7 +92,7 @@ class Findings:
 @lru_cache(maxsize=32)
 def compare(group: Group, margins: Margins | None = None) -> Findings:
     """All comparisons within a group. Failed runs take part with the stages that they finished."""
-    tables, primary, margins = measure_tables(group), primary_measure(measure_tables(group)), margins or Margins()
+    tables = measure_tables(group)
     estimates = [
         _identity(measure) | {"arm": arm} | _mean_row(known.of(0))
         for measure, table in tables.items()
@@ -109,29 +109,28 @@ def compare(group: Group, margins: Margins | None = None) -> Findings:
             continue
         exceptions += [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.excepted]
         differing = ", ".join(dict.fromkeys(reason.name for _, reason in matching.excepted))
-        sides = [
-            list({record.run_id: record for record in side}.values()) for side in zip(*matching.pairs, strict=True)
-        ]
-        unmeasured: dict[str, list[str]] = {}
-        for measure, table in tables.items():
-            if measure.kind == "divergence" and is_untrained(group.by_arm[baseline][0]):
-                continue  # a divergence from the base is itself a comparison with the base
-            known = means_of(table, sides)
-            if isinstance(known, str):
-                if any(map(table.has, sides[0])):  # else this arm did not measure it at all
-                    unmeasured.setdefault(known, []).append(measure.name)
-                continue
-            row = _identity(measure) | {"family": _family(measure, primary), "arm": arm, "baseline": baseline}
-            rows.append(
-                row
-                | {"baseline_mean": float(known.mean[1]), "result": known.difference(0, 1)}
-                | {"differing": differing}
-            )
-        refusals += [
-            Refusal(arm, baseline, "all", Reason("values", f"{reason} ({', '.join(names)})"))
-            for reason, names in unmeasured.items()
-        ]
-    return Findings(tables, pd.DataFrame(estimates), _judged(rows, tables, margins), refusals, exceptions)
+        made, unmeasured = _differences(tables, matching.pairs, is_untrained(group.by_arm[baseline][0]))
+        rows += [{"arm": arm, "baseline": baseline} | row | {"differing": differing} for row in made]
+        refusals += [Refusal(arm, baseline, "all", Reason("values", text)) for text in unmeasured]
+    return Findings(tables, pd.DataFrame(estimates), _judged(rows, tables, margins or Margins()), refusals, exceptions)
+
+
+def _differences(
+    tables: dict[Measure, Table], pairs: Sequence[tuple[Record, Record]], against_base: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every measure of one pair of arms, and why some could not be compared."""
+    sides = [list({record.run_id: record for record in side}.values()) for side in zip(*pairs, strict=True)]
+    rows, unmeasured = [], dict[str, list[str]]()
+    for measure, table in tables.items():
+        if measure.kind == "divergence" and against_base:
+            continue  # a divergence from the base is itself a comparison with the base
+        known = means_of(table, sides)
+        if not isinstance(known, str):
+            values = {"baseline_mean": float(known.mean[1]), "result": known.difference(0, 1)}
+            rows.append(_identity(measure) | {"family": _family(measure, primary_measure(tables))} | values)
+        elif any(map(table.has, sides[0])):  # else this arm did not measure it at all
+            unmeasured.setdefault(known, []).append(measure.name)
+    return rows, [f"{reason} ({', '.join(names)})" for reason, names in unmeasured.items()]
 
 
 def _identity(measure: Measure) -> dict[str, Any]:
