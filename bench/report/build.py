@@ -9,7 +9,6 @@ results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -77,13 +76,6 @@ def formats_of(text: str) -> frozenset[str]:
     if wrong or not names:
         raise ConfigurationError(wrong or [f"export: name a format{suggest('', list(FORMATS))}"])
     return frozenset(names)
-
-
-def answer_text(sweep: Sweep, *, allowed: frozenset[str] = frozenset(), limits: Limits | None = None) -> str:
-    """The answer of every group as text for a terminal: the first section of report.md."""
-    found = groups(sweep, allowed=allowed)
-    chapters = [Chapter(group.name, [replace(answer.section(group, limits), note="")]) for group in found]
-    return markdown.render(Report("", "", chapters), {}).lstrip("# \n")
 
 
 def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None) -> Report:
