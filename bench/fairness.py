@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.config import ConfigurationError, RunConfig, suggest, to_mapping
-from bench.identity import flat, names_of_arms, run_id
+from bench.config import ConfigurationError, RunConfig, flat, roles, suggest, to_mapping
+from bench.identity import MEASURED, names_of_arms, run_id, settings_with_roles
 
 REQUIREMENTS = {
     "model": "settings of the model, and the revision that was loaded",
@@ -31,26 +31,6 @@ REQUIREMENTS = {
     "software": "versions of torch and of the packages that compute",
     "numerics": "compute dtype, attention kernel, compilation, padding, and where an adapter is added",
 }
-# May differ: the method and its settings, the seed (runs are matched by it), where results go, what was fitted.
-_FREE = ("method.", "seed", "sweep", "paths.", "tracking.", "serve.", "rates", "learning_rate_source", "trial",
-         "train.micro_batch", "hardware.memory_budget_gib", "train.checkpoint_every_steps", "hardware.name",
-         "hardware.stage_timeout_seconds", "hardware.price_usd_per_hour",
-         "model.architecture", "hardware.memory_gib", "hardware.bf16_tflops", "hardware.watts")  # fmt: skip
-_BY_SETTING = {
-    "hardware.device": "device",
-    "hardware.devices": "device",
-    "hardware.strategy": "device",
-    "hardware.cpu_offload": "device",
-    "hardware.threads": "threads",
-    "hardware.compute_dtype": "numerics",
-    "hardware.attention": "numerics",
-    "train.compile": "numerics",
-    "train.kernels": "numerics",
-    "train.packing": "numerics",
-}
-_BY_PART = {"train": "budget"}
-_ONLY_TRAINING = ("task.train_", "task.validation_", "task.overflow")
-_OF_EVALUATION = ("model.", "task.", "suite.", "hardware.generate_batch", "train.max_length")
 _VALUE_CHARACTERS, _SETTINGS_SHOWN = 40, 4
 
 
@@ -95,12 +75,9 @@ def requirement_of(setting: str, *, trained: bool = True) -> str | None:
     Args:
         trained: False when one of the runs trains nothing: only what concerns evaluation must agree.
     """
-    if setting.startswith(_FREE):
-        return None
-    if not trained and (setting.startswith(_ONLY_TRAINING) or not setting.startswith(_OF_EVALUATION)):
-        return None
-    part = setting.partition(".")[0]
-    return _BY_SETTING.get(setting) or _BY_PART.get(part, part)
+    role = roles()[setting]
+    concerns_both = role.stage in ("data", "evaluation") and not role.for_training
+    return role.requirement if trained or concerns_both else None
 
 
 def differing_settings(left: RunConfig, right: RunConfig, *, trained: bool = True) -> list[Reason]:
@@ -112,8 +89,7 @@ def differing_settings(left: RunConfig, right: RunConfig, *, trained: bool = Tru
         name = requirement_of(setting, trained=trained)
         if name is not None and values[0] != values[1]:
             found.setdefault(name, []).append(f"{setting} {_shown(values[0])} and {_shown(values[1])}")
-    order = [*REQUIREMENTS, *found]  # a setting that has no name yet is no reason to be silent
-    return [Reason(name, f"their settings differ ({_listed(found[name])})") for name in sorted(found, key=order.index)]
+    return [Reason(name, f"their settings differ ({_listed(found[name])})") for name in REQUIREMENTS if name in found]
 
 
 def _shown(value: Any) -> str:
@@ -127,7 +103,6 @@ def _listed(settings: list[str]) -> str:
 
 
 FILE = "fairness-plan.json"  # in results/<sweep>
-_FITTED = "train.micro_batch"  # free, but declared
 Settings = dict[str, Any]  # "train.epochs" -> value; a setting that is not set is not there
 
 
@@ -209,16 +184,18 @@ def _pair(left: str, right: str, arms: dict[str, list[RunConfig]]) -> Pair:
 
 
 def _settings(config: RunConfig, *, trained: bool | None = None) -> Settings:
-    """What is worth telling of a run: what must agree, what its method sets, and what was fitted to the memory."""
+    """What is worth naming of a run: what must agree, what its method sets, and what was fitted to the memory."""
     trained = not config.untrained if trained is None else trained
     return {
         setting: value
-        for setting, value in flat(to_mapping(config)).items()
+        for setting, value, role in settings_with_roles(config)
         if value is not None
+        and role.stage in MEASURED
+        and setting not in ("seed", "method.name")
         and (
-            (setting.startswith("method.") and setting != "method.name")
-            or (setting == _FITTED and trained)
-            or requirement_of(setting, trained=trained) is not None
+            (setting.startswith("method.") and role.applies(config))
+            or requirement_of(setting, trained=trained)
+            or (role.requirement is None and trained and role.applies(config))
         )
     }
 

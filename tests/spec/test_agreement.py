@@ -5,50 +5,13 @@ from __future__ import annotations
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig, to_mapping
-from bench.fairness import REQUIREMENTS, allowed_names, differing_settings, requirement_of
-from bench.identity import flat, names_of_arms
+from bench.config import ConfigurationError, RunConfig
+from bench.fairness import REQUIREMENTS, allowed_names, differing_settings
 
 
 def described(*overrides: str) -> RunConfig:
     (config,) = compose(list(overrides), multirun=False)
     return config
-
-
-def test_no_setting_is_without_a_place() -> None:
-    """A new group of settings must be put under a name, or be declared free, or it could not be allowed."""
-    free = {"method", "seed", "sweep", "paths", "tracking", "rates", "learning_rate_source", "trial", "serve"}
-    for setting in flat(to_mapping(described("method=qlora"))):
-        name = requirement_of(setting)
-        part = setting.partition(".")[0]
-        assert name in REQUIREMENTS or (
-            name is None and (part in free or part in ("train", "hardware") or setting.startswith("model.architecture"))
-        ), setting
-
-
-@pytest.mark.parametrize(
-    ("setting", "trained", "untrained"),
-    [
-        ("train.epochs", "budget", None),
-        ("train.micro_batch", None, None),  # fitted by method
-        ("train.max_length", "budget", "budget"),  # prompts are cut by it too
-        ("train.compile", "numerics", None),
-        ("task.train_examples", "task", None),
-        ("task.test_examples", "task", "task"),
-        ("model.revision", "model", "model"),
-        ("suite.batch_size", "suite", "suite"),
-        ("hardware.threads", "threads", None),  # what was used is measured
-        ("hardware.devices", "device", None),  # evaluation is by one
-        ("hardware.strategy", "device", None),
-        ("hardware.generate_batch", "hardware", "hardware"),
-        ("hardware.price_usd_per_hour", None, None),
-        ("method.learning_rate", None, None),
-        ("seed", None, None),
-    ],
-)
-def test_the_requirement_of_a_setting(setting: str, trained: str | None, untrained: str | None) -> None:
-    assert requirement_of(setting) == trained
-    assert requirement_of(setting, trained=False) == untrained
 
 
 def test_methods_and_seeds_differ_in_nothing_that_must_agree() -> None:
@@ -86,24 +49,3 @@ def test_all_unknown_names_are_told_with_the_known_ones() -> None:
     assert "devise" in first
     assert "did you mean 'device'" in first
     assert all(name in second for name in REQUIREMENTS)
-
-
-def test_arms_are_called_by_what_varies() -> None:
-    runs = [
-        ("a", "lora", described("method.learning_rate=1e-4")),
-        ("b", "lora", described("method.learning_rate=2e-4", "seed=1")),
-        ("c", "full", described("method=full")),
-    ]
-    assert names_of_arms(runs) == {"a": "lora (learning_rate=0.0001)", "b": "lora (learning_rate=0.0002)", "c": "full"}
-
-
-def test_arms_of_several_sweeps_are_called_after_them() -> None:
-    def run(sweep: str, rate: float, examples: int) -> RunConfig:
-        return described(f"sweep={sweep}", f"method.learning_rate={rate}", f"task.train_examples={examples}")
-
-    told = names_of_arms([("a", "lora", run("monday", 1e-4, 100)), ("b", "lora", run("friday", 2e-4, 200))])
-    assert told == {"a": "lora (monday)", "b": "lora (friday)"}
-    several = [("a", "lora", run("monday", 1e-4, 100)), ("b", "lora", run("monday", 2e-4, 200))]
-    assert names_of_arms(several)["a"] == "lora (learning_rate=0.0001, train_examples=100)"
-    again = [*several, ("c", "lora", run("friday", 1e-4, 100))]  # the same settings in two sweeps are one arm
-    assert names_of_arms(again)["a"] == names_of_arms(again)["c"]
