@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from bench.config import DEEPSPEED, EXIT_ERROR, EXIT_OK, RunConfig
-from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
+from bench.config import DEEPSPEED, RunConfig
+from bench.record import EXIT_ERROR, EXIT_OK, DeviceShare, MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.tokens import IGNORED
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from bench.compose import compose
-from bench.config import RunConfig, Status
+from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder, run_folder, write_atomic
 from bench.planner.advice import Machine
-from bench.record import DataSummary, Failure, Fit, Record, TrainResult, from_json, to_json
+from bench.record import DataSummary, Failure, Fit, Record, Status, TrainResult, from_json, to_json
 from bench.sweep import execute
 from bench.sweep.child import Outcome
 from bench.sweep.execute import write_record
