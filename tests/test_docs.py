@@ -12,7 +12,7 @@ import yaml
 from bench.compose import CONFIG_FOLDER, compose
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 _MAKE = re.compile(r'make (?:sweep|tune)\s+ARGS="([^"]*)"')
 
