@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
-from bench.config import ConfigurationError, RunConfig, Status, suggest
+from bench.config import ConfigurationError, RunConfig, suggest
 from bench.fairness import FILE, REQUIREMENTS, allowed_names, groups_of, to_json
 from bench.identity import sweep_folder, write_atomic
 from bench.planner.advice import plans
+from bench.record import Status
 from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
 from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, read_record, run_one

@@ -1,71 +1,34 @@
 """The frozen description of one run: which model, method, task, suite, training, hardware and seed.
 
-Every field can be set from YAML under `conf/` or by a Hydra override; `from_mapping` turns the composed
-mapping into a `RunConfig` and reports *all* mistakes at once. The types only check themselves: no file is
-read, no device probed, no network touched here.
+Every field can be set from YAML under `conf/` or by a Hydra override; `from_mapping` turns the composed mapping into
+a `RunConfig` and reports *all* mistakes at once. The types only check themselves: no file is read, no device probed,
+no network touched here. A field's `Role` says what it is for; it is declared with the field, or once for its part in
+`RunConfig`. Keys, comparisons, tuning and names of arms follow from the roles.
 
     >>> config = from_mapping({"model": {...}, "method": {...}, ..., "seed": 0})
     >>> config.method.learning_rate
     0.0002
+    >>> roles()["train.epochs"]
+    Role(stage='training', requirement='budget', ...)
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
-from enum import StrEnum
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import dataclass as plain_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-
-class Status(StrEnum):
-    """How a run ended."""
-
-    OK = "ok"
-    OOM = "oom"  # out of memory, on the device or the host
-    TIMEOUT = "timeout"  # a stage ran past hardware.stage_timeout_seconds
-    KILLED = "killed"  # ended by a signal that neither the harness nor a memory limit sent
-    ERROR = "error"  # any other failure
-
-
-# Exit codes of a worker child. Python itself uses 1 for an uncaught exception.
-EXIT_OK, EXIT_ERROR, EXIT_CONFIGURATION, EXIT_OOM = 0, 1, 2, 3
-
-NEXT_STEP = {
-    Status.OOM: "Lower train.micro_batch (the effective batch stays), set train.gradient_checkpointing=true, "
-    "or choose a smaller method (lora, qlora).",
-    Status.TIMEOUT: "Raise hardware.stage_timeout_seconds, or lower the budget (train.max_steps, task.*_examples).",
-    Status.KILLED: "Run the same command again: only this run is repeated. If it happens again, look for the "
-    "system's out-of-memory killer (dmesg) or a scheduler's limit.",
-    Status.ERROR: "Read the log named above; the same command again repeats only this run.",
-}
-
-_OOM_IN_STAGE = {
-    "fit": "Raise hardware.memory_budget_gib, set train.gradient_checkpointing=true, or choose a smaller method (lora, "
-    "qlora): not even the smallest micro-batch that was tried fits.",
-    "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
-    "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
-    "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",
-}
-_FULL_DISK = "Free some space, or name other folders (paths.results, paths.artifacts, paths.cache); the same command "
-_FULL_DISK += "again runs only what is missing."
-
-
-def next_step(status: Status, stage: str, message: str, checkpoint_step: int | None = None) -> str:
-    """What a person does about a failed stage, told from how, where and with which words it ended.
-
-    Args:
-        checkpoint_step: of the last checkpoint that training left; 0 or None: it left none.
-    """
-    if status is Status.OOM and stage in _OOM_IN_STAGE:
-        return _OOM_IN_STAGE[stage]
-    if status is Status.ERROR and ("No space left on device" in message or "Disk quota exceeded" in message):
-        return _FULL_DISK
-    resumes = checkpoint_step and status is not Status.OOM  # it would run out again
-    return NEXT_STEP[status] + (f" The same command resumes from step {checkpoint_step}." if resumes else "")
+T = TypeVar("T")
+_STRICT = ConfigDict(extra="forbid")
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConfigurationError(Exception):
@@ -86,22 +49,99 @@ class ConfigurationError(Exception):
         return "\n".join([f"Configuration: {head}; nothing was run."] + [f"  - {p}" for p in self.problems])
 
 
+# --- What a setting is for ---
+
+
+def _always(config: RunConfig) -> bool:
+    return True
+
+
+def _trained(config: RunConfig) -> bool:
+    return not config.untrained
+
+
+def _prompted(config: RunConfig) -> bool:
+    return config.method.shots > 0
+
+
+def _seeded(config: RunConfig) -> bool:
+    return not config.untrained or config.method.shots > 0
+
+
+def _all_weights(config: RunConfig) -> bool:
+    return config.method.trains == "all_weights"
+
+
+def _several_devices(config: RunConfig) -> bool:
+    return not config.untrained and config.hardware.devices > 1
+
+
+@plain_dataclass(frozen=True)
+class Role:
+    """What a setting is for.
+
+    Attributes:
+        stage: the first stage whose result it changes; "planner": read by estimates alone; "none": changes no number.
+        requirement: its name in a comparison, where two runs must agree in it; None: they may differ.
+        keeps_rate: of a setting of data or training: a tuned learning rate stays the best one when it changes.
+        applies: whether it changes anything in such a run.
+        in_data: whether it changes the prepared test examples too, of a setting that training does not depend on.
+        for_training: a requirement between trained runs alone.
+    """
+
+    stage: Literal["data", "training", "evaluation", "serving", "planner", "none"]
+    requirement: str | None = None
+    keeps_rate: bool = False
+    applies: Callable[[RunConfig], bool] = _always
+    in_data: Callable[[RunConfig], bool] | None = None
+    for_training: bool = False
+
+
+NO_RESULT, PLANNER = Role("none"), Role("planner")
+_TRAINING_EXAMPLES = Role("data", "task", for_training=True)
+_TEST_EXAMPLES = Role("evaluation", "task", in_data=_always)
+_METHOD_OF_TRAINING = Role("training", applies=_trained)
+_BUDGET = Role("training", "budget", applies=_trained)
+_MEASURE = Role("training", "budget", keeps_rate=True, applies=_trained)
+_TRAINING_NUMERICS = Role("training", "numerics", keeps_rate=True, applies=_trained)
+_NUMERICS = Role("training", "numerics", keeps_rate=True)
+_SHARING = Role("training", "device", keeps_rate=True, applies=_several_devices)
+
+
+@cache
+def roles() -> dict[str, Role]:
+    """Dotted setting ("train.epochs") -> its role, in the order of definition; parts ("method.adapter") included."""
+    return dict(_roles_below(RunConfig, "", None))
+
+
+def _roles_below(owner: type, prefix: str, of_part: Role | None) -> Iterator[tuple[str, Role]]:
+    for name, hint in get_type_hints(owner, include_extras=True).items():
+        role = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Role)), of_part)
+        assert role, f"{prefix}{name}: no role; declare one with the field or its part"
+        yield f"{prefix}{name}", role
+        hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        for part in filter(is_dataclass, members):
+            yield from _roles_below(part, f"{prefix}{name}.", role)  # type: ignore[arg-type]
+
+
+# --- The parts of a run ---
+
 ModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
-_Count = Annotated[int, Field(gt=0)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=_STRICT)
 class ArchitectureConfig:
     """A decoder of gated feed-forward layers and grouped attention under RMS norms."""
 
     model_type: ModelType
-    vocab_size: _Count
-    hidden_size: _Count
-    intermediate_size: _Count
-    num_hidden_layers: _Count
-    num_attention_heads: _Count
-    num_key_value_heads: _Count
-    head_dim: _Count
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
     tie_word_embeddings: bool  # the output head is the embedding
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -113,124 +153,21 @@ def read_architecture(content: Mapping[str, Any]) -> ArchitectureConfig:
     Raises:
         ValueError: another kind of model, or numbers that are not there; the message says which.
     """
-    kind = content.get("model_type")
-    if kind not in get_args(ModelType):
-        raise ValueError(f"model_type {kind!r} is not one that the planner knows; allowed: {', '.join(_KNOWN)}")
+    kind, allowed = content.get("model_type"), get_args(ModelType)
+    if kind not in allowed:
+        raise ValueError(f"model_type {kind!r} is not one that the planner knows; allowed: {', '.join(allowed)}")
     heads, hidden = content.get("num_attention_heads"), content.get("hidden_size")
     filled: dict[str, Any] = {"tie_word_embeddings": False, "num_key_value_heads": heads}  # transformers' defaults
     if heads and hidden:
         filled["head_dim"] = hidden // heads
-    filled |= {name: content[name] for name in _NAMES if content.get(name) is not None}
-    missing = [f.name for f in fields(ArchitectureConfig) if f.name not in filled and f.default is MISSING]
+    known = fields(ArchitectureConfig)
+    filled |= {f.name: content[f.name] for f in known if content.get(f.name) is not None}
+    missing = [f.name for f in known if f.name not in filled and f.default is MISSING]
     if missing:
         raise ValueError(f"{', '.join(missing)}: missing")
     return ArchitectureConfig(**filled)
 
 
-_KNOWN = get_args(ModelType)
-_NAMES = tuple(f.name for f in fields(ArchitectureConfig))
-
-
-Strategy = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
-DEEPSPEED = ("zero2", "zero3")
-CUTS_WEIGHTS = ("fsdp", "zero3")
-ONE = {"devices": 1, "strategy": "none", "cpu_offload": False}  # of hardware, what older descriptions do not say
-_CUT = ("fsdp", *DEEPSPEED)
-
-
-def problems_with(config: RunConfig) -> Iterator[str]:
-    """Mistakes in `hardware.devices`, `hardware.strategy` and `hardware.cpu_offload`, told from the settings alone."""
-    hardware, train, method = config.hardware, config.train, config.method
-    devices, strategy = hardware.devices, hardware.strategy
-    if devices > 1 and strategy == "none":
-        yield f"hardware.strategy: none with hardware.devices={devices}; choose ddp, fsdp, zero2 or zero3"
-    if devices == 1 and strategy != "none":
-        yield f"hardware.strategy: {strategy} needs hardware.devices of at least 2; given 1"
-    if hardware.cpu_offload and strategy not in _CUT:
-        yield f"hardware.cpu_offload: {strategy} keeps everything on the device; use it with {', '.join(_CUT)}"
-    if devices > 1 and train.micro_batch == "auto":
-        yield f"train.micro_batch: auto probes one device, and hardware.devices={devices}; give a number"
-    elif devices > 1 and train.batch_size % (devices * train.fitted_micro_batch):
-        yield (
-            f"hardware.devices: {devices} devices with train.micro_batch={train.micro_batch} do not divide "
-            f"train.batch_size={train.batch_size}; choose train.micro_batch so that their product does"
-        )
-    if devices > 1 and train.checkpoint_every_steps is not None:
-        yield f"train.checkpoint_every_steps: one device alone can resume, and hardware.devices={devices}; use null"
-    if devices > 1 and method.optimizer != "adamw" and strategy != "ddp":
-        yield f"method.optimizer: {method.optimizer} cannot work on cut state ({strategy}); use adamw, or ddp"
-    adapter = method.adapter
-    if adapter is not None and adapter.loraplus_lr_ratio is not None and strategy not in ("none", "ddp"):
-        yield f"method.adapter.loraplus_lr_ratio: its optimizer is made before {strategy} cuts; use ddp"
-    if strategy in _CUT and method.quantization is not None and method.quantization.scheme == "int8":
-        yield f"method.quantization.scheme: int8 weights cannot be cut ({strategy}); use nf4, or ddp"
-
-
-def inconsistencies(config: RunConfig) -> Iterator[str]:
-    """Mistakes that only show between fields, one line each: the key, what was given, what to do."""
-    method, task, suite, train = config.method, config.task, config.suite, config.train
-    if method.trains == "adapter" and method.adapter is None:
-        yield "method.adapter: missing; a method with trains=adapter needs rank, alpha and target_modules"
-    if method.trains == "all_weights" and (method.adapter or method.quantization):
-        yield "method: trains=all_weights takes neither adapter nor quantization; set both to null"
-    if (adapter := method.adapter) is not None:
-        if adapter.init == "loftq" and (method.quantization is None or method.quantization.scheme != "nf4"):
-            yield "method.adapter.init: loftq starts from what nf4 quantization lost; use it with method=qlora"
-        if adapter.init in ("pissa", "olora") and method.quantization is not None:
-            yield f"method.adapter.init: {adapter.init} changes the base's weights; a quantized base cannot follow"
-    if method.trains != "nothing" and method.learning_rate is None:
-        yield "method.learning_rate: missing; set one, for example 2e-5 (full) or 2e-4 (adapter)"
-    if method.trains != "nothing" and method.shots:
-        yield "method.shots: only the untuned base is prompted with solved examples; set it to 0"
-    if config.hardware.memory_budget_gib is not None and train.micro_batch != "auto":
-        yield (
-            f"hardware.memory_budget_gib: {config.hardware.memory_budget_gib:g} is read by train.micro_batch=auto, "
-            f"and train.micro_batch is {train.micro_batch}; leave one of them out"
-        )
-    if train.micro_batch != "auto" and train.batch_size % train.micro_batch:
-        yield (
-            f"train.micro_batch: {train.micro_batch} does not divide train.batch_size={train.batch_size}; "
-            "choose a divisor, so that every method sees the same examples per step"
-        )
-    if train.max_length > config.model.max_context:
-        yield (
-            f"train.max_length: {train.max_length} is beyond the {config.model.max_context} positions of "
-            f"{config.model.name}; lower it or choose a model with a longer context"
-        )
-    if task.max_new_tokens >= train.max_length:
-        yield f"task.max_new_tokens: {task.max_new_tokens} leaves no room for a prompt in {train.max_length} tokens"
-    if task.source == "files" and not task.train_file:
-        yield "task.train_file: missing; give the path of a .jsonl, .csv or .parquet file"
-    if task.source == "hub" and not task.hub_dataset:
-        yield "task.hub_dataset: missing; give the data set's name on the hub"
-    if "label" in task.metrics and not task.labels:
-        yield "task.labels: missing; the metric `label` needs the list of allowed answers"
-    if suite.source == "local" and not suite.path:
-        yield "suite.path: missing; give the folder of your lm-eval YAML tasks"
-    if suite.source == "lm_eval" and not suite.tasks:
-        yield "suite.tasks: empty; name at least one lm-eval task, or choose suite=none"
-    yield from problems_with(config)
-    yield from _of_serving(config.serve, config.model)
-
-
-def _of_serving(serve: ServeConfig, model: ModelConfig) -> Iterator[str]:
-    longest = max(serve.prompt_tokens, default=0)
-    if serve.prompt_tokens and longest + serve.new_tokens > model.max_context:
-        yield (
-            f"serve.prompt_tokens: {longest} with serve.new_tokens={serve.new_tokens} are beyond the "
-            f"{model.max_context} positions of {model.name}; lower one of them"
-        )
-    if serve.prompt_tokens and not serve.batch_sizes:
-        yield "serve.batch_sizes: empty; name at least one, for example [1]"
-    if serve.adapters and not serve.prompt_tokens:
-        yield "serve.adapters: needs serve.prompt_tokens; choose serve=quick or serve=full and override that"
-    if any(max(serve.adapters) % count for count in serve.adapters):
-        yield f"serve.adapters: each of {serve.adapters} must divide the largest, which is the number of requests"
-
-
-_STRICT = ConfigDict(extra="forbid")
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Metric = Literal[
     "rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match", "token_f1", "numeric", "label", "json_valid"
 ]
@@ -245,11 +182,12 @@ class ModelConfig:
     source: Literal["gguf_package", "hub", "folder", "random"]
     location: str = ""  # hub id, folder, or the Python package that carries the GGUF file
     revision: str | None = None  # hub commit or tag; None is the newest
-    max_context: PositiveInt = 2048  # positions the model was trained for
-    parameters: PositiveInt | None = None  # counted from the architecture; checked on load
+    # positions the model was trained for; solved examples and the suite's prompts must fit
+    max_context: Annotated[PositiveInt, Role("evaluation", "model", in_data=_prompted)] = 2048
+    parameters: Annotated[PositiveInt | None, PLANNER] = None  # counted from the architecture; for checks of space
     chat_template: str | None = None  # Jinja source for models that ship none; None keeps the model's own
     trust_remote_code: bool = False
-    architecture: ArchitectureConfig | None = None  # for the planner; None: from the model's config.json
+    architecture: Annotated[ArchitectureConfig | None, PLANNER] = None  # None: from the model's config.json
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -284,11 +222,17 @@ class MethodConfig:
     weights_dtype: Dtype = "bfloat16"  # of the loaded weights; the master weights when all are trained
     quantization: QuantizationConfig | None = None
     adapter: AdapterConfig | None = None
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    dither: bool = True  # all_weights: start fp32 master weights between the numbers of bf16; see docs/numerics.md
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw"
-    shots: Annotated[int, Field(ge=0)] = 0  # solved training examples shown in the prompt (base only)
-    control: bool = False  # shows what the harness sees; no candidate for a recommendation
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None, Role("training", keeps_rate=True, applies=_trained)
+    ] = None
+    # all_weights: start fp32 master weights between the numbers of bf16; see docs/numerics.md
+    dither: Annotated[bool, Role("training", applies=_all_weights)] = True
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"], _METHOD_OF_TRAINING
+    ] = "adamw"
+    # solved training examples shown in the prompt (base only)
+    shots: Annotated[int, Field(ge=0), Role("evaluation", in_data=_prompted)] = 0
+    control: Annotated[bool, NO_RESULT] = False  # shows what the harness sees; no candidate for a recommendation
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -300,24 +244,25 @@ class TaskConfig:
     prompt: str = "{prompt}"  # template over an example's columns
     target: str = "{target}"
     system: str | None = None  # system message; None leaves the model's own default
-    metrics: list[Metric] = field(default_factory=lambda: ["exact_match"])
-    max_new_tokens: PositiveInt = 64
-    train_examples: PositiveInt | None = None  # None: all there are
-    validation_examples: PositiveInt | None = None
-    test_examples: PositiveInt | None = None
-    overflow: Literal["error", "drop"] = "error"  # an example longer than train.max_length
-    train_file: str | None = None  # files: .jsonl, .csv or .parquet
-    validation_file: str | None = None  # None: cut from train_file
-    test_file: str | None = None
+    metrics: Annotated[list[Metric], Role("evaluation", "task")] = field(default_factory=lambda: ["exact_match"])
+    max_new_tokens: Annotated[PositiveInt, _TEST_EXAMPLES] = 64
+    train_examples: Annotated[PositiveInt | None, _TRAINING_EXAMPLES] = None  # None: all there are
+    validation_examples: Annotated[PositiveInt | None, _TRAINING_EXAMPLES] = None
+    test_examples: Annotated[PositiveInt | None, _TEST_EXAMPLES] = None
+    overflow: Annotated[Literal["error", "drop"], _TRAINING_EXAMPLES] = "error"  # longer than train.max_length
+    train_file: Annotated[str | None, _TRAINING_EXAMPLES] = None  # files: .jsonl, .csv or .parquet
+    validation_file: Annotated[str | None, _TRAINING_EXAMPLES] = None  # None: cut from train_file
+    test_file: str | None = None  # as the test splits below: training examples that are in it are left out
     hub_dataset: str | None = None
     hub_config: str | None = None
     hub_revision: str | None = None
-    train_split: str = "train"
-    validation_split: str | None = None
+    train_split: Annotated[str, _TRAINING_EXAMPLES] = "train"
+    validation_split: Annotated[str | None, _TRAINING_EXAMPLES] = None
     test_split: str | None = "test"
-    train_hub_dataset: str | None = None  # train on another set than the tested one (MetaMathQA -> GSM8K)
-    train_prompt: str | None = None  # templates for that set; None: as for testing
-    train_target: str | None = None
+    # train on another set than the tested one (MetaMathQA -> GSM8K)
+    train_hub_dataset: Annotated[str | None, _TRAINING_EXAMPLES] = None
+    train_prompt: Annotated[str | None, _TRAINING_EXAMPLES] = None  # templates for that set; None: as for testing
+    train_target: Annotated[str | None, _TRAINING_EXAMPLES] = None
     labels: list[str] | None = None  # allowed answers of the `label` metric
     label_column: str | None = None  # integer class column, replaced by its name in `labels`
 
@@ -338,22 +283,25 @@ class SuiteConfig:
 class TrainConfig:
     """The budget and schedule shared by every method of a comparison."""
 
-    max_length: PositiveInt = 1024  # tokens of prompt and answer together
+    max_length: Annotated[PositiveInt, Role("data", "budget")] = 1024  # tokens of prompt and answer together
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None  # optimizer steps; None: what the epochs give
     batch_size: PositiveInt = 16  # examples per optimizer step, whatever the micro-batch
-    micro_batch: PositiveInt | Literal["auto"] = 4  # examples per forward pass; auto: the most that fit
+    # examples per forward pass; auto: the most that fit
+    micro_batch: Annotated[PositiveInt | Literal["auto"], Role("training", keeps_rate=True, applies=_trained)] = 4
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup_fraction: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    heldout_points: PositiveInt = 4  # held-out losses during training, the last at its end
-    untimed_steps: Annotated[int, Field(ge=0)] = 3  # warm-up steps left out of the speed
-    gradient_checkpointing: bool = False
-    compile: Literal["auto", "off", "regional"] = "auto"  # torch.compile layer by layer
-    packing: bool = False  # a micro-batch as one row without padding; examples do not see one another
-    kernels: Literal["torch", "liger"] = "torch"  # liger: Triton kernels for norms, rotations and MLPs (CUDA)
-    checkpoint_every_steps: PositiveInt | None = None  # to go on from after a kill; None: no checkpoints
+    heldout_points: Annotated[PositiveInt, _MEASURE] = 4  # held-out losses during training, the last at its end
+    untimed_steps: Annotated[int, Field(ge=0), _MEASURE] = 3  # warm-up steps left out of the speed
+    gradient_checkpointing: Annotated[bool, _MEASURE] = False
+    compile: Annotated[Literal["auto", "off", "regional"], _TRAINING_NUMERICS] = "auto"  # torch.compile by layer
+    packing: Annotated[bool, _TRAINING_NUMERICS] = False  # micro-batch as one row; examples don't see one another
+    # liger: Triton kernels for norms, rotations and MLPs (CUDA)
+    kernels: Annotated[Literal["torch", "liger"], _TRAINING_NUMERICS] = "torch"
+    # to go on from after a kill; None: no checkpoints. A resumed run ends as one that was never stopped
+    checkpoint_every_steps: Annotated[PositiveInt | None, NO_RESULT] = None
 
     @property
     def fitted_micro_batch(self) -> int:
@@ -367,28 +315,36 @@ class TrainConfig:
         return self.micro_batch
 
 
+Strategy = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
+DEEPSPEED = ("zero2", "zero3")
+CUTS_WEIGHTS = ("fsdp", "zero3")
+
+
 @dataclass(frozen=True, config=_STRICT)
 class HardwareConfig:
     """The machine, its limits and its price."""
 
-    name: str
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the autocast region
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-    threads: PositiveInt | None = None  # None: every core this process may use
-    generate_batch: PositiveInt = 64  # test prompts decoded together
-    stage_timeout_seconds: PositiveInt = 86_400
+    name: Annotated[str, NO_RESULT]
+    device: Annotated[Literal["auto", "cpu", "cuda"], Role("training", "device", keeps_rate=True)] = "auto"
+    compute_dtype: Annotated[Literal["auto", "bfloat16", "float32"], _NUMERICS] = "auto"  # of the autocast region
+    attention: Annotated[Literal["auto", "sdpa", "flash_attention_2", "eager"], _NUMERICS] = "auto"
+    # None: every core this process may use
+    threads: Annotated[PositiveInt | None, Role("training", "threads", keeps_rate=True)] = None
+    generate_batch: Annotated[PositiveInt, Role("evaluation", "hardware")] = 64  # test prompts decoded together
+    stage_timeout_seconds: Annotated[PositiveInt, NO_RESULT] = 86_400
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # of a child's private memory (RLIMIT_DATA)
-    memory_budget_gib: Annotated[float, Field(gt=0)] | None = None  # train.micro_batch=auto: of training's peak;
-    # None: nine tenths of the device's memory
-    price_usd_per_hour: Annotated[float, Field(ge=0)] | None = None
-    devices: PositiveInt = 1  # that share every training step, one process each; see docs/devices.md
-    strategy: Strategy = "none"  # how they share it
-    cpu_offload: bool = False  # fsdp: cut weights and optimizer state wait in host memory; zero2, zero3: likewise
-    # Of one device, from its data sheet, for the planner; None: unknown.
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
-    bf16_tflops: Annotated[float, Field(gt=0)] | None = None  # dense matrix products, 10^12 FLOP/s
-    watts: Annotated[float, Field(gt=0)] | None = None
+    # train.micro_batch=auto: of training's peak; None: nine tenths of the device's memory
+    memory_budget_gib: Annotated[
+        Annotated[float, Field(gt=0)] | None, Role("training", keeps_rate=True, applies=_trained)
+    ] = None
+    price_usd_per_hour: Annotated[Annotated[float, Field(ge=0)] | None, NO_RESULT] = None
+    devices: Annotated[PositiveInt, _SHARING] = 1  # share every training step, one process each; docs/devices.md
+    strategy: Annotated[Strategy, _SHARING] = "none"  # how they share it
+    cpu_offload: Annotated[bool, _SHARING] = False  # cut weights and optimizer state wait in host memory
+    # Of one device, from its data sheet; None: unknown.
+    memory_gib: Annotated[Annotated[float, Field(gt=0)] | None, PLANNER] = None
+    bf16_tflops: Annotated[Annotated[float, Field(gt=0)] | None, PLANNER] = None  # dense products, 10^12 FLOP/s
+    watts: Annotated[Annotated[float, Field(gt=0)] | None, PLANNER] = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -408,7 +364,7 @@ class PathsConfig:
     results: str = "results"
     artifacts: str = "artifacts"
     cache: str = "cache"
-    bundle: str | None = None  # what `bench fetch` gathered: the hub is read from there and never asked
+    bundle: str | None = None  # what `bench.fetch` gathered: the hub is read from there and never asked
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -427,9 +383,10 @@ class ServeConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrialConfig:
-    """A trial of `bench tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
+    """A trial of `tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
 
-    best_losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss) of the best trial so far
+    # (step, held-out loss) of the best trial so far
+    best_losses: Annotated[list[tuple[int, float]], NO_RESULT] = field(default_factory=list)
     hopeless_below: Fraction = 0.5  # ends early when its loss fell by less than this share of that trial's fall
 
 
@@ -437,25 +394,138 @@ class TrialConfig:
 class RunConfig:
     """One run. Equal configs give equal run ids (`identity.run_id`)."""
 
-    model: ModelConfig
-    method: MethodConfig
-    task: TaskConfig
-    suite: SuiteConfig
-    train: TrainConfig
-    hardware: HardwareConfig
-    tracking: TrackingConfig
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "default"
-    rates: str | None = None  # file of `make tune` that the learning rate is taken from
-    learning_rate_source: str = "config"  # or "tuned: FILE sha256 ..."; filled in by planning
-    trial: TrialConfig | None = None  # None: an ordinary run; filled in by `bench tune`
-    serve: ServeConfig = field(default_factory=ServeConfig)
+    model: Annotated[ModelConfig, Role("data", "model")]
+    method: Annotated[MethodConfig, Role("training")]
+    task: Annotated[TaskConfig, Role("data", "task")]
+    suite: Annotated[SuiteConfig, Role("evaluation", "suite")]
+    train: Annotated[TrainConfig, _BUDGET]
+    hardware: Annotated[HardwareConfig, Role("training", "hardware", keeps_rate=True)]
+    tracking: Annotated[TrackingConfig, NO_RESULT]
+    paths: Annotated[PathsConfig, NO_RESULT] = field(default_factory=PathsConfig)
+    seed: Annotated[
+        int, Field(ge=0, lt=2**31),
+        Role("training", keeps_rate=True, applies=_seeded, in_data=_prompted),
+    ] = 0  # fmt: skip
+    sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), NO_RESULT] = "default"
+    rates: Annotated[str | None, NO_RESULT] = None  # file of `tune` that the learning rate is taken from
+    learning_rate_source: Annotated[str, NO_RESULT] = "config"  # or "tuned: FILE sha256 ..."; filled in by `compose`
+    trial: Annotated[TrialConfig | None, Role("training", "budget", keeps_rate=True)] = None  # filled in by `tune`
+    serve: Annotated[ServeConfig, Role("serving")] = field(default_factory=ServeConfig)
 
     @property
     def untrained(self) -> bool:
         """Whether the run trains nothing: the base model as it is."""
         return self.method.trains == "nothing"
+
+
+# --- Mistakes that only show between fields ---
+
+
+def inconsistencies(config: RunConfig) -> list[str]:
+    """Mistakes between fields, one line each: the key, what was given, what to do."""
+    checks = [*_method_checks(config), *_budget_checks(config), *_source_checks(config)]
+    return [problem for wrong, problem in [*checks, *_device_checks(config), *_serve_checks(config)] if wrong]
+
+
+Checks = list[tuple[Any, str]]  # (whether it is wrong, what to say)
+
+
+def _method_checks(config: RunConfig) -> Checks:
+    method, adapter, quantization = config.method, config.method.adapter, config.method.quantization
+    init = adapter.init if adapter else "default"
+    return [
+        (method.trains == "adapter" and not adapter,
+         "method.adapter: missing; a method with trains=adapter needs rank, alpha and target_modules"),
+        (method.trains == "all_weights" and (adapter or quantization),
+         "method: trains=all_weights takes neither adapter nor quantization; set both to null"),
+        (init == "loftq" and (quantization is None or quantization.scheme != "nf4"),
+         "method.adapter.init: loftq starts from what nf4 quantization lost; use it with method=qlora"),
+        (init in ("pissa", "olora") and quantization,
+         f"method.adapter.init: {init} changes the base's weights; a quantized base cannot follow"),
+        (method.trains != "nothing" and method.learning_rate is None,
+         "method.learning_rate: missing; set one, for example 2e-5 (full) or 2e-4 (adapter)"),
+        (method.trains != "nothing" and method.shots,
+         "method.shots: only the untuned base is prompted with solved examples; set it to 0"),
+    ]  # fmt: skip
+
+
+def _budget_checks(config: RunConfig) -> Checks:
+    train, budget_gib = config.train, config.hardware.memory_budget_gib
+    longest, model = config.model.max_context, config.model.name
+    return [
+        (budget_gib is not None and train.micro_batch != "auto",
+         f"hardware.memory_budget_gib: {budget_gib or 0:g} is read by train.micro_batch=auto, and train.micro_batch is "
+         f"{train.micro_batch}; leave one of them out"),
+        (train.micro_batch != "auto" and train.batch_size % train.micro_batch,
+         f"train.micro_batch: {train.micro_batch} does not divide train.batch_size={train.batch_size}; choose a "
+         "divisor, so that every method sees the same examples per step"),
+        (train.max_length > longest,
+         f"train.max_length: {train.max_length} is beyond the {longest} positions of {model}; lower it or choose a "
+         "model with a longer context"),
+        (config.task.max_new_tokens >= train.max_length,
+         f"task.max_new_tokens: {config.task.max_new_tokens} leaves no room for a prompt in {train.max_length} tokens"),
+    ]  # fmt: skip
+
+
+def _source_checks(config: RunConfig) -> Checks:
+    task, suite = config.task, config.suite
+    return [
+        (task.source == "files" and not task.train_file,
+         "task.train_file: missing; give the path of a .jsonl, .csv or .parquet file"),
+        (task.source == "hub" and not task.hub_dataset,
+         "task.hub_dataset: missing; give the data set's name on the hub"),
+        ("label" in task.metrics and not task.labels,
+         "task.labels: missing; the metric `label` needs the list of allowed answers"),
+        (suite.source == "local" and not suite.path, "suite.path: missing; give the folder of your lm-eval YAML tasks"),
+        (suite.source == "lm_eval" and not suite.tasks,
+         "suite.tasks: empty; name at least one lm-eval task, or choose suite=none"),
+    ]  # fmt: skip
+
+
+def _device_checks(config: RunConfig) -> Checks:
+    train, optimizer, adapter = config.train, config.method.optimizer, config.method.adapter
+    devices, strategy, micro_batch = config.hardware.devices, config.hardware.strategy, config.train.micro_batch
+    cuts = ("fsdp", *DEEPSPEED)
+    int8 = config.method.quantization is not None and config.method.quantization.scheme == "int8"
+    return [
+        (devices > 1 and strategy == "none",
+         f"hardware.strategy: none with hardware.devices={devices}; choose ddp, fsdp, zero2 or zero3"),
+        (devices == 1 and strategy != "none",
+         f"hardware.strategy: {strategy} needs hardware.devices of at least 2; given 1"),
+        (config.hardware.cpu_offload and strategy not in cuts,
+         f"hardware.cpu_offload: {strategy} keeps everything on the device; use it with {', '.join(cuts)}"),
+        (devices > 1 and micro_batch == "auto",
+         f"train.micro_batch: auto plans for one device, and hardware.devices={devices}; give a number"),
+        (devices > 1 and micro_batch != "auto" and train.batch_size % (devices * micro_batch),
+         f"hardware.devices: {devices} devices with train.micro_batch={micro_batch} do not divide "
+         f"train.batch_size={train.batch_size}; choose train.micro_batch so that their product does"),
+        (devices > 1 and train.checkpoint_every_steps is not None,
+         f"train.checkpoint_every_steps: one device alone can resume, and hardware.devices={devices}; use null"),
+        (devices > 1 and optimizer != "adamw" and strategy != "ddp",
+         f"method.optimizer: {optimizer} cannot work on cut state ({strategy}); use adamw, or ddp"),
+        (adapter and adapter.loraplus_lr_ratio is not None and strategy not in ("none", "ddp"),
+         f"method.adapter.loraplus_lr_ratio: its optimizer is made before {strategy} cuts; use ddp"),
+        (strategy in cuts and int8,
+         f"method.quantization.scheme: int8 weights cannot be cut ({strategy}); use nf4, or ddp"),
+    ]  # fmt: skip
+
+
+def _serve_checks(config: RunConfig) -> Checks:
+    serve, model = config.serve, config.model
+    longest = max(serve.prompt_tokens, default=0)
+    return [
+        (serve.prompt_tokens and longest + serve.new_tokens > model.max_context,
+         f"serve.prompt_tokens: {longest} with serve.new_tokens={serve.new_tokens} are beyond the {model.max_context} "
+         f"positions of {model.name}; lower one of them"),
+        (serve.prompt_tokens and not serve.batch_sizes, "serve.batch_sizes: empty; name at least one, for example [1]"),
+        (serve.adapters and not serve.prompt_tokens,
+         "serve.adapters: needs serve.prompt_tokens; choose serve=quick or serve=full and override that"),
+        (any(max(serve.adapters) % count for count in serve.adapters),
+         f"serve.adapters: each of {serve.adapters} must divide the largest, which is the number of requests"),
+    ]  # fmt: skip
+
+
+# --- Reading and writing ---
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
@@ -464,20 +534,53 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigurationError: with every mistake found, each naming the key, what was given and what is allowed.
     """
-    try:
-        config = TypeAdapter(RunConfig).validate_python(mapping)
-    except ValidationError as error:
-        raise ConfigurationError([_explain(e) for e in error.errors(include_url=False)]) from None
-    problems = list(inconsistencies(config))
-    if problems:
+    config = checked(RunConfig, mapping)
+    if problems := inconsistencies(config):
         raise ConfigurationError(problems)
     return config
+
+
+def checked(kind: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
+    """A settings dataclass from a mapping; `name` leads the keys in messages ("tune" for tune.points).
+
+    Raises:
+        ConfigurationError: with every mistake found.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(mapping)
+    except ValidationError as error:
+        explained = [_explain(kind, name, e) for e in error.errors(include_url=False)]
+        raise ConfigurationError(explained) from None
+
+
+_UNION_MEMBERS = ("str", "list[str]", "constrained-int", "literal['auto']")  # as pydantic names what it tried
+
+
+def _explain(kind: type, name: str, error: Any) -> str:
+    """One pydantic error as a line that says what, what was given and what is allowed."""
+    location = [str(part) for part in error["loc"] if part not in _UNION_MEMBERS]
+    key = ".".join([name, *location] if name else location)
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        allowed = known_keys(location[:-1]) if kind is RunConfig else [f.name for f in fields(kind)]
+        return f"{key}: no such setting{suggest(location[-1], allowed)}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
     """The JSON form of a run description; `from_mapping` reads it back unchanged."""
     mapping: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
     return mapping
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {"a.b": value}; an empty mapping stays a value."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return result
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -495,28 +598,11 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return TypeAdapter(RunConfig).validate_python(mapping)
 
 
-_UNION_MEMBERS = ("str", "list[str]", "constrained-int", "literal['auto']")  # as pydantic names what it tried
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as a line that says what, what was given and what is allowed."""
-    location = [str(part) for part in error["loc"] if part not in _UNION_MEMBERS]
-    key = ".".join(location)
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{key}: no such setting{suggest(location[-1], known_keys(location[:-1]))}"
-    if error["type"] in ("missing", "missing_argument"):
-        return f"{key}: missing"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
-
-
 def known_keys(path: list[str]) -> list[str]:
-    """The settings allowed below a dotted path (a list of its parts)."""
-    owner: Any = RunConfig
-    for part in path:
-        annotations = {f.name: f.type for f in fields(owner)} if is_dataclass(owner) else {}
-        name = str(annotations.get(part, "")).removesuffix(" | None")
-        owner = globals().get(name)
-    return [f.name for f in fields(owner)] if is_dataclass(owner) else []
+    """The settings allowed below a dotted path (a list of its parts); empty where there is no such part."""
+    prefix = "".join(f"{part}." for part in path)
+    below = [key.removeprefix(prefix) for key in roles() if key.startswith(prefix)]
+    return [key for key in below if "." not in key]
 
 
 def suggest(given: str, allowed: list[str]) -> str:

@@ -14,16 +14,64 @@ Names carry their units. Unknown is `None`, never zero. Files beside the record 
 
 from __future__ import annotations
 
-from dataclasses import field, fields
+from dataclasses import field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from bench.config import ConfigurationError, Fraction, PositiveInt, RunConfig, Status, suggest
+from bench.config import Fraction, PositiveInt, RunConfig, checked
 
 _STRICT = ConfigDict(extra="forbid")
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    OOM = "oom"  # out of memory, on the device or the host
+    TIMEOUT = "timeout"  # a stage ran past hardware.stage_timeout_seconds
+    KILLED = "killed"  # ended by a signal that neither the harness nor a memory limit sent
+    ERROR = "error"  # any other failure
+
+
+# Exit codes of a worker child. Python itself uses 1 for an uncaught exception.
+EXIT_OK, EXIT_ERROR, EXIT_CONFIGURATION, EXIT_OOM = 0, 1, 2, 3
+
+NEXT_STEP = {
+    Status.OOM: "Lower train.micro_batch (the effective batch stays), set train.gradient_checkpointing=true, "
+    "or choose a smaller method (lora, qlora).",
+    Status.TIMEOUT: "Raise hardware.stage_timeout_seconds, or lower the budget (train.max_steps, task.*_examples).",
+    Status.KILLED: "Run the same command again: only this run is repeated. If it happens again, look for the "
+    "system's out-of-memory killer (dmesg) or a scheduler's limit.",
+    Status.ERROR: "Read the log named above; the same command again repeats only this run.",
+}
+
+_OOM_IN_STAGE = {
+    "fit": "Raise hardware.memory_budget_gib, set train.gradient_checkpointing=true, or choose a smaller method (lora, "
+    "qlora): not even the smallest micro-batch that was tried fits.",
+    "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
+    "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
+    "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",
+}
+_FULL_DISK = "Free some space, or name other folders (paths.results, paths.artifacts, paths.cache); the same command "
+_FULL_DISK += "again runs only what is missing."
+
+
+def next_step(status: Status, stage: str, message: str, checkpoint_step: int | None = None) -> str:
+    """What a person does about a failed stage, told from how, where and with which words it ended.
+
+    Args:
+        checkpoint_step: of the last checkpoint that training left; 0 or None: it left none.
+    """
+    if status is Status.OOM and stage in _OOM_IN_STAGE:
+        return _OOM_IN_STAGE[stage]
+    if status is Status.ERROR and ("No space left on device" in message or "Disk quota exceeded" in message):
+        return _FULL_DISK
+    resumes = checkpoint_step and status is not Status.OOM  # it would run out again
+    return NEXT_STEP[status] + (f" The same command resumes from step {checkpoint_step}." if resumes else "")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -106,7 +154,7 @@ class AdapterGeneration:
     """One timed batch while several adapters share a base.
 
     mixed: one batch holds requests for all of them. swapped: the share of one adapter, its activation included.
-    copies: the share of one of as many full models.
+    copies: the share of one of as many full models; no longer measured.
     """
 
     way: Way
@@ -129,7 +177,7 @@ class Adapters:
     generations: list[AdapterGeneration]
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 _STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
@@ -578,14 +626,4 @@ def tune_config(mapping: dict[str, Any]) -> TuneConfig:
     Raises:
         ConfigurationError: with every mistake found.
     """
-    try:
-        return TypeAdapter(TuneConfig).validate_python(mapping)
-    except ValidationError as error:
-        raise ConfigurationError([_explain(e) for e in error.errors(include_url=False)]) from None
-
-
-def _explain(error: Any) -> str:
-    name = str(error["loc"][0])
-    if error["type"] == "unexpected_keyword_argument":
-        return f"tune.{name}: no such setting{suggest(name, [f.name for f in fields(TuneConfig)])}"
-    return f"tune.{name}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
+    return checked(TuneConfig, mapping, "tune")

@@ -32,8 +32,9 @@ from in_process import in_process
 
 from bench import cli
 from bench.compose import compose
-from bench.config import RunConfig, Status
+from bench.config import RunConfig
 from bench.identity import run_folder, sweep_folder
+from bench.record import Status
 from bench.report import build
 from bench.sweep import execute, fetching
 from bench.sweep.execute import read_record

@@ -10,14 +10,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from yaml import YAMLError
 
 from bench.compose import CONFIG_FOLDER, compose
@@ -28,8 +28,8 @@ from bench.config import (
     MethodConfig,
     ModelConfig,
     RunConfig,
+    checked,
     read_architecture,
-    suggest,
     to_mapping,
 )
 from bench.identity import canonical_json
@@ -400,14 +400,4 @@ def plan_config(mapping: Mapping[str, Any]) -> PlanConfig:
     memory = mapping.get("memory_gib")
     memory = memory.split(",") if isinstance(memory, str) else memory
     listed = memory if memory is None or isinstance(memory, list) else [memory]
-    try:
-        return TypeAdapter(PlanConfig).validate_python({**mapping, "memory_gib": listed})
-    except ValidationError as error:
-        raise ConfigurationError([_explain(e) for e in error.errors(include_url=False)]) from None
-
-
-def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "unexpected_keyword_argument":
-        return f"plan.{name}: no such setting{suggest(name, [f.name for f in fields(PlanConfig)])}"
-    return f"plan.{name}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
+    return checked(PlanConfig, {**mapping, "memory_gib": listed}, "plan")

@@ -174,6 +174,31 @@ def means(
     Raises:
         ValueError: for other shapes, weights that are not positive, or no example with a value in every run.
     """
+    values, kept = _usable(arms, weights)
+    share = _normalised(None if weights is None else weights[kept], int(kept.sum()))
+    by_example = np.stack([arm.mean(axis=0) for arm in values])
+    right_or_wrong = bool(all(np.isin(arm, (0.0, 1.0)).all() for arm in values))
+    exact = right_or_wrong and all(len(arm) == 1 for arm in values) and np.ptp(share) <= 1e-12
+    number = np.array([len(arm) for arm in values])
+    has_seeds = (np.ones(len(arms), dtype=bool) if trained is None else np.asarray(trained, dtype=bool)) | (number > 1)
+    centre, covariance = _moments(by_example, share, None if strata is None else strata[kept], right_or_wrong)
+    return Means(
+        mean=by_example @ share,
+        centre=centre,
+        covariance=covariance,
+        seeds=number,
+        seed_share=np.where(has_seeds, 1 / number, 0.0),
+        seed_part=seed_part(values, share) if seeds is None else seeds,
+        examples=int(kept.sum()),
+        spread=float(np.mean([arm.std() for arm in values])),
+        discordant=(by_example @ (1 - by_example).T).round().astype(np.int64) if exact else None,
+        identical=np.array([[_identical(left, right) for right in values] for left in values]),
+        value_range=(0.0, 1.0) if right_or_wrong else value_range,
+    )
+
+
+def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats], NDArray[np.bool_]]:
+    """The arms on the examples that have a finite value in every run, and which these are."""
     shapes = {values.shape[1:] for values in arms}
     if len(shapes) != 1 or any(values.ndim != 2 or values.size == 0 for values in arms):
         raise ValueError(f"arms: shapes {[v.shape for v in arms]}; expected (seeds, examples) with the same examples")
@@ -183,40 +208,29 @@ def means(
         raise ValueError("arms: no example has a finite value in every run")
     if weights is not None and not (np.isfinite(weights[kept]) & (weights[kept] > 0)).all():
         raise ValueError("weights: must be finite and positive; drop examples of weight 0")
-    values = [np.asarray(arm, dtype=float)[:, kept] for arm in arms]
-    examples, count = int(kept.sum()), len(arms)
-    share = _normalised(None if weights is None else weights[kept], examples)
-    by_example = np.stack([arm.mean(axis=0) for arm in values])
-    mean = by_example @ share
-    part = np.zeros(examples, dtype=int) if strata is None else np.unique(strata[kept], return_inverse=True)[1]
-    in_stratum = np.stack([np.bincount(part, share * row) for row in by_example]) / np.bincount(part, share)
-    influence = share * (by_example - in_stratum[:, part])
-    tasks = int(part.max()) + 1
-    right_or_wrong = bool(np.isin(stacked[:, kept], (0.0, 1.0)).all())
-    centre, covariance = mean, influence @ influence.T * (examples / max(examples - tasks, 1))
-    if right_or_wrong:
+    return [np.asarray(arm, dtype=float)[:, kept] for arm in arms], kept
+
+
+def _moments(
+    by_example: Floats, share: Floats, strata: NDArray[np.int64] | None, right_or_wrong: bool
+) -> tuple[Floats, Floats]:
+    """Where the intervals of the arms' means lie, and the covariance of these means but for the seeds' part.
+
+    Args:
+        by_example: means over seeds, shape (arms, examples); `share`: weights that sum to 1, shape (examples,).
+    """
+    (arms, examples), mean = by_example.shape, by_example @ share
+    task = np.zeros(examples, dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
+    of_task = np.stack([np.bincount(task, share * row) for row in by_example]) / np.bincount(task, share)
+    influence = share * (by_example - of_task[:, task])
+    if right_or_wrong:  # with two right and two wrong examples more in each arm, half an example for each change
         effective = 1 / float((share**2).sum())  # examples that count alike and give this error
-        added = (np.eye(count) + 1) / 2 + 4 * np.outer(0.5 - mean, 0.5 - mean) * effective / (effective + 4)
-        centre = (effective * mean + 2) / (effective + 4)
+        added = (np.eye(arms) + 1) / 2 + 4 * np.outer(0.5 - mean, 0.5 - mean) * effective / (effective + 4)
         covariance = (influence @ influence.T + added / effective**2) * (effective / (effective + 4)) ** 2
-    elif examples < 2:
-        covariance = np.full((count, count), np.inf)
-    exact = right_or_wrong and all(len(arm) == 1 for arm in values) and np.ptp(share) <= 1e-12
-    is_trained = np.ones(count, dtype=bool) if trained is None else np.asarray(trained, dtype=bool)
-    number = np.array([len(arm) for arm in values])
-    return Means(
-        mean=mean,
-        centre=centre,
-        covariance=covariance,
-        seeds=number,
-        seed_share=np.where(is_trained | (number > 1), 1 / number, 0.0),
-        seed_part=seed_part(values, share) if seeds is None else seeds,
-        examples=examples,
-        spread=float(np.mean([arm.std() for arm in values])),
-        discordant=(by_example @ (1 - by_example).T).round().astype(np.int64) if exact else None,
-        identical=np.array([[_identical(left, right) for right in values] for left in values]),
-        value_range=(0.0, 1.0) if right_or_wrong else value_range,
-    )
+        return (effective * mean + 2) / (effective + 4), covariance
+    if examples < 2:
+        return mean, np.full((arms, arms), np.inf)
+    return mean, influence @ influence.T * (examples / max(examples - len(of_task[0]), 1))
 
 
 def _identical(left: Floats, right: Floats) -> bool:
@@ -354,8 +368,10 @@ def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bo
     together = np.ones(size, dtype=bool) if alike is None else np.asarray(alike, dtype=bool)
     places = (np.arange(_ARM_POINTS) + 0.5) / _ARM_POINTS
     arm_variance = (unit * ARM_SPREAD * np.exp(ARM_SPREAD_LOG_SD * special.ndtri(places))) ** 2
-    jitter = 1e-9 * unit**2 * np.eye(size)
-    errors = known.covariance + seed_variances[:, None, None] * np.diag(known.seed_share) + jitter
+    # The covariance is itself estimated, from so many examples: Student's t in as many dimensions as there are arms.
+    freedom = max(known.examples - size, 1)
+    items = known.covariance * max(known.examples - 1, 1) / freedom + 1e-9 * unit**2 * np.eye(size)
+    errors = items + seed_variances[:, None, None] * np.diag(known.seed_share)
     log_weight = np.repeat(seed_weight[:, None], _ARM_POINTS, axis=1)
     precision = np.repeat(np.linalg.inv(errors)[:, None], _ARM_POINTS, axis=1)
     data = precision @ known.mean
@@ -375,6 +391,5 @@ def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bo
     root = np.linalg.cholesky(covariance)
     picked = rng.choice(len(weight), size=count, p=weight / weight.sum())
     noise = (root[picked] @ rng.standard_normal((count, size, 1)))[..., 0]
-    freedom = max(known.examples - 1, 1)
     heavier = np.sqrt(freedom / rng.chisquare(freedom, count))[:, None]
     return np.asarray(np.clip(middle[picked] + noise * heavier, *known.value_range))

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.config import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, Status, next_step
-from bench.record import Failure, Stage
+from bench.config import ConfigurationError
+from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, Failure, Stage, Status, next_step
 
 HEARTBEAT = "heartbeat"  # a file in the run's folder whose time shows that the run is at work
 HEARTBEAT_SECONDS = 5

@@ -27,12 +27,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bench.config import RunConfig, Status
+from bench.config import RunConfig
 from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
 from bench.planner.advice import GIB, Plan
 from bench.planner.time import Range
-from bench.record import Record
+from bench.record import Record, Status
 from bench.sweep.child import Watch
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import psutil
 from pydantic import ValidationError
 
-from bench.config import RunConfig, Status
+from bench.config import RunConfig
 from bench.identity import artifact_folder, comparison_key, data_folder, run_folder, run_id, write_atomic
 from bench.planner.advice import Machine, device_kind, starting_micro_batch
 from bench.record import (
@@ -44,6 +44,7 @@ from bench.record import (
     RegressionResult,
     ServeResult,
     Stage,
+    Status,
     TrainResult,
     from_json,
     to_json,

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config import ConfigurationError, PathsConfig, RunConfig, Status
+from bench.config import ConfigurationError, PathsConfig, RunConfig
 from bench.identity import artifact_folder, weights_sha256, write_atomic
 from bench.record import (
     CARD,
@@ -38,6 +38,7 @@ from bench.record import (
     PromptFormat,
     Record,
     ScoreInterval,
+    Status,
     from_json,
     to_json,
 )

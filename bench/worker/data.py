@@ -102,8 +102,10 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
 
 
 def _stamp(task: TaskConfig) -> dict[str, str]:
-    """What decides the examples besides the task's settings, cheap to read: an edited file, an upgraded package, a
-    changed rule in our own code make prepared data outdated. Hub data are named by `hub_revision` alone.
+    """Checksums and versions that decide the examples besides the task's settings, cheap to read.
+
+    An edited file, an upgraded package or a changed rule in our own code makes prepared data outdated. Hub data are
+    named by `hub_revision` alone.
     """
     outside = {"docstrings": docstrings.versions, "files": lambda: files.checksums(task), "hub": dict}[task.source]()
     code = [*sorted(Path(docstrings.__file__).parent.glob("*.py")), Path(__file__)]
@@ -341,7 +343,7 @@ def _apply(tokenizer: Any, conversation: list[dict[str, str]], add_generation_pr
 
 
 def _until_end_of_turn(tokenizer: Any, example: Example, addition: str) -> str:
-    """What the model has to write: the template's addition, cut after the first special token past the target.
+    """The text that the model has to write: the template's addition up to the first special token past the target.
 
     Templates go on behind it (a newline, an end of text): the model never has to produce that.
     """

@@ -1,4 +1,4 @@
-"""What this machine offers, resolved once per stage: device, compute dtype, attention kernel, compilation.
+"""The machine's device, compute dtype, attention kernel and compilation, resolved once per stage.
 
 `auto` in `conf/hardware/` is decided here and the decision is recorded in the stage's `Environment`.
 """
@@ -50,7 +50,7 @@ class Device:
         return torch.autocast(self.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=self.keeps_casts)
 
     def environment(self, load: OtherLoad) -> Environment:
-        """What a comparison of speed needs to be equal, and what else ran on the machine meanwhile."""
+        """The facts that must be equal for speeds to be compared, and other load meanwhile."""
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         on_cuda = self.type == "cuda"
         name = torch.cuda.get_device_name() if on_cuda else _cpuinfo().get("model name", "unknown processor")

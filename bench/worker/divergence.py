@@ -1,8 +1,8 @@
 """How far a tuned model's predictions have moved from the untouched base's: KL(base || tuned) on general text.
 
-At each position of the quick suite's prose and code, whatever the suite: the base's `TOP` likeliest tokens one by one,
-all others as one. Lumping can only lower a divergence, so the number is a lower bound; docs/definitions.md says how
-close (`python -m benchmarks.divergence`). The base's predictions are made once and kept:
+At each position of the quick suite's prose and code (with every suite), the base's `TOP` likeliest tokens count one by
+one and all others as one. Lumping can only lower a divergence, so the number is a lower bound (docs/definitions.md,
+`python -m benchmarks.divergence`). The base's predictions are made once and kept:
 
     cache/references/smollm2-135m-0.1.2-cpu-bfloat16-1f2e3d4c.safetensors
 
@@ -54,7 +54,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the base predicts, for all positions of all texts, one after the other.
+    """The base's predictions at all positions of all texts, one after the other.
 
     Attributes:
         top_ids: (positions, TOP), int32; top_log_probabilities: the same shape, fp32, nats.

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.config import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, ConfigurationError, RunConfig
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import artifact_folder, write_atomic
-from bench.record import bundle_environment, from_json, to_json
+from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, bundle_environment, from_json, to_json
 from bench.worker.instruments.clock import Clock, Load, open_load
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _alone() -> Team:
 
 @dataclass
 class Context:
-    """What every stage is given."""
+    """A stage's folder, configuration and instruments."""
 
     folder: Path
     config: RunConfig
@@ -128,7 +128,7 @@ class Context:
 
     @property
     def tables(self) -> Path:
-        """Whose folder `datasets` holds the tables that the `datasets` library makes."""
+        """The folder with `datasets/`, in which the `datasets` library keeps its tables."""
         return Path(self.config.paths.bundle or self.config.paths.cache)
 
     @property

@@ -48,7 +48,11 @@ def locate(model: ModelConfig, cache: Path) -> str:
         ConfigurationError: the package or folder is missing.
     """
     if model.source == "gguf_package":
-        gguf = _gguf_file(model.location)
+        found = importlib.util.find_spec(model.location)  # without importing it, which would load llama.cpp
+        if found is None or found.origin is None:
+            problem = f"model.location: the package {model.location!r} is not installed"
+            raise ConfigurationError([f"{problem}; run `make setup`, or choose a hub model"])
+        gguf = next(Path(found.origin).parent.rglob("*.gguf"))
         folder = cache / "models" / f"{model.name}-{version(model.location.replace('_', '-'))}"
         return str(make_once(folder, lambda target: _dequantize(gguf, target)))
     if model.source == "random":
@@ -117,7 +121,7 @@ def _hub_options(model: ModelConfig) -> dict[str, Any]:
 
 
 def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
-    """What `load` returns; a model that cannot be found or read is a mistake in the configuration."""
+    """Call `load`; a model that cannot be found or read becomes a ConfigurationError."""
     try:
         return load()
     except (OSError, ValueError) as error:
@@ -131,16 +135,6 @@ def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
                 "name and the access rights, or fetch it where the hub can be reached and use model=folder"
             ]
         ) from error
-
-
-def _gguf_file(package: str) -> Path:
-    """The GGUF file inside an installed package, found without importing it (importing would load llama.cpp)."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise ConfigurationError(
-            [f"model.location: the package {package!r} is not installed; run `make setup`, or choose a hub model"]
-        )
-    return next(Path(found.origin).parent.rglob("*.gguf"))
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from bench.config import DEEPSPEED, EXIT_ERROR, EXIT_OK, RunConfig
-from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
+from bench.config import DEEPSPEED, RunConfig
+from bench.record import EXIT_ERROR, EXIT_OK, DeviceShare, MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.tokens import IGNORED
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def share_of_rows(rows: list[dict[str, Any]], team: Team) -> list[dict[str, Any]
 
 
 def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
-    """What was dealt (equally many to each process) in the order of one process.
+    """Dealt micro-batches (equally many to each process) in the order of one process.
 
     >>> in_order([["a", "c"], ["b", "d"]])
     ['a', 'b', 'c', 'd']
@@ -224,7 +224,7 @@ def _sum(values: Iterable[int | None]) -> int | None:
 
 # ------------------------------------------------------------------------------------------------------ strategies
 def arguments(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
-    """What `hardware.strategy` adds to `transformers.TrainingArguments`."""
+    """The fields that `hardware.strategy` adds to `transformers.TrainingArguments`."""
     hardware = config.hardware
     if hardware.strategy == "ddp":
         return {"ddp_find_unused_parameters": False}  # every parameter has a part in every loss
@@ -286,7 +286,7 @@ def cut_on_cpu_too(trainer: Any) -> None:
 
 
 def whole_state(trainer: Any, config: RunConfig) -> dict[str, torch.Tensor] | None:
-    """What was trained, put together on the CPU of the first process; every process must call.
+    """The trained weights, put together on the CPU of the first process; every process must call.
 
     None if every process has it whole. Tied weights appear once.
     """

@@ -1,4 +1,4 @@
-"""What is measured of training, step by step: time, tokens, memory, and held-out losses in between.
+"""Measures training step by step: time, tokens, memory, and held-out losses in between.
 
 Inside the timed step nothing happens but reading the clock at its edges and keeping references to the batches. All
 else (hashing, counting, memory, files) waits until the step has been timed. Of several processes that train together,

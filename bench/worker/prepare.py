@@ -90,7 +90,7 @@ def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
 
 
 def export(context: Context) -> dict[str, Any]:
-    """What an export needs: hashes of base and prompt format, and the tokenizer in the run's folder."""
+    """For an export: hashes of base and prompt format, and the tokenizer in the run's folder."""
     model = context.config.model
     context.progress.phase("base")
     source = models.fetch(model, context.cache)
@@ -129,7 +129,7 @@ def before_download(config: RunConfig) -> list[str]:
 
 
 def device_problems(config: RunConfig) -> list[str]:
-    """What several devices need and is not here."""
+    """Packages and devices that the strategy needs and this machine lacks."""
     hardware, problems = config.hardware, list[str]()
     if hardware.strategy in DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
         problems.append(
@@ -161,7 +161,7 @@ def disk_problems(config: RunConfig) -> list[str]:
 
 
 def _forms_bytes(config: RunConfig) -> int:
-    """Of the merged and requantized forms that serving writes."""
+    """Bytes of the merged and requantized forms that serving writes."""
     built = [form for form in served_forms(config.method) if form.is_built]
     each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
     return int((config.model.parameters or 0) * sum(each))

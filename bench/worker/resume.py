@@ -47,7 +47,7 @@ _MADE_BY = ("device", "device_count", "threads", "compute_dtype", "attention", "
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", ser_json_inf_nan="null"))
 class Seen:
-    """What the instruments had read when a checkpoint was written."""
+    """The instruments' readings when a checkpoint was written."""
 
     step: int
     made_by: dict[str, str]
@@ -157,7 +157,7 @@ class Keeper(TrainerCallback):
 
 
 def made_by(config: RunConfig, device: Device) -> dict[str, str]:
-    """What decides numbers and speed: a run goes on only if it is unchanged."""
+    """Facts that decide numbers and speed: a run goes on only if they are unchanged."""
     environment = device.environment(OtherLoad())
     facts = {name: str(getattr(environment, name)) for name in _MADE_BY}
     return facts | {"micro_batch": str(config.train.micro_batch), "transformers": transformers.__version__}

@@ -45,7 +45,7 @@ class Branched:
         return self.shared + sum(len(s) - 1 - self.shared for s in self.sequences)
 
     def starts(self) -> list[int]:
-        """Where each branch begins in the row."""
+        """The place in the row at which each branch begins."""
         starts = [self.shared]
         for sequence in self.sequences[:-1]:
             starts.append(starts[-1] + len(sequence) - 1 - self.shared)

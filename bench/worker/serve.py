@@ -7,7 +7,7 @@ It runs after the evaluation on finished weights and changes nothing that was me
 - Latency: every form is loaded anew in each repetition and alone in memory, so its peak is its own; the order rotates,
   so that what slows the machine for a while falls on all of them. Answers have a fixed number of tokens.
 - Fidelity: scores, loss and answers of each form on the test examples, and its logits against the evaluated form's.
-- Adapters: many of them on one base, swapped on it, or one merged copy each.
+- Adapters: many of them on one base, in one batch or swapped.
 
     >>> run(context).forms[2]
     ServedForm(form='merged', is_what='the original base with the adapter merged, 16-bit', ...)
@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -55,7 +55,7 @@ LOGIT_BATCH = 4  # examples
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run's forms are made from."""
+    """The base, weights and tokenizer that a run's forms are made from."""
 
     config: RunConfig
     source: str  # of the base, from `models.locate`
@@ -64,7 +64,7 @@ class Origin:
     tokenizer: Any
 
     def folder(self, form: Form) -> Path:
-        """Where a built form lies."""
+        """The folder of a built form."""
         return self.weights / "forms" / form.name
 
     def read(self, folder: Path | str, quantization: QuantizationConfig | None = None) -> Any:
@@ -94,7 +94,7 @@ def run(context: Context) -> ServeResult:
         served, generations = time_forms(forms, at, prompts, context, memory)
     environment = resolved.environment(context.load.read())
     fidelity = _fidelity(context, forms, at, rows, memory)
-    adapters, skipped = _adapters(context, forms, at, prompts, memory)
+    adapters, skipped = _adapters(context, forms, at, prompts, memory, served)
     return ServeResult(
         settings=asdict(config.serve),
         forms=served,
@@ -360,7 +360,7 @@ def _compared(
 
 # ------------------------------------------------------------------------------------------------------- adapters
 def _adapters(
-    context: Context, forms: Sequence[Form], at: Origin, prompts: Prompts, memory: Memory
+    context: Context, forms: Sequence[Form], at: Origin, prompts: Prompts, memory: Memory, served: Sequence[ServedForm]
 ) -> tuple[Adapters | None, dict[str, str]]:
     """(many adapters on one base, what was not measured and why)."""
     adapter = context.config.method.adapter
@@ -369,27 +369,29 @@ def _adapters(
         return None, {}
     if adapter.use_dora:
         return None, {"adapters": "PEFT answers no batch of several adapters with DoRA"}
-    merged = next(form for form in forms if form.adapter == "merged" and form.scheme is None)
+    copy_bytes = next(form.weights_bytes for form in served if form.form == "merged")
+    assert copy_bytes is not None  # the merged form is timed, so it has been loaded
     with context.clock.span("adapters"):
-        return time_adapters(beside, merged, at, prompts, context, memory), {}
+        return time_adapters(beside, at, prompts, context, memory, copy_bytes), {}
 
 
 def time_adapters(
-    beside: Form, merged: Form, at: Origin, prompts: Prompts, context: Context, memory: Memory
+    beside: Form, at: Origin, prompts: Prompts, context: Context, memory: Memory, copy_bytes: int
 ) -> Adapters:
     """Load the largest number of adapters, then answer one batch with the first n of them for every n asked for.
 
-    Three ways: `mixed`, requests of all n in one batch; `swapped`, the n in turn, each with its share of the batch
-    (one of them is timed); `copies`, the same share by one merged copy of the model. Repeated half as often as forms.
+    Two ways: `mixed`, requests of all n in one batch; `swapped`, the n in turn, each with its share of the batch (one
+    of them is timed). Repeated half as often as forms.
 
     Args:
-        beside, merged: the form with its adapter beside it, and the full model that one would serve instead.
+        beside: the form with its adapter beside it.
+        copy_bytes: memory of the full model that one would serve instead of an adapter.
     """
     serve, clock, pad_id = context.config.serve, context.clock, at.tokenizer.pad_token_id
     length, repetitions = min(serve.prompt_tokens), math.ceil(serve.repetitions / 2)
     batch = prompts.batch(length, max(serve.adapters))
     generations: list[AdapterGeneration] = []
-    context.progress.phase("adapters", repetitions * len(get_args(Way)) * len(serve.adapters))
+    context.progress.phase("adapters", repetitions * 2 * len(serve.adapters))
 
     def timed(way: Way, count: int, repetition: int, activate: str | None = None, **more: Any) -> None:
         requests = batch if way == "mixed" else batch[: len(batch) // count]
@@ -402,12 +404,7 @@ def time_adapters(
 
     model = load(beside, at)
     names = [f"adapter{number}" for number in range(max(serve.adapters))]
-    load_seconds, held = _load_adapters(model, names, at, context, memory)
-    activate_seconds = []
-    for name in names:
-        started = clock.mark()
-        model.set_adapter(name)
-        activate_seconds.append(clock.mark() - started)
+    load_seconds, activate_seconds, held = _load_adapters(model, names, at, context, memory)
     of_one = [p for key, p in model.named_parameters() if f".{names[0]}." in key or key.endswith(f".{names[0]}")]
     adapter_bytes = total_bytes(of_one)
     with inference(model, at.device):
@@ -416,29 +413,27 @@ def time_adapters(
             whose = [names[place % count] for place in range(len(batch))]
             timed("mixed", count, repetition, adapter_names=whose)
             timed("swapped", count, repetition, activate=names[count - 1])
-    del model, of_one
-    memory.enter("copy")  # gives back what the adapters' model took
-    model = load(merged, at)
-    with inference(model, at.device):
-        answer(model, batch, WARM_UP_TOKENS, pad_id)
-        for repetition, count in itertools.product(range(repetitions), serve.adapters):
-            timed("copies", count, repetition)
     memory.stop()
-    return Adapters(length, adapter_bytes, weights_bytes(model), load_seconds, activate_seconds, held, generations)
+    return Adapters(length, adapter_bytes, copy_bytes, load_seconds, activate_seconds, held, generations)
 
 
 def _load_adapters(
     model: Any, names: Sequence[str], at: Origin, context: Context, memory: Memory
-) -> tuple[list[float], dict[str, int | None]]:
-    """(seconds from disk to being active of each, memory held with each number of them that is asked for)."""
-    seconds: list[float] = []
+) -> tuple[list[float], list[float], dict[str, int | None]]:
+    """(seconds from disk to being active, seconds to be active again, memory held with each number asked for)."""
+    mark = context.clock.mark
+    load_seconds, activate_seconds = [], []
     held: dict[str, int | None] = {}
     for count, name in enumerate(names, start=1):
-        started = context.clock.mark()
+        started = mark()
         model.load_adapter(str(at.weights), adapter_name=name, autocast_adapter_dtype=False)
         model.set_adapter(name)
-        seconds.append(context.clock.mark() - started)
+        load_seconds.append(mark() - started)
         if count in context.config.serve.adapters:
             memory.enter(f"{count} adapters")  # gives back what loading took
             held[str(count)] = memory.now()[0]
-    return seconds, held
+    for name in names:
+        started = mark()
+        model.set_adapter(name)
+        activate_seconds.append(mark() - started)
+    return load_seconds, activate_seconds, held

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 from faults import ROOT, Fault, Place, after_training, environment, files_of, how
 
-from bench.config import Status
 from bench.identity import run_folder
-from bench.record import Record
+from bench.record import Record, Status
 
 pytestmark = pytest.mark.slow
 

@@ -27,8 +27,7 @@ from faults import (
     steps_written,
 )
 
-from bench.config import Status
-from bench.record import Record, to_json
+from bench.record import Record, Status, to_json
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from faults import FIRST_TRAINING_FORWARD, Fault, Place, after_training, files_of, how
 
-from bench.config import Status
-from bench.record import Record
+from bench.record import Record, Status
 
 pytestmark = pytest.mark.slow
 

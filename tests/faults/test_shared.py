@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from faults import ROOT, Fault, Place, after_training, environment, how
 
-from bench.config import Status
-from bench.record import Record
+from bench.record import Record, Status
 
 pytestmark = pytest.mark.slow
 

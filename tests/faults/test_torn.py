@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from faults import ROOT, Place, cut_short, files_of, how
 
-from bench.config import Status
-from bench.record import Record
+from bench.record import Record, Status
 from bench.stats.frames import load
 from bench.sweep.execute import finished_stage
 

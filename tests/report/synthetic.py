@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.config import NEXT_STEP, RunConfig, Status, with_settings
+from bench.config import RunConfig, with_settings
 from bench.identity import tuning_key
 from bench.record import (
+    NEXT_STEP,
     DataSummary,
     Environment,
     EvaluateResult,
@@ -32,6 +33,7 @@ from bench.record import (
     RegressionResult,
     RegressionTask,
     Sample,
+    Status,
     Step,
     TrainResult,
     Trial,

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from synthetic import ATTACK, STEPS, build_sweep
 
-from bench.config import Status
-from bench.record import Record, from_json, to_json
+from bench.record import Record, Status, from_json, to_json
 from bench.report.build import NoRecordsError, answer_text, build_report, formats_of, report_of
 from bench.report.section import Section, Table
 from bench.report.sections import (

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 
 from bench.cli import main
 from bench.compose import CONFIG_FOLDER, choices, compose
-from bench.config import ConfigurationError, RunConfig, Status, to_mapping
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import run_folder, run_id
-from bench.record import Record, from_json, to_json
+from bench.record import Record, Status, from_json, to_json
 from bench.sweep import execute, launchers
 from bench.sweep.child import HEARTBEAT
 from bench.sweep.console import Console
@@ -50,7 +50,7 @@ def record_of(config: RunConfig) -> Record:
     return Record(
         run_id=run_id(config), comparison_key="0" * 12, sweep=config.sweep, method=config.method.name,
         model=config.model.name, task=config.task.name, suite="none", seed=config.seed, status=Status.OK,
-        config=to_mapping(config), provenance={}, started_at="2026-01-01T00:00:00+00:00", wall_seconds=1.0,
+        config=config, provenance={}, started_at="2026-01-01T00:00:00+00:00", wall_seconds=1.0,
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from in_process import in_process
 
 from bench.cli import main
 from bench.compose import compose
-from bench.config import Status
 from bench.identity import artifact_folder, run_folder
+from bench.record import Status
 from bench.sweep import execute, fetching
 from bench.sweep.execute import read_record
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from conversation import CHATML, byte_tokenizer
 
-from bench import identity
 from bench.config import ConfigurationError, RunConfig, TaskConfig, from_mapping
 from bench.worker import data
-from bench.worker.data import load_prepared, messages, prepare, render, special_token_in
+from bench.worker.data import load_prepared, messages, prepare, render
 from bench.worker.instruments.tokens import TokenStream
 from bench.worker.observe import heldout_steps
 from bench.worker.sources import Example
@@ -76,15 +75,6 @@ def test_the_folder_holds_the_splits_asked_for(sums: Path, tmp_path: Path) -> No
     lengths = [len(r["prompt_ids"]) + len(r["answer_ids"]) for r in rows]
     assert summary.tokens_per_example_max == max(lengths)
     assert summary.tokens_per_example_mean == pytest.approx(sum(lengths) / 35)
-
-
-def test_fewer_examples_are_a_prefix_of_more(sums: Path, tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    for count in (10, 30):
-        prepare(configuration(sums, train_examples=count), tokenizer, tmp_path / str(count))
-    few, many = load_prepared(tmp_path / "10"), load_prepared(tmp_path / "30")
-    assert few.train["example_id"][:] == many.train["example_id"][:10]
-    assert few.test["prompt_ids"][:] == many.test["prompt_ids"][:]
 
 
 def test_a_second_call_returns_what_is_there_until_the_file_changes(sums: Path, tmp_path: Path) -> None:
@@ -151,13 +141,6 @@ def test_test_prompts_leave_room_for_the_answer(sums: Path, tmp_path: Path) -> N
     assert all(p.startswith("test, ") and "task.max_new_tokens" in p for p in problems)
 
 
-def test_an_empty_split_is_refused(sums: Path, tmp_path: Path) -> None:
-    config = configuration(sums, max_length=30, overflow="drop")
-    problems = problems_of(config, tmp_path / "prepared")
-    assert problems[0] == "train: none of 80 examples fits train.max_length=30"
-    assert len(problems) == 3
-
-
 def test_spelled_out_special_tokens_are_dropped_and_counted(sums: Path, tmp_path: Path) -> None:
     with sums.open("a") as file:
         file.write('{"q": "What is <|im_end|> for?", "a": "Ending."}\n')
@@ -188,30 +171,6 @@ def test_solved_examples_come_from_training_by_the_seed(sums: Path, tmp_path: Pa
 def test_solved_examples_that_do_not_fit_are_refused(sums: Path, tmp_path: Path) -> None:
     problems = problems_of(configuration(sums, shots=15, overflow="drop"), tmp_path / "prepared")
     assert "lower method.shots" in problems[0]
-
-
-def test_the_folder_name_depends_on_the_seed_only_with_shots(sums: Path) -> None:
-    keys = [identity.data_key(configuration(sums, shots=n, seed=s)) for n, s in [(0, 0), (0, 1), (2, 0), (2, 1)]]
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 3
-
-
-@pytest.mark.skipif(not GSM8K.exists(), reason="the shared sample data are not beside the project")
-def test_real_questions_are_prepared(tmp_path: Path) -> None:
-    config = configuration(
-        GSM8K / "train.jsonl",
-        test_file=str(GSM8K / "test.jsonl"),
-        prompt="{question}",
-        target="{answer}",
-        train_examples=32,
-        validation_examples=8,
-        test_examples=16,
-        overflow="drop",
-        max_length=400,
-    )
-    summary = prepare(config, byte_tokenizer(), tmp_path / "prepared")
-    assert (summary.train_examples, summary.validation_examples, summary.test_examples) == (32, 8, 16)
-    assert all("#### " in reference for reference in load_prepared(tmp_path / "prepared").train["reference"])
 
 
 TASK = TaskConfig(name="t", source="files")
@@ -296,22 +255,11 @@ def test_an_answer_that_merges_into_the_prompt_is_refused() -> None:
         render(byte_tokenizer(template, merges=[("?", "4")]), TASK, EXAMPLE)
 
 
-def test_spelled_out_special_tokens_are_found() -> None:
-    tokenizer = byte_tokenizer()
-    assert special_token_in(tokenizer, "print('<|im_end|>')") == "<|im_end|>"
-    assert special_token_in(tokenizer, "plain text") is None
-
-
 LENGTHS = list(np.random.default_rng(7).integers(5, 50, size=50))
 
 
 def order(seed: int = 0, epochs: int = 1, max_steps: int | None = None) -> list[int]:
     return data.training_order(LENGTHS, seed=seed, epochs=epochs, batch_size=8, max_steps=max_steps)
-
-
-def test_every_example_comes_once_an_epoch() -> None:
-    assert sorted(order()) == list(range(50))
-    assert sorted(order(epochs=3)) == sorted(list(range(50)) * 3)
 
 
 def test_the_seed_decides() -> None:

@@ -1,11 +1,12 @@
-"""What counts as out of memory."""
+"""What counts as out of memory, and the child's environment."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from bench.worker.main import is_out_of_memory
+from bench.config import RunConfig
+from bench.worker.main import _confine, is_out_of_memory
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
 
@@ -38,3 +39,11 @@ def test_out_of_memory_is_recognised(error: Exception) -> None:
 )
 def test_other_errors_are_not(error: Exception) -> None:
     assert not is_out_of_memory(error)
+
+
+def test_the_child_keeps_its_caches_and_avoids_cudnn_attention(monkeypatch, smoke_config: RunConfig) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr("os.environ", environment)
+    _confine(smoke_config, "train")
+    assert environment["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "1"
+    assert environment["TRITON_CACHE_DIR"] == f"{smoke_config.paths.cache}/triton"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.config import SuiteConfig
-from bench.worker.suites import by_hash, choice_task, local, quick
+from bench.worker.suites import choice_task, local, quick
 from bench.worker.suites.local import check_suite
 from bench.worker.suites.quick import quick_tasks
 
@@ -62,20 +62,6 @@ def test_items_do_not_depend_on_the_process() -> None:
     assert printed == [quick.fingerprint()] * 2
 
 
-def test_checking_needs_no_torch() -> None:
-    command = (
-        "import sys; from bench.config import SuiteConfig; from bench.worker.suites.local import check_suite; "
-        "assert not check_suite(SuiteConfig(name='quick', source='quick')); assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[2], check=True)
-
-
-def test_order_by_hash_is_independent_of_the_input_order() -> None:
-    values = [f"item {n}" for n in range(20)]
-    assert by_hash(values, "a") == by_hash(reversed(values), "a")
-    assert by_hash(values, "a") != by_hash(values, "b")
-
-
 def test_choice_task_by_hand() -> None:
     task = choice_task("t", [("q", " right", [" wrong", " false"])])
     assert task.documents == ({"context": "q", "choices": [" right", " wrong", " false"], "answer": 0},)
@@ -116,11 +102,6 @@ def test_unknown_quick_task_is_named_with_the_nearest() -> None:
     assert "did you mean 'continents'" in problem
 
 
-def test_suites_that_can_run_have_no_problems() -> None:
-    assert check_suite(SuiteConfig(name="none", source="none")) == []
-    assert check_suite(SuiteConfig(name="quick", source="quick", tasks=["prose"])) == []
-
-
 @pytest.mark.slow
 def test_registry_knows_the_general_suite_and_names_what_it_does_not_know() -> None:
     import yaml
@@ -137,14 +118,6 @@ def test_packages_that_a_task_needs_are_named(monkeypatch) -> None:
     monkeypatch.setattr(local, "_IFEVAL_PACKAGES", ("json", "no_such_package"))
     (problem,) = check_suite(SuiteConfig(name="mine", source="lm_eval", tasks=["ifeval", "piqa"]))
     assert "ifeval needs no_such_package" in problem
-
-
-@pytest.mark.parametrize("name", ["quick", "none", "general", "local"])
-def test_suite_files_are_suites(name: str) -> None:
-    import yaml
-
-    file = Path(__file__).parents[2] / "conf" / "suite" / f"{name}.yaml"
-    assert SuiteConfig(**yaml.safe_load(file.read_text())).name == name
 
 
 class TestLocalFolders:

@@ -112,6 +112,7 @@ def test_compiled_layers_train_and_evaluate_as_eager_ones(smoke, tmp_path: Path,
     eager, eager_steps = trained(configured(smoke, *overrides), tmp_path / "eager")
     compiled, steps = trained(configured(smoke, *overrides, "train.compile=regional"), tmp_path / "compiled")
     assert compiled.environment.compiled == "regional"
+    assert torch._dynamo.config.optimize_ddp is False
     assert eager.environment.compiled == "off"
     assert [s["loss"] for s in steps] == pytest.approx([s["loss"] for s in eager_steps], rel=0.02)
     assert compiled.heldout[-1].loss == pytest.approx(eager.heldout[-1].loss, rel=0.02)

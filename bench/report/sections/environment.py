@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.identity import flat
+from bench.config import flat
 from bench.record import Failure, Record
 from bench.report.section import Section, Table, gib
 from bench.stats.frames import Sweep

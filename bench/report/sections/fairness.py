@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.config import to_mapping
-from bench.identity import flat
+from bench.config import flat, to_mapping
 from bench.record import Record
 from bench.report.section import Section, Table
 from bench.stats.compare import Refusal, compare

@@ -1,4 +1,4 @@
-"""What measures a run. The only modules, besides `models` and `methods`, that make device calls.
+"""The instruments that measure a run.
 
 One contract. An instrument measures by phase, from the first `enter` to `stop`; `Instrument` states it as a type,
 and `tests/worker/test_instruments.py` holds every instrument to it:

@@ -112,7 +112,7 @@ def step_times(seconds: list[float], timed: list[bool], compiled: bool) -> StepT
 
 @dataclass(frozen=True)
 class OtherLoad:
-    """What others did between two moments; None where it cannot be known."""
+    """Load by others between two moments; None: unknown."""
 
     cpu_cores: float | None = None  # processors kept busy by other processes, on average
     stolen_cores: float | None = None  # processors' worth of time that a hypervisor gave to other machines
@@ -179,7 +179,7 @@ def open_load(device: str, own: int | None = None) -> Load:
 
 
 def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) -> CpuSeconds | None:
-    """The time used until now; None where there is no /proc/stat."""
+    """The time used until now; None without /proc/stat."""
     ticks_per_second = os.sysconf("SC_CLK_TCK")
     try:
         allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -196,7 +196,7 @@ def read_cpu_seconds(stat: Path = Path("/proc/stat"), own: int | None = None) ->
 
 
 def _own_seconds(own: int | None) -> float:
-    """Of a process (None: this one), of its living descendants (compile workers), and of those that ended before."""
+    """CPU seconds of a process (None: this one) and its descendants (compile workers), ended ones included."""
     this = psutil.Process(own)
     total = 0.0
     for process in [this, *this.children(recursive=True)]:

@@ -1,4 +1,4 @@
-"""Energy by the hardware's own counters; absent where there is none, never guessed.
+"""Energy by the hardware's own counters; None without a counter, never guessed. NVML is read here, too.
 
 NVIDIA GPUs since Volta count millijoules since the driver was loaded (`nvmlDeviceGetTotalEnergyConsumption`); Intel and
 AMD processors count microjoules (RAPL, under /sys/class/powercap, often readable by root only). A counter covers the
@@ -63,7 +63,7 @@ class Nvml:
         return sum(millijoules) / 1e3 if millijoules else None
 
     def process_ids(self) -> set[int] | None:
-        """Of every process that computes on one of the devices, as NVML names it; None where it does not answer."""
+        """Ids of all processes that compute on the devices, as NVML names them; None: it does not answer."""
         try:
             lists = [self._library.nvmlDeviceGetComputeRunningProcesses(handle) for handle in self._handles]
         except self._library.NVMLError:

@@ -1,4 +1,4 @@
-"""Where task examples come from: one module a source, all with the same shape.
+"""Sources of task examples: one module each, all with the same shape.
 
     docstrings   installed Python packages; the embedded default
     files        the user's .jsonl, .json, .csv or .parquet
@@ -40,7 +40,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a source found."""
+    """The examples of a source, by split."""
 
     splits: dict[str, list[Example]]  # train, validation, test; each in content order
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> examples

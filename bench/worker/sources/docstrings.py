@@ -27,7 +27,6 @@ import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from bench.config import ConfigurationError, TaskConfig
@@ -61,7 +60,8 @@ _STOP_WORDS = {
 def first_sentence(docstring: str) -> str | None:
     """The first sentence, cleaned, ending in a full stop; None when it is not worth learning."""
     paragraph = inspect.cleandoc(docstring).split("\n\n", 1)[0]
-    text = plain(" ".join(paragraph.split()))
+    text = _ROLE.sub(_role_text, " ".join(paragraph.split()))  # without reStructuredText's roles, literals, emphasis
+    text = _EMPHASIS.sub(r"\1", _LITERAL.sub(r"\1", text))
     end = _END.search(text)
     sentence = text[: end.end()] if end else text
     if sentence[-1:].isalnum() or sentence[-1:] in "'\")":
@@ -72,15 +72,9 @@ def first_sentence(docstring: str) -> str | None:
     return sentence if whole and fits and not noisy else None
 
 
-def plain(text: str) -> str:
-    """Text without reStructuredText roles, literals and emphasis."""
-    text = _ROLE.sub(lambda match: _role_text(match[1]), text)
-    return _EMPHASIS.sub(r"\1", _LITERAL.sub(r"\1", text))
-
-
-def _role_text(content: str) -> str:
+def _role_text(role: re.Match[str]) -> str:
     """`~a.b.c` shows as c, `text <target>` as text."""
-    content = content.split(" <")[0]
+    content = role[1].split(" <")[0]
     return content.rpartition(".")[2] if content.startswith("~") else content
 
 
@@ -99,7 +93,7 @@ def near_keys(sentence: str) -> set[str]:
 
 
 def outline(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """One line; what it holds follows from the code alone, so that a reader of the code can write it."""
+    """A function in one line of an invented notation, which follows from its code alone."""
     return f"<{' ! '.join([function.name, *_parameters(function.args)])}> {{{' '.join(_statements(function))}}}"
 
 
@@ -227,8 +221,13 @@ def load(task: TaskConfig) -> Loaded:
     if problems:
         raise ConfigurationError(problems)
     dropped: Counter[str] = Counter()
-    with _collection_paused():
+    was_enabled = gc.isenabled()
+    gc.disable()  # syntax trees have no cycles: looking for some in millions of nodes costs a third of the time
+    try:
         rows = distinct(_all_rows(dropped), dropped)
+    finally:
+        if was_enabled:
+            gc.enable()
     examples, empty = fill(rows, task.prompt, task.target, task)
     if empty:
         dropped["nothing left after the templates"] += len(empty)
@@ -239,7 +238,8 @@ def load(task: TaskConfig) -> Loaded:
         splits[split_of(module)].append(Example(example.example_id, example.prompt, example.target, module))
     for name in ("validation", "test"):
         splits[name] = without_near_copies(splits["train"], splits[name], by_id, dropped)
-    return Loaded(splits, dict(sorted(dropped.items())), describe())
+    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return Loaded(splits, dict(sorted(dropped.items())), f"one-line docstrings of {listed}")
 
 
 def versions() -> dict[str, str]:
@@ -252,28 +252,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe() -> str:
-    """Where the data came from, for a person."""
-    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"one-line docstrings of {listed}"
-
-
 def split_of(module: str) -> str:
     """The split of every function of a module, by the module's hash."""
     bucket = int(content_hash(module)[:8], 16) % 100
     return "train" if bucket < 70 else "validation" if bucket < 80 else "test"
-
-
-@contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Syntax trees have no cycles: looking for some while millions of nodes are built costs a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _all_rows(dropped: Counter[str]) -> Iterator[Row]:

@@ -60,7 +60,7 @@ def columns_of(template: str) -> list[str]:
 
 
 def template_problems(key: str, template: str, columns: Sequence[str], task: TaskConfig) -> list[str]:
-    """What is wrong with one template, given the columns there are; empty when it can be filled.
+    """Problems of one template, given the columns of the data; empty when it can be filled.
 
     Args:
         key: the setting's name for the message, for example "task.prompt".

@@ -88,7 +88,7 @@ def names(folder: Path) -> list[str]:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with the files of a folder, without running anything; empty when all is well."""
+    """Problems of the files in a folder, found without running anything; empty when all is well."""
     files, pairs = yaml_files(folder), pair_files(folder)
     if not files and not pairs:
         return [f"suite.path: {folder} holds neither .yaml tasks nor .jsonl minimal pairs"]

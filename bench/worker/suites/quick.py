@@ -118,7 +118,7 @@ _CONTINENTS = {
 
 @dataclass(frozen=True, order=True)
 class Country:
-    """What is asked about a country."""
+    """The facts of a country that are asked for."""
 
     name: str
     capital: str
@@ -191,12 +191,6 @@ ITEMS = 100
 _LARGEST_TERM = 15
 
 
-def _near_numbers(total: int, salt: str) -> list[int]:
-    """Three numbers within 4 of the sum and with as many digits: neither length nor size gives it away."""
-    near = [n for n in range(max(total - 4, 1), total + 5) if n != total and len(str(n)) == len(str(total))]
-    return by_hash(near, salt)[:3]
-
-
 def addition() -> QuickTask:
     """a + b for 2 <= a, b <= 15; each question carries one solved sum of its own."""
     terms = [(a, b) for a in range(2, _LARGEST_TERM + 1) for b in range(2, _LARGEST_TERM + 1)]
@@ -204,7 +198,9 @@ def addition() -> QuickTask:
     for a, b in by_hash(terms, salt="addition:sums")[:ITEMS]:
         shown_a, shown_b = by_hash([pair for pair in terms if pair != (a, b)], salt=f"shown:{a}+{b}")[0]
         context = f"{shown_a} + {shown_b} = {shown_a + shown_b}\n{a} + {b} ="
-        wrong = [f" {n}" for n in _near_numbers(a + b, salt=f"wrong:{a}+{b}")]
+        total = a + b  # wrong answers are within 4 of it and as long: neither length nor size gives it away
+        near = [n for n in range(max(total - 4, 1), total + 5) if n != total and len(str(n)) == len(str(total))]
+        wrong = [f" {n}" for n in by_hash(near, salt=f"wrong:{a}+{b}")[:3]]
         questions.append((context, f" {a + b}", wrong))
     return choice_task("addition", questions)
 
@@ -216,7 +212,7 @@ _CODE_PACKAGES = ("jinja2", "rich", "markdown_it", "hydra")
 
 
 def _package_folder(package: str) -> Path:
-    """Where a package is installed, found without importing it."""
+    """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"The quick suite takes texts from {package!r}: install it (pip install {package}).")
