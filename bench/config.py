@@ -381,15 +381,6 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class TrialConfig:
-    """A trial of `tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
-
-    # (step, held-out loss) of the best trial so far
-    best_losses: Annotated[list[tuple[int, float]], NO_RESULT] = field(default_factory=list)
-    hopeless_below: Fraction = 0.5  # ends early when its loss fell by less than this share of that trial's fall
-
-
-@dataclass(frozen=True, config=_STRICT)
 class RunConfig:
     """One run. Equal configs give equal run ids (`identity.run_id`)."""
 
@@ -408,7 +399,8 @@ class RunConfig:
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), NO_RESULT] = "default"
     rates: Annotated[str | None, NO_RESULT] = None  # file of `tune` that the learning rate is taken from
     learning_rate_source: Annotated[str, NO_RESULT] = "config"  # or "tuned: FILE sha256 ..."; filled in by `compose`
-    trial: Annotated[TrialConfig | None, Role("training", "budget", keeps_rate=True)] = None  # filled in by `tune`
+    # true: a trial of `tune`, which trains and measures held-out loss, evaluates nothing and keeps no weights
+    trial: Annotated[Literal[True] | None, Role("training", "budget", keeps_rate=True)] = None
     serve: Annotated[ServeConfig, Role("serving")] = field(default_factory=ServeConfig)
 
     @property

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from bench.config import Fraction, PositiveInt, RunConfig, checked
+from bench.config import PositiveInt, RunConfig, checked
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -572,7 +572,6 @@ class TuneConfig:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
     max_steps: PositiveInt | None = None
     heldout_points: PositiveInt = 2
-    hopeless_below: Fraction = 0.5
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -582,7 +581,6 @@ class Trial:
     learning_rate: Rate
     loss: float | None  # held-out, nats per token, at its last point; None: not finite
     steps: int  # optimizer steps done
-    stopped_early: str | None  # why; None: it ran to its end
     seconds: float  # wall time, start of the process included
     run_id: str
 

@@ -272,7 +272,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     (
         "python -m bench -m hydra/sweeper=optuna hydra.sweeper.n_trials=12 hydra.sweeper.n_jobs=1 method=lora "
         "'method.learning_rate=tag(log,interval(1e-4,2e-3))' method.adapter.rank=8,16,32 "
-        "trial.hopeless_below=0.5 seed=1000 sweep=optuna"
+        "trial=true seed=1000 sweep=optuna"
     ): No(Why.EXTRA),
     "python -m bench tune method=lora tune.rates=[5e-4]": Here(TINY, RATES),
 }
