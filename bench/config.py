@@ -376,7 +376,6 @@ class ServeConfig:
     batch_sizes: list[PositiveInt] = field(default_factory=lambda: [1])  # requests answered together
     new_tokens: Annotated[int, Field(gt=1)] = 16  # of every answer; the end token is kept from coming
     repetitions: PositiveInt = 5  # of every form in turn, each loaded anew
-    rounds: PositiveInt = 1  # processes that measure the latency, one after the other
     fidelity_examples: Annotated[int, Field(ge=0)] | None = None  # test examples that each form answers; None: all
     adapters: list[PositiveInt] = field(default_factory=list)  # numbers of adapters on one base; empty: not measured
 

@@ -75,7 +75,7 @@ TINY = f"model=tiny-random {SMALL}"
 TINY_GRID = f"model=tiny-random {BUDGET} {DATA}"  # the command itself says how many examples
 SMOKE = f"{DATA} task.max_new_tokens=4 hardware.threads=1"  # of experiment=smoke, which is small by itself
 SERVED = (
-    "serve.prompt_tokens=[8] serve.batch_sizes=[1] serve.new_tokens=2 serve.repetitions=1 serve.rounds=1 "
+    "serve.prompt_tokens=[8] serve.batch_sizes=[1] serve.new_tokens=2 serve.repetitions=1 "
     "serve.adapters=[1,2] serve.fidelity_examples=2"
 )
 SWEEP = "python -m bench -m method=base,full,lora,qlora seed=0,1,2"
