@@ -33,6 +33,7 @@ BUDGET = (
 )
 GRID = f"model=tiny-random {BUDGET} {DATA}"  # the command itself says how many examples
 TINY = f"{GRID} task.train_examples=16"
+SMOKE = f"{DATA} task.max_new_tokens=4 hardware.threads=1"
 SERVED = "serve.prompt_tokens=[8] serve.batch_sizes=[1] serve.new_tokens=2 serve.repetitions=1 serve.adapters=[1,2]"
 OWN = (
     'make sweep ARGS="task=jsonl task.train_file=train.jsonl task.test_file=test.jsonl task.prompt={question} '
@@ -73,10 +74,8 @@ SESSIONS: dict[str, list[tuple[str, str, int]]] = {
     ],
     "controls": [("python -m bench -m experiment=controls", f"{TINY} suite=quick suite.items_per_task=1", 3)],
     "equal_memory": [("python -m bench -m experiment=equal_memory", f"{TINY} train.batch_size=2", 3)],
-    "smoke": [
-        ("python -m bench -m experiment=smoke method=full,lora,qlora", f"{DATA} task.max_new_tokens=4 hardware.threads=1", 3)
-    ],
-}  # fmt: skip
+    "smoke": [("python -m bench -m experiment=smoke method=full,lora,qlora", SMOKE, 3)],
+}
 
 
 def test_every_command_stands_on_a_page() -> None:
@@ -92,7 +91,8 @@ def test_every_experiment_is_given() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the commands are given, with somebody's data; what measures the machine is cut short."""
-    rows = [json.dumps({"question": f"{a} + {b} = ?", "answer": str(a + b)}) + "\n" for a in range(60) for b in range(40)]  # fmt: skip
+    sums = [(a, b) for a in range(60) for b in range(40)]
+    rows = [json.dumps({"question": f"{a} + {b} = ?", "answer": str(a + b)}) + "\n" for a, b in sums]
     (tmp_path / "train.jsonl").write_text("".join(rows[:2300]))
     (tmp_path / "test.jsonl").write_text("".join(rows[2300:]))
     monkeypatch.setattr(execute, "run_stage", in_process)
