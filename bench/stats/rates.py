@@ -31,7 +31,7 @@ OPEN_SIDE = 10.0  # beyond the lowest or highest rate tried, the optimum is look
 
 def best(trials: Iterable[Trial]) -> Trial | None:
     """The trial with the lowest loss; of equal ones the lower rate. None where no loss is finite."""
-    ended = [trial for trial in trials if trial.stopped_early is None and trial.loss is not None]
+    ended = [trial for trial in trials if trial.loss is not None]
     return min(ended, key=lambda trial: (trial.loss, trial.learning_rate), default=None)
 
 
@@ -177,8 +177,7 @@ def tried(arms: Arms, tunings: Iterable[Tuning]) -> list[dict[float, float]]:
     runs = [record for records in arms.values() for record in records]
     known = {tuning.key: tuning for record in runs if (tuning := tuning_of(record, tunings)) is not None}
     found = [
-        {t.learning_rate: math.inf if t.loss is None or t.stopped_early else t.loss for t in tuning.trials}
-        for tuning in known.values()
+        {t.learning_rate: math.inf if t.loss is None else t.loss for t in tuning.trials} for tuning in known.values()
     ]
     for names in _alike(arms):
         rates = {arms[name][0].config.method.learning_rate or 0.0: validation_loss(arms[name]) for name in names}
