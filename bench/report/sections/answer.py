@@ -52,7 +52,7 @@ def _asides(decision: Decision, metric: str) -> list[str]:
             if known(needs.get(what))]  # fmt: skip
     if ways:
         time = f" (about {number(needs['minutes'], 0)} minutes more)" if known(needs.get("minutes")) else ""
-        asides.append(f"About {joined(ways, 'or')}{time} would make it 95% sure.")
+        asides.append(f"About {joined(ways, 'and')} in all{time} would make it 95% sure.")
     return [*asides, *decision.caveats]
 
 
