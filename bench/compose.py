@@ -7,6 +7,7 @@ Hydra stops at the first mistake; here every override is looked at, so that a pe
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -17,7 +18,6 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from bench.config import ConfigurationError, RunConfig, from_mapping, known_keys, suggest
+from bench.config import ConfigurationError, RunConfig, from_mapping, known_keys, roles, suggest
 from bench.identity import run_id, tuning_key
 from bench.record import Rates
 
@@ -87,7 +87,7 @@ def with_tuned_rate(config: RunConfig) -> RunConfig:
 
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
-LAUNCHER = ("hydra/launcher", "hydra.launcher")  # who runs the runs is none of their settings: `running.dispatch`
+LAUNCHER = ("hydra/launcher", "hydra.launcher")  # who runs the runs is none of their settings: `sweep.launchers`
 TEMPLATES = ("task.prompt", "task.target", "task.system", "task.train_prompt", "task.train_target")
 
 
@@ -185,7 +185,7 @@ def _listed_jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:
-    """One list of overrides per run, as Hydra's own sweeper makes them."""
+    """One list of overrides per run: the product of the lists given, the last of each key."""
     parser = OverridesParser.create()
     fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
     hydra_config = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra
@@ -195,7 +195,13 @@ def _jobs(overrides: list[str]) -> Iterator[list[str]]:
     if len(discrete) < len(parsed) and not is_search(overrides):
         drawn = [f"{o.key_or_group}: not a list, but a range to search" for o in parsed if o not in discrete]
         raise ConfigurationError([f"{text}; that needs hydra/sweeper=optuna (docs/tuning.md)" for text in drawn])
-    return itertools.chain.from_iterable(BasicSweeper.split_arguments(discrete, None))
+    given = {}
+    for override in discrete:
+        key = override.get_key_element()
+        swept = override.is_sweep_override()
+        values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+        given[key] = [f"{key}={value}" for value in values]
+    return map(list, itertools.product(*given.values()))
 
 
 def _problems(override: Override) -> Iterator[str]:
@@ -209,9 +215,14 @@ def _problems(override: Override) -> Iterator[str]:
                 yield f"{key}={choice}: no such {key}{suggest(choice, allowed)}"
         return
     *path, name = key.split(".")
-    if name not in known_keys(path):
-        groups = sorted(p.name for p in CONFIG_FOLDER.iterdir() if p.is_dir()) if not path else []
-        yield f"{key}: no such setting{suggest(name, sorted({*known_keys(path), *groups}))}"
+    if name in known_keys(path):
+        return
+    groups = [p.name for p in CONFIG_FOLDER.iterdir() if p.is_dir()] if not path else []
+    close = difflib.get_close_matches(key, roles(), n=1)
+    if path and not known_keys(path) and close:  # the mistake is in a part of the path
+        yield f"{key}: no such setting (did you mean {close[0]!r}?)"
+    else:
+        yield f"{key}: no such setting{suggest(name, [*known_keys(path), *groups])}"
 
 
 def choices(group: str) -> list[str]:

@@ -376,18 +376,8 @@ class ServeConfig:
     batch_sizes: list[PositiveInt] = field(default_factory=lambda: [1])  # requests answered together
     new_tokens: Annotated[int, Field(gt=1)] = 16  # of every answer; the end token is kept from coming
     repetitions: PositiveInt = 5  # of every form in turn, each loaded anew
-    rounds: PositiveInt = 1  # processes that measure the latency, one after the other
     fidelity_examples: Annotated[int, Field(ge=0)] | None = None  # test examples that each form answers; None: all
     adapters: list[PositiveInt] = field(default_factory=list)  # numbers of adapters on one base; empty: not measured
-
-
-@dataclass(frozen=True, config=_STRICT)
-class TrialConfig:
-    """A trial of `tune`: it trains and measures held-out loss, evaluates nothing and keeps no weights."""
-
-    # (step, held-out loss) of the best trial so far
-    best_losses: Annotated[list[tuple[int, float]], NO_RESULT] = field(default_factory=list)
-    hopeless_below: Fraction = 0.5  # ends early when its loss fell by less than this share of that trial's fall
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -409,7 +399,8 @@ class RunConfig:
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), NO_RESULT] = "default"
     rates: Annotated[str | None, NO_RESULT] = None  # file of `tune` that the learning rate is taken from
     learning_rate_source: Annotated[str, NO_RESULT] = "config"  # or "tuned: FILE sha256 ..."; filled in by `compose`
-    trial: Annotated[TrialConfig | None, Role("training", "budget", keeps_rate=True)] = None  # filled in by `tune`
+    # true: a trial of `tune`, which trains and measures held-out loss, evaluates nothing and keeps no weights
+    trial: Annotated[Literal[True] | None, Role("training", "budget", keeps_rate=True)] = None
     serve: Annotated[ServeConfig, Role("serving")] = field(default_factory=ServeConfig)
 
     @property

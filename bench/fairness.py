@@ -1,24 +1,29 @@
-"""What two runs must agree in to be compared, by name; and what may differ.
+"""What two runs share and differ in, and what keeps them from being compared.
 
-The names are those of `allow_different=NAME,...`, which lets runs be compared in spite of a difference.
+One diff of settings serves the plan, before anything runs, and the refusal, after: `differences`. What a setting is
+called in a comparison is in its role (`bench.config`). The names are those of `allow_different=NAME[,NAME...]`, which
+lets runs be compared in spite of a difference.
 
-    >>> requirement_of("train.epochs"), requirement_of("method.learning_rate")
-    ('budget', None)
-    >>> differing_settings(config_of_lora, config_of_full)
-    []
+    >>> differences(config_of_lora, config_of_full)["method.learning_rate"]
+    (0.0005, 5e-05)
+    >>> [str(reason) for reason in reasons_against(lora_seed_0, full_seed_0)]
+    ['they consumed different data (data_stream_sha256 1f2e3d4c and 99aa88bb)']
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.config import ConfigurationError, RunConfig, flat, roles, suggest, to_mapping
+from bench.config import ConfigurationError, RunConfig, roles, suggest
 from bench.identity import MEASURED, names_of_arms, run_id, settings_with_roles
+from bench.record import Environment, Record, TrainResult
 
+COMPUTING_PACKAGES = ("transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "lm-eval")
+DIGEST_SHOWN = 8  # characters
 REQUIREMENTS = {
     "model": "settings of the model, and the revision that was loaded",
     "task": "settings of the task",
@@ -31,6 +36,13 @@ REQUIREMENTS = {
     "software": "versions of torch and of the packages that compute",
     "numerics": "compute dtype, attention kernel, compilation, padding, and where an adapter is added",
 }
+_MEASURED = {  # requirement -> the facts of a stage's environment that it is about, with what each is called
+    "device": {"device": "device", "device_count": "number of devices"},
+    "threads": {"threads": "threads", "cpus": "number of usable processors"},
+    "software": {"torch": "torch"},
+    "numerics": {"compute_dtype": "compute_dtype", "attention": "attention"},
+}
+FILE = "fairness.json"  # in results/<sweep>: what was known before the sweep ran
 _VALUE_CHARACTERS, _SETTINGS_SHOWN = 40, 4
 
 
@@ -69,6 +81,9 @@ def allowed_names(given: str) -> frozenset[str]:
     return frozenset(names)
 
 
+# --- The diff of settings ---
+
+
 def requirement_of(setting: str, *, trained: bool = True) -> str | None:
     """The requirement that a setting ("train.epochs") belongs to; None when runs may differ in it.
 
@@ -80,16 +95,36 @@ def requirement_of(setting: str, *, trained: bool = True) -> str | None:
     return role.requirement if trained or concerns_both else None
 
 
-def differing_settings(left: RunConfig, right: RunConfig, *, trained: bool = True) -> list[Reason]:
-    """The requirements that two runs' configurations do not meet, each with its settings."""
-    sides = flat(to_mapping(left)), flat(to_mapping(right))
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Dotted setting -> value, of those that change a result of the run; seed and method's name are left out."""
+    return {
+        name: value
+        for name, value, role in settings_with_roles(config)
+        if value is not None and role.stage in MEASURED and name not in ("seed", "method.name")
+        and (role.requirement or role.applies(config)) and (role.applies(config) or not config.untrained)
+    }  # fmt: skip
+
+
+def differences(left: RunConfig, right: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Setting -> its two values where they differ; None: not set, or of no use to that run."""
+    sides = settings_of(left), settings_of(right)
+    pairs = {name: (sides[0].get(name), sides[1].get(name)) for name in {**sides[0], **sides[1]}}
+    return {name: values for name, values in pairs.items() if values[0] != values[1]}
+
+
+def refused_settings(left: RunConfig, right: RunConfig) -> list[Reason]:
+    """The requirements that two runs' settings do not meet, each with the settings."""
+    trained = not (left.untrained or right.untrained)
     found: dict[str, list[str]] = {}
-    for setting in {**sides[0], **sides[1]}:
-        values = [side.get(setting) for side in sides]
-        name = requirement_of(setting, trained=trained)
-        if name is not None and values[0] != values[1]:
+    for setting, values in differences(left, right).items():
+        if name := requirement_of(setting, trained=trained):
             found.setdefault(name, []).append(f"{setting} {_shown(values[0])} and {_shown(values[1])}")
-    return [Reason(name, f"their settings differ ({_listed(found[name])})") for name in REQUIREMENTS if name in found]
+    reasons = []
+    for name in (name for name in REQUIREMENTS if name in found):
+        more = len(found[name]) - _SETTINGS_SHOWN
+        listed = ", ".join(found[name][:_SETTINGS_SHOWN]) + (f", and {more} more" if more > 0 else "")
+        reasons.append(Reason(name, f"their settings differ ({listed})"))
+    return reasons
 
 
 def _shown(value: Any) -> str:
@@ -97,23 +132,15 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]}..."
 
 
-def _listed(settings: list[str]) -> str:
-    more = len(settings) - _SETTINGS_SHOWN
-    return ", ".join(settings[:_SETTINGS_SHOWN]) + (f", and {more} more" if more > 0 else "")
-
-
-FILE = "fairness-plan.json"  # in results/<sweep>
-Settings = dict[str, Any]  # "train.epochs" -> value; a setting that is not set is not there
+# --- Before a sweep runs ---
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms side by side."""
+    """Two arms that will or will not be compared."""
 
     left: str
     right: str
-    identical: Settings
-    different: dict[str, tuple[Any, Any]]  # None: that arm has no such setting
     reasons: list[Reason]  # against comparing them
 
 
@@ -123,8 +150,8 @@ class Group:
 
     name: str
     seeds: dict[str, list[int]]  # by arm
-    identical: Settings  # the same for every arm that it concerns
-    different: dict[str, dict[str, Any]]  # setting -> {arm: value}
+    identical: dict[str, Any]  # setting -> value, the same for every arm that it concerns
+    different: dict[str, dict[str, Any]]  # setting -> {arm: value}; an arm that has no such setting is left out
     pairs: list[Pair]
 
 
@@ -137,87 +164,122 @@ def groups_of(configs: Sequence[RunConfig]) -> list[Group]:
 
 
 def _group(name: str, configs: Sequence[RunConfig]) -> Group:
-    described = {run_id(config): config for config in configs}
-    names = names_of_arms((run, config.method.name, config) for run, config in described.items())
+    runs = {run_id(config): config for config in configs}
+    names = names_of_arms((run, config.method.name, config) for run, config in runs.items())
     arms: dict[str, list[RunConfig]] = {}
-    for run, config in described.items():
+    for run, config in runs.items():
         arms.setdefault(names[run], []).append(config)
-    settings = {arm: _settings(runs[0]) for arm, runs in arms.items()}
     by_setting: dict[str, dict[str, Any]] = {}
-    for arm, values in settings.items():
-        for setting, value in values.items():
+    for arm, of_arm in arms.items():
+        for setting, value in settings_of(of_arm[0]).items():
             by_setting.setdefault(setting, {})[arm] = value
-    alike = {setting for setting, values in by_setting.items() if _alike(setting, values, len(arms))}
+    alike = {  # what an untrained arm has no use for may be missing there; a setting of a method must be in all
+        setting
+        for setting, values in by_setting.items()
+        if len({repr(value) for value in values.values()}) == 1
+        and (len(values) == len(arms) or not setting.startswith("method."))
+    }
     return Group(
         name=name,
-        seeds={arm: [run.seed for run in runs] for arm, runs in arms.items()},
+        seeds={arm: [run.seed for run in of_arm] for arm, of_arm in arms.items()},
         identical={setting: next(iter(by_setting[setting].values())) for setting in by_setting if setting in alike},
         different={setting: values for setting, values in by_setting.items() if setting not in alike},
         pairs=[_pair(left, right, arms) for left, right in itertools.combinations(arms, 2)],
     )
 
 
-def _alike(setting: str, values: dict[str, Any], arms: int) -> bool:
-    """What an untrained arm has no use for may be missing there; a setting of a method must be in all."""
-    complete = len(values) == arms or not setting.startswith("method.")
-    return complete and len({repr(value) for value in values.values()}) == 1
-
-
 def _pair(left: str, right: str, arms: dict[str, list[RunConfig]]) -> Pair:
     first, second = arms[left][0], arms[right][0]
-    trained = not (first.untrained or second.untrained)
-    sides = [_settings(config, trained=trained) for config in (first, second)]
-    keys = dict.fromkeys([*sides[0], *sides[1]])
-    values = {key: (sides[0].get(key), sides[1].get(key)) for key in keys}
-    reasons = differing_settings(first, second, trained=trained)
-    seeds = [{run.seed for run in arms[arm]} for arm in (left, right)]
-    if trained and seeds[0] != seeds[1]:
-        alone = ", ".join(map(str, sorted(seeds[0] ^ seeds[1])))
-        reasons.append(Reason("seed", f"only one of them has seed {alone}"))
-    return Pair(
-        left,
-        right,
-        identical={key: a for key, (a, b) in values.items() if a == b},
-        different={key: (a, b) for key, (a, b) in values.items() if a != b},
-        reasons=reasons,
-    )
-
-
-def _settings(config: RunConfig, *, trained: bool | None = None) -> Settings:
-    """What is worth naming of a run: what must agree, what its method sets, and what was fitted to the memory."""
-    trained = not config.untrained if trained is None else trained
-    return {
-        setting: value
-        for setting, value, role in settings_with_roles(config)
-        if value is not None
-        and role.stage in MEASURED
-        and setting not in ("seed", "method.name")
-        and (
-            (setting.startswith("method.") and role.applies(config))
-            or requirement_of(setting, trained=trained)
-            or (role.requirement is None and trained and role.applies(config))
-        )
-    }
+    reasons = refused_settings(first, second)
+    alone = {run.seed for run in arms[left]} ^ {run.seed for run in arms[right]}
+    if alone and not (first.untrained or second.untrained):
+        reasons.append(Reason("seed", f"only one of them has seed {', '.join(map(str, sorted(alone)))}"))
+    return Pair(left, right, reasons)
 
 
 def to_json(groups: Sequence[Group]) -> str:
-    """For a file: what all arms of a group share once, and beside it every pair with the rest."""
-    content = [
-        {
-            "group": group.name,
-            "seeds": group.seeds,
-            "identical_for_all": group.identical,
-            "pairs": [
-                {
-                    "left": pair.left,
-                    "right": pair.right,
-                    "identical_too": {k: v for k, v in pair.identical.items() if k not in group.identical},
-                    "different": pair.different,
-                    "reasons_against": {reason.name: reason.text for reason in pair.reasons},
-                }
-                for pair in group.pairs
-            ],
-        }
-        for group in groups
-    ]
+    """For a file: what the arms of a group share and differ in, and the pairs that will not be compared, with why."""
+    content = [asdict(group) | {"pairs": [asdict(pair) for pair in group.pairs if pair.reasons]} for group in groups]
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+# --- After it ran ---
+
+
+def reasons_against(left: Record, right: Record) -> list[Reason]:
+    """Why the results of two runs may not be compared; empty when they may.
+
+    Trained runs must agree in all settings but the method's, in the consumed data, and in the environment of training
+    and evaluation. An untrained run consumed no data and has no budget: it must agree in what concerns evaluation. What
+    either run does not know is no reason.
+    """
+    trained = not (left.config.untrained or right.config.untrained)
+    reasons = refused_settings(left.config, right.config)
+    if trained:
+        if left.comparison_key != right.comparison_key and not reasons:
+            reasons.append(Reason("settings", f"their keys differ ({left.comparison_key} and {right.comparison_key})"))
+        if left.train is None or right.train is None:
+            return [*reasons, Reason("training", "one of them has no training result")]
+        reasons += [*_consumed(left.train, right.train)]
+        if left.data and right.data and left.data.fingerprint != right.data.fingerprint:
+            prints = " and ".join(data.fingerprint[:DIGEST_SHOWN] for data in (left.data, right.data))
+            reasons.append(Reason("stream", f"their prepared data differ (fingerprint {prints})"))
+    verbs: dict[Reason, list[str]] = {}  # what differs in both stages is named once
+    if trained and left.train and right.train:
+        for reason in [*_measured(left.train.environment, right.train.environment), *_rounding(left, right)]:
+            verbs.setdefault(reason, []).append("trained")
+    stages = [record.evaluate or record.regression for record in (left, right)]
+    if stages[0] and stages[1]:
+        for reason in _measured(stages[0].environment, stages[1].environment):
+            verbs.setdefault(reason, []).append("evaluated")
+    for reason, words in verbs.items():
+        reasons.append(Reason(reason.name, f"they were {' and '.join(words)} with different {reason.text}"))
+    sides = [record.provenance.get("packages", {}) for record in (left, right)]
+    known = [name for name in COMPUTING_PACKAGES if name in sides[0] and name in sides[1]]
+    if other := [f"{n} {sides[0][n]} and {sides[1][n]}" for n in known if sides[0][n] != sides[1][n]]:
+        reasons.append(Reason("software", f"they ran with different packages ({', '.join(other)})"))
+    return reasons
+
+
+def _consumed(left: TrainResult, right: TrainResult) -> Iterator[Reason]:
+    streams = left.data_stream_sha256, right.data_stream_sha256
+    if streams[0] != streams[1]:
+        digests = " and ".join(stream[:DIGEST_SHOWN] for stream in streams)
+        yield Reason("stream", f"they consumed different data (data_stream_sha256 {digests})")
+    if left.steps != right.steps:
+        yield Reason("budget", f"they took different numbers of steps ({left.steps} and {right.steps})")
+    if left.model_revision != right.model_revision and left.model_revision and right.model_revision:
+        yield Reason("model", f"they loaded different revisions ({left.model_revision} and {right.model_revision})")
+
+
+def _measured(left: Environment, right: Environment) -> Iterator[Reason]:
+    for name, facts in _MEASURED.items():
+        for fact, text in facts.items():
+            values = getattr(left, fact), getattr(right, fact)
+            if values[0] != values[1] and None not in values:
+                yield Reason(name, f"{text} ({values[0]} and {values[1]})")
+
+
+def _rounding(left: Record, right: Record) -> Iterator[Reason]:
+    """What decides where training rounds to bf16."""
+    compiled = [record.train.environment.compiled for record in (left, right) if record.train]
+    if compilation(compiled[0]) != compilation(compiled[1]):
+        yield Reason("numerics", f"numerics (compiled: {compiled[0]} and {compiled[1]})")
+    added = adds_in_fp32(left), adds_in_fp32(right)
+    if added[0] != added[1] and None not in added:
+        yield Reason("numerics", f"numerics (method.adapter.add_in_fp32: {added[0]} and {added[1]})")
+
+
+def adds_in_fp32(record: Record) -> bool | None:
+    """Whether the adapter's branch was added before rounding to bf16; None where there is nothing to choose."""
+    adapter = record.config.method.adapter
+    environment = record.train.environment if record.train else None
+    if not adapter or environment is None or environment.compute_dtype == "float32":
+        return None
+    # Compiled layers round once, after the addition, whatever the setting.
+    return adapter.add_in_fp32 if compilation(environment.compiled) == "off" else None
+
+
+def compilation(compiled: str) -> str:
+    """`regional`, `off`, ...: without the reason, which changes no number."""
+    return compiled.partition(":")[0].strip()

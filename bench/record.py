@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from bench.config import Fraction, PositiveInt, RunConfig, checked
+from bench.config import PositiveInt, RunConfig, checked
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -107,10 +107,9 @@ class Generation:
     form: str
     prompt_tokens: int
     batch_size: int
-    repetition: int  # from 0, of its round
+    repetition: int  # from 0
     first_token_seconds: float  # from the call to the first token of the whole batch
     total_seconds: float  # from the call to the last
-    round: int = 1  # which process measured it, from 1
 
 
 @dataclass(frozen=True, config=_STRICT_serving)
@@ -132,7 +131,6 @@ class Fidelity:
     scores: dict[str, float]  # metric -> mean over these examples
     test_loss: float | None  # of the reference answers, nats a token
     logits: LogitDifference | None = None  # None: it is the reference itself
-    exact: LogitDifference | None = None  # against the reference in fp32 throughout; None: not computed
     token_agreement: float | None = None  # mean over examples: share of the longer answer before the first difference
     equal_answers: int | None = None  # of `examples`, token by token
 
@@ -212,7 +210,7 @@ class HeldoutPoint:
     train_tokens: int  # non-padding tokens seen until here
     train_seconds: float  # training time until here, held-out evaluation excluded
     loss: float | None  # sum of token losses / supervised tokens, nats; None: not finite
-    energy_wh: float | None = None  # of training until here, held-out evaluation excluded; None: no counter, or older
+    energy_wh: float | None = None  # of training until here, held-out evaluation excluded; None: no counter
 
 
 @dataclass(frozen=True, config=_STRICT_record)
@@ -300,13 +298,13 @@ class TrainResult:
     mfu: float | None = None  # the quotient of the two
     energy_wh: float | None = None  # of the phase "train", held-out evaluation excluded; None: no counter
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
-    parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: a record older than this field
+    parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: not counted
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
     stopped_early: str | None = None  # why a trial of `bench tune` ended before its last step
     devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
     strategy: str = "none"  # how they shared it
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
-    micro_batch: int | None = None  # examples per forward pass; None: a record older than this field
+    micro_batch: int | None = None  # examples per forward pass; None: unknown
     resumed_at_steps: list[int] = field(default_factory=list)  # steps done when it went on after a stop; empty: never
 
 
@@ -356,18 +354,15 @@ class ServeResult:
 
     settings: dict[str, Any]  # the ServeConfig that was asked for
     forms: list[ServedForm]
-    generations: list[Generation]  # every repetition of every round
+    generations: list[Generation]  # every repetition
     fidelity: list[Fidelity]  # the first is the form that was evaluated; empty: an untrained model, or not asked for
     adapters: Adapters | None  # None: the method has none, or not asked for
     skipped: dict[str, str]  # what was asked for and not measured -> why
     memory: list[PhaseMemory]  # phases "load FORM", "serve FORM", "N adapters", ...
     spans_seconds: dict[str, float]
     environment: Environment  # while the latency was measured
-    later_environments: list[Environment] = field(default_factory=list)  # of the rounds after the first
     provenance: dict[str, Any] = field(default_factory=dict)  # of the serving, which may be later than the run
     price_usd_per_hour: float | None = None  # of the machine, as the serving's command stated it
-    rounding: LogitDifference | None = None  # no longer measured; goes with schema 2
-    answers_as_evaluated: int | None = None  # likewise
 
 
 @dataclass(frozen=True, config=_STRICT_record)
@@ -577,7 +572,6 @@ class TuneConfig:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
     max_steps: PositiveInt | None = None
     heldout_points: PositiveInt = 2
-    hopeless_below: Fraction = 0.5
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -587,7 +581,6 @@ class Trial:
     learning_rate: Rate
     loss: float | None  # held-out, nats per token, at its last point; None: not finite
     steps: int  # optimizer steps done
-    stopped_early: str | None  # why; None: it ran to its end
     seconds: float  # wall time, start of the process included
     run_id: str
 

@@ -86,7 +86,7 @@ def measure(shape: str) -> list[str]:
         SHAPES[shape](folder)
         runs = sum(1 for _ in folder.glob("*/record.json"))
         started = time.perf_counter()
-        command = [sys.executable, "-m", "bench.report", str(folder)]
+        command = [sys.executable, "-m", "bench", "report", str(folder)]
         child = os.posix_spawn(sys.executable, command, os.environ, file_actions=[
             (os.POSIX_SPAWN_OPEN, 1, f"{parent}/out", os.O_WRONLY | os.O_CREAT, 0o600)
         ])  # fmt: skip

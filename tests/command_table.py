@@ -75,7 +75,7 @@ TINY = f"model=tiny-random {SMALL}"
 TINY_GRID = f"model=tiny-random {BUDGET} {DATA}"  # the command itself says how many examples
 SMOKE = f"{DATA} task.max_new_tokens=4 hardware.threads=1"  # of experiment=smoke, which is small by itself
 SERVED = (
-    "serve.prompt_tokens=[8] serve.batch_sizes=[1] serve.new_tokens=2 serve.repetitions=1 serve.rounds=1 "
+    "serve.prompt_tokens=[8] serve.batch_sizes=[1] serve.new_tokens=2 serve.repetitions=1 "
     "serve.adapters=[1,2] serve.fidelity_examples=2"
 )
 SWEEP = "python -m bench -m method=base,full,lora,qlora seed=0,1,2"
@@ -272,7 +272,7 @@ TABLE: dict[str, Here | Elsewhere | No] = {
     (
         "python -m bench -m hydra/sweeper=optuna hydra.sweeper.n_trials=12 hydra.sweeper.n_jobs=1 method=lora "
         "'method.learning_rate=tag(log,interval(1e-4,2e-3))' method.adapter.rank=8,16,32 "
-        "trial.hopeless_below=0.5 seed=1000 sweep=optuna"
+        "trial=true seed=1000 sweep=optuna"
     ): No(Why.EXTRA),
     "python -m bench tune method=lora tune.rates=[5e-4]": Here(TINY, RATES),
 }

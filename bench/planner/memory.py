@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bench.config import (
     AdapterConfig,
@@ -166,30 +166,7 @@ def adapter_tensors(architecture: ArchitectureConfig, adapter: AdapterConfig | N
     return sizes * architecture.num_hidden_layers
 
 
-# --- Held through the whole step ---
-
-
-def static_terms(architecture: ArchitectureConfig, method: MethodConfig, *, autocast: bool = True) -> Terms:
-    """Weights, optimizer state, and the gradients at the end of the backward pass.
-
-    Args:
-        autocast: False where nothing runs in 16 bit and all weights are fp32.
-    """
-    element = BYTES[method.weights_dtype] if autocast else 4
-    base, adapter = base_tensors(architecture), adapter_tensors(architecture, method.adapter)
-    frequencies = 2 * 2 * architecture.head_dim  # bytes of the rotary embedding's two fp32 buffers
-    weights = base_bytes(base, method.quantization, element) + 4 * sum(adapter) + frequencies
-    if method.trains == "nothing":
-        return Terms(weights=weights)
-    tensors, trained_element = adapter, 4
-    if method.trains == "all_weights":
-        tensors, trained_element = [size for sizes in base.values() for size in sizes], element
-    in_fp32 = 1 if method.optimizer.endswith("8bit") and method.trains == "all_weights" else 0  # the embedding
-    return Terms(
-        weights=weights,
-        gradients=trained_element * sum(tensors),
-        optimizer=8 * sum(tensors[:in_fp32]) + optimizer_bytes(tensors[in_fp32:], trained_element, method.optimizer),
-    )
+# --- Bytes of tensors ---
 
 
 def base_bytes(tensors: dict[str, list[int]], quantization: QuantizationConfig | None, element: int) -> int:
@@ -312,8 +289,19 @@ class PlannedStep:
 
     @cached_property
     def static(self) -> Terms:
-        """`static_terms` of one device alone."""
-        return static_terms(self.architecture, self.method, autocast=self.autocast)
+        """Weights, optimizer state, and the gradients at the end of the backward pass, on one device alone."""
+        method, base = self.method, base_tensors(self.architecture)
+        adapter = adapter_tensors(self.architecture, method.adapter)
+        frequencies = 2 * 2 * self.architecture.head_dim  # bytes of the rotary embedding's two fp32 buffers
+        weights = base_bytes(base, method.quantization, self.weights_element) + 4 * sum(adapter) + frequencies
+        if method.trains == "nothing":
+            return Terms(weights=weights)
+        tensors, element = adapter, 4
+        if self.trains_all:
+            tensors, element = [size for sizes in base.values() for size in sizes], self.weights_element
+        in_fp32 = 1 if method.optimizer.endswith("8bit") and self.trains_all else 0  # the embedding
+        optimizer = 8 * sum(tensors[:in_fp32]) + optimizer_bytes(tensors[in_fp32:], element, method.optimizer)
+        return Terms(weights=weights, gradients=element * sum(tensors), optimizer=optimizer)
 
 
 def estimate(step: PlannedStep) -> Terms:
@@ -419,12 +407,11 @@ def residual_element(step: PlannedStep) -> int:
     return _Layer(step).walk(step.weights_element)
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """What flows between the operations."""
+class _Tensor(NamedTuple):
+    """What flows between the operations; `bytes`: of an element."""
 
     name: str
-    bytes: int  # of an element
+    bytes: int
 
 
 class _Layer:

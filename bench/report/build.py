@@ -1,6 +1,6 @@
 """Build the report of one or several sweep folders: read, decide, draw, write.
 
-results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,comparisons}.csv
+results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,comparisons,claims}.csv
 
     >>> build_report(Path("results/reference"))
     PosixPath('results/reference/report.html')
@@ -9,7 +9,6 @@ results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from bench.identity import write_atomic
 from bench.report import html, markdown
 from bench.report.charts import image, svg
 from bench.report.section import Chapter, Report, Section, Table, anchor, percent
-from bench.report.sections import SECTIONS, answer, change, environment
+from bench.report.sections import SECTIONS, answer, change, claims, environment
 from bench.stats.compare import compare
 from bench.stats.decide import decide
 from bench.stats.frames import Group, Sweep, groups, load
@@ -77,13 +76,6 @@ def formats_of(text: str) -> frozenset[str]:
     if wrong or not names:
         raise ConfigurationError(wrong or [f"export: name a format{suggest('', list(FORMATS))}"])
     return frozenset(names)
-
-
-def answer_text(sweep: Sweep, *, allowed: frozenset[str] = frozenset(), limits: Limits | None = None) -> str:
-    """The answer of every group as text for a terminal: the first section of report.md."""
-    found = groups(sweep, allowed=allowed)
-    chapters = [Chapter(group.name, [replace(answer.section(group, limits), note="")]) for group in found]
-    return markdown.render(Report("", "", chapters), {}).lstrip("# \n")
 
 
 def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None) -> Report:
@@ -147,6 +139,7 @@ def _write_tables(
         "arms": sweep.arms,
         "decision": _all({group.name: decide(group, limits).arms for group in found}),
         "comparisons": _all({group.name: compare(group).comparisons for group in found}),
+        "claims": _all({group.name: claims.verdicts_frame(group) for group in found}),
     }
     (folder / "tables").mkdir(exist_ok=True)
     for name, frame in frames.items():

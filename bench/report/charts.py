@@ -335,7 +335,7 @@ def step_time_chart(seconds: pd.DataFrame, arms: Sequence[str]) -> Drawing:
 
 
 def rates_chart(trials: pd.DataFrame, arms: Sequence[str]) -> Drawing:
-    """Held-out loss against learning rate; crosses: ended early or diverged; ringed: the chosen rate.
+    """Held-out loss against learning rate; crosses: diverged; ringed: the chosen rate.
 
     Args:
         trials: arm, learning rate, loss, ended ("yes", or why not), chosen ("yes" or "no").

@@ -15,28 +15,20 @@ beside them cost them no power.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
-from bench.fairness import Reason, differing_settings
-from bench.record import Environment, Record, TrainResult
+from bench.fairness import Reason, reasons_against
+from bench.record import Record
 from bench.stats.frames import Group, disturbances, family, is_untrained
 from bench.stats.measures import SUITE_MEAN, Measure, Table, means_of, measure_tables, primary_measure
 from bench.stats.paired import Estimate, holm, verdict
 
-COMPUTING_PACKAGES = ("transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "lm-eval")
-DIGEST_SHOWN = 8  # characters
 FAMILIES = ("primary score", "other scores", "loss", "suite's mean", "suite's tasks", "divergence")
-_MEASURED = {  # requirement -> the facts of a stage's environment that it is about, with what each is called
-    "device": {"device": "device", "device_count": "number of devices"},
-    "threads": {"threads": "threads", "cpus": "number of usable processors"},
-    "software": {"torch": "torch"},
-    "numerics": {"compute_dtype": "compute_dtype", "attention": "attention"},
-}
 
 
 @dataclass(frozen=True)
@@ -274,85 +266,6 @@ def _other_references(group: Group, left: str, right: str) -> int:
 
 
 # --- May two runs be compared? ---
-
-
-def reasons_against(left: Record, right: Record) -> list[Reason]:
-    """Why the results of two runs may not be compared; empty when they may.
-
-    Trained runs must agree in all settings but the method's, in the consumed data, and in the environment of training
-    and evaluation. An untrained run consumed no data and has no budget: it must agree in what concerns evaluation. What
-    either run does not know is no reason.
-    """
-    trained = not (is_untrained(left) or is_untrained(right))
-    reasons = differing_settings(left.config, right.config, trained=trained)
-    if trained:
-        if left.comparison_key != right.comparison_key and not reasons:
-            reasons.append(Reason("settings", f"their keys differ ({left.comparison_key} and {right.comparison_key})"))
-        if left.train is None or right.train is None:
-            return [*reasons, Reason("training", "one of them has no training result")]
-        reasons += [*_consumed(left.train, right.train)]
-        if left.data and right.data and left.data.fingerprint != right.data.fingerprint:
-            prints = " and ".join(data.fingerprint[:DIGEST_SHOWN] for data in (left.data, right.data))
-            reasons.append(Reason("stream", f"their prepared data differ (fingerprint {prints})"))
-    verbs: dict[Reason, list[str]] = {}  # what differs in both stages is named once
-    if trained and left.train and right.train:
-        for reason in [*_measured(left.train.environment, right.train.environment), *_rounding(left, right)]:
-            verbs.setdefault(reason, []).append("trained")
-    stages = [record.evaluate or record.regression for record in (left, right)]
-    if stages[0] and stages[1]:
-        for reason in _measured(stages[0].environment, stages[1].environment):
-            verbs.setdefault(reason, []).append("evaluated")
-    for reason, words in verbs.items():
-        reasons.append(Reason(reason.name, f"they were {' and '.join(words)} with different {reason.text}"))
-    sides = [record.provenance.get("packages", {}) for record in (left, right)]
-    known = [name for name in COMPUTING_PACKAGES if name in sides[0] and name in sides[1]]
-    if other := [f"{n} {sides[0][n]} and {sides[1][n]}" for n in known if sides[0][n] != sides[1][n]]:
-        reasons.append(Reason("software", f"they ran with different packages ({', '.join(other)})"))
-    return reasons
-
-
-def _consumed(left: TrainResult, right: TrainResult) -> Iterator[Reason]:
-    streams = left.data_stream_sha256, right.data_stream_sha256
-    if streams[0] != streams[1]:
-        digests = " and ".join(stream[:DIGEST_SHOWN] for stream in streams)
-        yield Reason("stream", f"they consumed different data (data_stream_sha256 {digests})")
-    if left.steps != right.steps:
-        yield Reason("budget", f"they took different numbers of steps ({left.steps} and {right.steps})")
-    if left.model_revision != right.model_revision and left.model_revision and right.model_revision:
-        yield Reason("model", f"they loaded different revisions ({left.model_revision} and {right.model_revision})")
-
-
-def _measured(left: Environment, right: Environment) -> Iterator[Reason]:
-    for name, facts in _MEASURED.items():
-        for fact, text in facts.items():
-            values = getattr(left, fact), getattr(right, fact)
-            if values[0] != values[1] and None not in values:
-                yield Reason(name, f"{text} ({values[0]} and {values[1]})")
-
-
-def _rounding(left: Record, right: Record) -> Iterator[Reason]:
-    """What decides where training rounds to bf16."""
-    compiled = [record.train.environment.compiled for record in (left, right) if record.train]
-    if compilation(compiled[0]) != compilation(compiled[1]):
-        yield Reason("numerics", f"numerics (compiled: {compiled[0]} and {compiled[1]})")
-    added = adds_in_fp32(left), adds_in_fp32(right)
-    if added[0] != added[1] and None not in added:
-        yield Reason("numerics", f"numerics (method.adapter.add_in_fp32: {added[0]} and {added[1]})")
-
-
-def adds_in_fp32(record: Record) -> bool | None:
-    """Whether the adapter's branch was added before rounding to bf16; None where there is nothing to choose."""
-    adapter = record.config.method.adapter
-    environment = record.train.environment if record.train else None
-    if not adapter or environment is None or environment.compute_dtype == "float32":
-        return None
-    # Compiled layers round once, after the addition, whatever the setting.
-    return adapter.add_in_fp32 if compilation(environment.compiled) == "off" else None
-
-
-def compilation(compiled: str) -> str:
-    """`regional`, `off`, ...: without the reason, which changes no number."""
-    return compiled.partition(":")[0].strip()
 
 
 def speed_doubts(left: Record, right: Record) -> list[str]:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.fairness import reasons_against
 from bench.record import Record, Step, TrainResult
-from bench.stats.compare import reasons_against
 from bench.stats.frames import Group, is_control, peak_memory_bytes
 from bench.stats.paired import Floats
 

@@ -132,11 +132,7 @@ def _decision(group: Group, limits: Limits, tolerance: float | None, seed: int) 
     short = choice.shortfall[:, choice.arm]
     wrong = short[short > choice.tolerance]
     untrained = not evidence.trained[choice.arm]
-    unsure = choice.sureness < SURE
-    more = _to_be_sure(group, evidence, limits, tolerance, seed) if unsure else None
-    if unsure and more is None:
-        close = "Even many more examples and seeds would hardly settle it: the scores seen lie close to the tolerance."
-        caveats = [close, *caveats]
+    more = _to_be_sure(group, evidence, limits, tolerance, seed) if choice.sureness < SURE else None
     return Decision(
         arm=arm,
         sureness=choice.sureness,

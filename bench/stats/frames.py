@@ -387,7 +387,7 @@ def disturbances(record: Record) -> dict[str, str]:
     stages = {"train": record.train, "evaluate": record.evaluate, "regression": record.regression}
     environments = {name: [stage.environment] for name, stage in stages.items() if stage}
     if record.serve:
-        environments["serve"] = [record.serve.environment, *record.serve.later_environments]
+        environments["serve"] = [record.serve.environment]
     clauses = {name: next((text for one in found if (text := busy(one))), None) for name, found in environments.items()}
     return {name: text for name, text in clauses.items() if text}
 

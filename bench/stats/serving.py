@@ -78,10 +78,10 @@ def forms_of(records: Sequence[Record]) -> dict[str, ServedForm]:
 
 def latency_ratios(records: Sequence[Record], form: str, base: str) -> list[float]:
     """Total seconds of a form / those of another, the geometric mean over lengths and batches; one a repetition."""
-    by_repetition: dict[tuple[str, int, int], list[float]] = {}
+    by_repetition: dict[tuple[str, int], list[float]] = {}
     for record in records:
         for own, other in _paired(record, form, base):
-            key = (record.run_id, own.round, own.repetition)
+            key = (record.run_id, own.repetition)
             by_repetition.setdefault(key, []).append(math.log(own.total_seconds / other.total_seconds))
     return [math.exp(sum(logs) / len(logs)) for logs in by_repetition.values()]
 
@@ -90,7 +90,7 @@ def _paired(record: Record, form: str, base: str) -> list[tuple[Generation, Gene
     """Answers of a form beside those of another to the same prompts in the same repetition."""
     found: dict[str, dict[tuple[int, ...], Generation]] = {}
     for g in record.serve.generations if record.serve else []:
-        found.setdefault(g.form, {})[g.prompt_tokens, g.batch_size, g.round, g.repetition] = g
+        found.setdefault(g.form, {})[g.prompt_tokens, g.batch_size, g.repetition] = g
     others = found.get(base, {})
     return [(own, others[key]) for key, own in found.get(form, {}).items() if key in others]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -26,7 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -127,18 +128,17 @@ def send(configs: Sequence[RunConfig], overrides: Sequence[str], console: Consol
     write_atomic(path, to_json(sent))
     own = [text for text in overrides if text.startswith("hydra")]
     asked = [f"sent='{path}'", f"run=range(0,{len(configs)})", f"hydra.sweep.dir='{folder}'", *own]
-    waiting = [_Sign(run_folder(config)) for config in configs]
+    runs = _Runs([run_folder(config) for config in configs], console)
     with _application(["--multirun", *asked], path.with_suffix(".log")) as process:
         with console.stage(f"{len(configs)} runs by {launcher}") as watch:
-            looks = _Looks(waiting, console)
-            while looks.waiting and not looks.given_up(process.poll()):
-                progress = {"done": len(configs) - len(looks.waiting), "total": len(configs)}
-                watch({"stage": "sent", "phase": f"{looks.at_work} at work", **progress})
+            while runs.waiting and not runs.given_up(process.poll()):
+                progress = {"done": len(configs) - len(runs.waiting), "total": len(configs)}
+                watch({"stage": "sent", "phase": f"{runs.at_work} at work", **progress})
                 time.sleep(POLL_SECONDS)
-                looks.look()
-        if looks.waiting and (problem := _problem(path.with_suffix(".log"))):
+                runs.look()
+        if runs.waiting and (problem := _problem(path.with_suffix(".log"))):
             console.problem(f"{CHOICE}{launcher}: {problem}")
-    lost = [config for config in configs if run_folder(config) in {sign.folder for sign in looks.waiting}]
+    lost = [config for config in configs if run_folder(config) in runs.waiting]
     for config in lost:
         console.problem(f"MISSING  {run_id(config)}: its job ended without a record; logs: {folder}/.submitit")
     if lost:
@@ -184,74 +184,58 @@ def _application(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[b
         stop(process, GRACE_SECONDS, first=how)
 
 
-@dataclass
-class _Sign:
-    """What a run's folder shows of it."""
+class _Runs:
+    """Runs at work elsewhere, as the files in their folders show them."""
 
-    folder: Path
-    record_ns: int | None = field(init=False)
-    heartbeat_ns: int | None = field(init=False)
-    alive_at: float | None = None  # monotonic seconds, of the last new heartbeat
-
-    def __post_init__(self) -> None:
-        self.record_ns, self.heartbeat_ns = self.times()
-
-    def times(self) -> tuple[int | None, int | None]:
-        """When the record and the heartbeat were written, by the clock of where they are."""
-        found: list[int | None] = []
-        for name in ("record.json", HEARTBEAT):
-            try:
-                found.append((self.folder / name).stat().st_mtime_ns)
-            except FileNotFoundError:
-                found.append(None)
-        return found[0], found[1]
-
-
-class _Looks:
-    """Watches runs by their folders."""
-
-    def __init__(self, waiting: list[_Sign], console: Console):
-        self.waiting, self._console = waiting, console
-        self._changed_at = time.monotonic()
+    def __init__(self, folders: Sequence[Path], console: Console):
+        self.waiting, self._console = list(folders), console
+        self._times = {folder: _times(folder) for folder in folders}
+        self._alive_at: dict[Path, float] = {}  # monotonic seconds of the last new heartbeat
         self._silent: set[Path] = set()
+        self._changed_at = time.monotonic()
 
     @property
     def at_work(self) -> int:
         """The runs that showed a heartbeat lately."""
-        now = time.monotonic()
-        return sum(sign.alive_at is not None and now - sign.alive_at < SILENT_SECONDS for sign in self.waiting)
+        return sum(folder in self._alive_at and not self._fell_silent(folder) for folder in self.waiting)
+
+    def _fell_silent(self, folder: Path) -> bool:
+        return time.monotonic() - self._alive_at.get(folder, math.inf) > SILENT_SECONDS
 
     def look(self) -> None:
         """Report new records, and runs that began and fell silent."""
-        for sign in list(self.waiting):
-            record_ns, heartbeat_ns = sign.times()
-            if heartbeat_ns is not None and heartbeat_ns != sign.heartbeat_ns:
-                sign.heartbeat_ns, sign.alive_at = heartbeat_ns, time.monotonic()
+        for folder in list(self.waiting):
+            (old_record, old_beat), (record_ns, beat_ns) = self._times[folder], _times(folder)
+            if beat_ns not in (None, old_beat):
+                self._times[folder] = (old_record, beat_ns)
+                self._alive_at[folder] = self._changed_at = time.monotonic()
+                self._silent.discard(folder)
+            if record_ns not in (None, old_record) and (record := read_record(folder)):
                 self._changed_at = time.monotonic()
-                self._silent.discard(sign.folder)
-            if record_ns is not None and record_ns != sign.record_ns and (record := read_record(sign.folder)):
-                self._changed_at = time.monotonic()
-                self.waiting.remove(sign)
+                self.waiting.remove(folder)
                 self._console.ended(record)
-            elif self._is_silent(sign) and sign.folder not in self._silent:
-                self._silent.add(sign.folder)
+            elif self._fell_silent(folder) and folder not in self._silent:
+                self._silent.add(folder)
                 text = "no sign of life: its job was lost, or stopped to be sent again"
-                self._console.problem(f"SILENT   {sign.folder.name}: {text}")
-
-    def _is_silent(self, sign: _Sign) -> bool:
-        return sign.alive_at is not None and time.monotonic() - sign.alive_at > SILENT_SECONDS
+                self._console.problem(f"SILENT   {folder.name}: {text}")
 
     def given_up(self, exit_code: int | None) -> bool:
         """Whether nothing more can come: the launcher has ended, and nothing is at work or will soon be.
 
         A launcher that failed may have left jobs behind: submitit's ends at the first lost one.
         """
-        if exit_code is None:
-            return False
         if exit_code == 0:
             self.look()
-            return True
-        return time.monotonic() - self._changed_at > SILENT_SECONDS
+        return exit_code == 0 or (exit_code is not None and time.monotonic() - self._changed_at > SILENT_SECONDS)
+
+
+def _times(folder: Path) -> tuple[int | None, int | None]:
+    """When the record and the heartbeat were written, by the clock of where they are; None: not there."""
+    found: list[int | None] = []
+    for name in ("record.json", HEARTBEAT):
+        path = folder / name
+        found.append(path.stat().st_mtime_ns if path.exists() else None)
+    return found[0], found[1]
 
 
 def _problem(log: Path) -> str:

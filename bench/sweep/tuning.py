@@ -26,9 +26,9 @@ from pydantic import TypeAdapter
 from yaml import YAMLError
 
 from bench.compose import CONFIG_FOLDER, RATES_FILE, compose, read_rates
-from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig, TrialConfig
+from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig
 from bench.identity import sweep_folder, tuning_key, write_atomic
-from bench.record import HeldoutPoint, Rates, Record, Trial, TuneConfig, Tuning, tune_config
+from bench.record import Rates, Record, Trial, TuneConfig, Tuning, tune_config
 from bench.stats.rates import best, edge, next_rate, remarks
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, is_finished, run_one
@@ -74,34 +74,30 @@ def tune(overrides: Sequence[str], console: Console) -> int:
 
 def search(arm: RunConfig, settings: TuneConfig, console: Console) -> Tuning | None:
     """Try rates for one method until the search is over; None when a trial fails, as the others then would too."""
-    records: dict[str, Record] = {}
+    first: Record | None = None
     trials: list[Trial] = []
     while (rate := next_rate(settings, _middle(arm), trials)) is not None:
-        leader = best(trials)
-        train = records[leader.run_id].train if leader else None
-        record = run_one(trial(arm, settings, rate, train.heldout if train else ()), console, tell_success=False)
+        record = run_one(trial(arm, settings, rate), console, tell_success=False)
         if record is None or record.failure is not None or record.train is None:
             return None
-        records[record.run_id] = record
+        first = first or record
         trials.append(
             Trial(
                 learning_rate=rate,
                 loss=record.train.heldout[-1].loss,
                 steps=record.train.steps,
-                stopped_early=record.train.stopped_early,
                 seconds=record.wall_seconds,
                 run_id=record.run_id,
             )
         )
         console.say(f"  {arm.method.name}  {trial_text(trials[-1])}, {trials[-1].seconds:.0f} s")
-    return _tuning(arm, settings, trials, next(iter(records.values())))
+    return _tuning(arm, settings, trials, first) if first else None
 
 
 def trial_text(tried: Trial) -> str:
     """A trial in a few words."""
     loss = "not finite" if tried.loss is None else f"{tried.loss:.4f}"
-    stopped = f", stopped at step {tried.steps}: {tried.stopped_early}" if tried.stopped_early else ""
-    return f"{tried.learning_rate:g}: held-out loss {loss}{stopped}"
+    return f"{tried.learning_rate:g}: held-out loss {loss}"
 
 
 def _tuning(arm: RunConfig, settings: TuneConfig, trials: list[Trial], record: Record) -> Tuning:
@@ -182,14 +178,8 @@ def _searched(configs: list[RunConfig]) -> list[RunConfig]:
     return list(by_key.values())
 
 
-def trial(
-    arm: RunConfig, settings: TuneConfig, learning_rate: float, best_points: Sequence[HeldoutPoint] = ()
-) -> RunConfig:
-    """The run that tries a rate: the arm's training and data, no evaluation, no suite, nothing kept but its record.
-
-    Args:
-        best_points: the held-out losses of the best trial so far, against which this one may prove hopeless.
-    """
+def trial(arm: RunConfig, settings: TuneConfig, learning_rate: float) -> RunConfig:
+    """The run that tries a rate: the arm's training and data, no evaluation, no suite, nothing kept but its record."""
     steps = [n for n in (arm.train.max_steps, settings.max_steps) if n is not None]
     return replace(
         arm,
@@ -199,10 +189,7 @@ def trial(
         tracking=TrackingConfig(name="none"),
         paths=replace(arm.paths, results=str(Path(arm.paths.results) / TUNE_FOLDER)),
         seed=settings.seed,
-        trial=TrialConfig(
-            best_losses=[(point.step, point.loss) for point in best_points if point.loss is not None],
-            hopeless_below=settings.hopeless_below,
-        ),
+        trial=True,
     )
 
 

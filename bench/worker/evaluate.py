@@ -30,11 +30,8 @@ def run(context: Context) -> EvaluateResult:
     config, clock, progress = context.config, context.clock, context.progress
     rows = list(data.load_prepared(data_folder(config)).test)
     model, tokenizer, resolved, memory = load_tuned(context)
-    how: dict[str, Any] = {
-        "batch_size": config.hardware.generate_batch,
-        "device": resolved,
-        "advance": progress.advance,
-    }
+    size, advance = config.hardware.generate_batch, progress.advance
+    how: dict[str, Any] = {"batch_size": size, "device": resolved, "advance": advance}
     memory.enter("heldout")
     progress.phase("test loss", len(rows))
     with clock.span("heldout"), inference(model, resolved):
@@ -45,8 +42,8 @@ def run(context: Context) -> EvaluateResult:
         prompts = [row["prompt_ids"] for row in rows]
         answers = generate(model, tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, **how)
     progress.phase("score")
+    texts, references = [answer.text for answer in answers], [row["reference"] for row in rows]
     with clock.span("score"):
-        texts, references = [answer.text for answer in answers], [row["reference"] for row in rows]
         scores = metrics.score_all(config.task.metrics, texts, references, labels=config.task.labels)
     samples = [
         Sample(row["example_id"], row["prompt"], row["reference"], answer.text, score, *loss, answer.cut_at_limit)
@@ -97,15 +94,9 @@ class Answer:
 
 
 def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    device: Device,
-    advance: Callable[[int], None] = lambda done: None,
-) -> list[Answer]:
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int,
+    device: Device, advance: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:  # fmt: skip
     """Decode greedily; answers come in the prompts' order.
 
     The prompts are batched longest first: little padding, and a lack of memory shows in the first batch.

@@ -82,15 +82,9 @@ def inference(model: torch.nn.Module, device: Device) -> Iterator[None]:
 
 
 def example_losses(
-    model: Any,
-    head: SupervisedHead,
-    rows: Rows,
-    *,
-    batch_size: int,
-    pad_id: int,
-    device: Device,
+    model: Any, head: SupervisedHead, rows: Rows, *, batch_size: int, pad_id: int, device: Device,
     advance: Callable[[int], None] = lambda done: None,
-) -> list[tuple[float, int]]:
+) -> list[tuple[float, int]]:  # fmt: skip
     """(nats summed over the answer, tokens of the answer) of every row, in the rows' order.
 
     Rows are batched by length, longest first, so that little is padding and a lack of memory shows at once.

@@ -49,13 +49,9 @@ def load_to_train(config: RunConfig, source: str, device: str, compute_dtype: to
 
 
 def load_base(
-    config: RunConfig,
-    source: str,
-    device: str,
-    compute_dtype: torch.dtype,
-    storage: torch.dtype = torch.uint8,
+    config: RunConfig, source: str, device: str, compute_dtype: torch.dtype, storage: torch.dtype = torch.uint8,
     **options: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """The model as the method keeps it while training, before anything is made trainable.
 
     Without bf16 arithmetic (`compute_dtype` float32) there is no autocast, so the weights are fp32 for all methods.

@@ -54,14 +54,8 @@ def run(context: Context) -> RegressionResult:
     memory.enter("regression")
     context.progress.phase("regression")
     with context.clock.span("regression"), inference(model, resolved):
-        outcome = run_suite(
-            config.suite,
-            model,
-            tokenizer,
-            context.tables,
-            max_length=min(config.train.max_length, config.model.max_context),
-            autocast_dtype=resolved.autocast_dtype,
-        )
+        longest = min(config.train.max_length, config.model.max_context)
+        outcome = run_suite(config.suite, model, tokenizer, context.tables, longest, resolved.autocast_dtype)
     tasks, items = outcome.tasks, outcome.items
     if reference is not None:
         memory.enter("divergence")
@@ -95,13 +89,9 @@ def _reference(context: Context) -> tuple[Reference | None, str | None]:
 
 
 def run_suite(
-    suite: SuiteConfig,
-    model: Any,
-    tokenizer: Any,
-    cache_folder: Path,
-    max_length: int,
+    suite: SuiteConfig, model: Any, tokenizer: Any, cache_folder: Path, max_length: int,
     autocast_dtype: torch.dtype | None = None,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Measure a model on a suite.
 
     Args:

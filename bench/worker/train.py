@@ -75,16 +75,13 @@ def run(context: Context) -> TrainResult:
     observer.energy.stop()
     checkpoint_bytes = _save(model, trainer, config, context, memory)
     return TrainResult(
-        **_speed(resolved, observer, costs, sum(team.all(peak))),
+        **_observed(resolved, observer, costs, sum(team.all(peak))),
         **parameters,
         **multi.memory_of_all(team, config, observer),
-        heldout=observer.heldout,
         checkpoint_bytes=checkpoint_bytes,
         micro_batch=config.train.fitted_micro_batch,
-        resumed_at_steps=observer.resumed_at_steps,
         spans_seconds=clock.read() | {"train_steps": sum(step.seconds for step in observer.own_steps)},
         environment=environment,
-        energy_wh=observer.energy.read().get("train"),
         model_revision=getattr(model.config, "_commit_hash", None),
     )
 
@@ -268,7 +265,7 @@ def training_arguments(
     )
 
 
-def _speed(resolved: Device, observer: Observer, costs: LinearCosts, peak_flops_per_second: float) -> dict[str, Any]:
+def _observed(resolved: Device, observer: Observer, costs: LinearCosts, peak_flops_per_second: float) -> dict[str, Any]:
     """Counts of the whole run, and speeds over the timed steps of this process; None if no step was timed."""
     own = observer.own_steps
     timed_seconds = sum(step.seconds for step in own if step.timed)
@@ -289,6 +286,9 @@ def _speed(resolved: Device, observer: Observer, costs: LinearCosts, peak_flops_
         "supervised_tokens": counts.supervised_tokens,
         "positions": counts.positions,
         "train_seconds": observer.steps[-1].elapsed_seconds,
+        "heldout": observer.heldout,
+        "resumed_at_steps": observer.resumed_at_steps,
+        "energy_wh": observer.energy.read().get("train"),
         "timed_steps": sum(step.timed for step in own),
         "train_tokens_per_second": per_second(timed.tokens),
         "supervised_tokens_per_second": per_second(timed.supervised_tokens),

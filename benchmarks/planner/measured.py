@@ -10,7 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench.compose import compose
-from bench.config import RunConfig, TrialConfig
+from bench.config import RunConfig
 from bench.identity import run_folder
 from bench.planner.advice import architecture_of
 from bench.planner.memory import Batch, PlannedStep, Terms, estimate
@@ -112,7 +112,7 @@ def _config(case: Case, folder: Path) -> RunConfig:
         ],
         multirun=False,
     )  # fmt: skip
-    return replace(config, trial=TrialConfig())
+    return replace(config, trial=True)
 
 
 def _run(case: Case, config: RunConfig, record: Record) -> Run:

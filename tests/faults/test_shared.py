@@ -80,7 +80,7 @@ def test_only_dates_are_told_by_the_clock() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.time", "time.time_ns", "datetime.now"}:
                 found.append((path.name, ast.unparse(node)))
     # fetched_at, started_at, exported_at, finished_at
-    assert found == [(name, "datetime.now") for name in ("bundling.py", "execute.py", "exporting.py", "tune.py")]
+    assert found == [(name, "datetime.now") for name in ("execute.py", "exporting.py", "fetching.py", "tuning.py")]
 
 
 def seconds_of(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

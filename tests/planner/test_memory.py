@@ -22,7 +22,6 @@ from bench.planner.memory import (
     quantized_bytes,
     residual_element,
     saved_by_layer,
-    static_terms,
     trained_parameters,
 )
 from bench.record import Record, from_json
@@ -88,10 +87,9 @@ def test_static_terms_are_those_that_the_reference_runs_measured(method: str) ->
     train = from_json(Record, next(REFERENCE.glob(f"{method}-*/record.json")).read_text()).train
     assert train is not None
     assert train.breakdown is not None
-    (config,) = compose([f"method={method}"], multirun=False)
-    static, measured = static_terms(architecture_of(config.model), config.method), train.breakdown
-    assert trained_parameters(architecture_of(config.model), config.method) == train.parameters_trainable
-    assert static == Terms(measured.weights_bytes, measured.gradients_bytes, measured.optimizer_bytes)
+    step, measured = step_of("model=smollm2-135m", f"method={method}"), train.breakdown
+    assert trained_parameters(step.architecture, step.method) == train.parameters_trainable
+    assert step.static == Terms(measured.weights_bytes, measured.gradients_bytes, measured.optimizer_bytes)
 
 
 def test_what_a_layer_keeps_by_hand() -> None:

@@ -13,7 +13,7 @@ import pytest
 from synthetic import ATTACK, STEPS, build_sweep
 
 from bench.record import Record, Status, from_json, to_json
-from bench.report.build import NoRecordsError, answer_text, build_report, formats_of, report_of
+from bench.report.build import NoRecordsError, build_report, formats_of, report_of
 from bench.report.section import Section, Table
 from bench.report.sections import (
     SECTIONS,
@@ -296,12 +296,6 @@ def test_several_sweeps_make_one_report_with_an_overview(tmp_path: Path) -> None
     assert page.count('class="answer"') == 2
     images = [path.name for path in (first / "plots").iterdir()]
     assert sum("summaries" in name for name in images) == sum("docstrings" in name for name in images) > 0
-
-
-def test_the_answer_on_a_terminal(reference: Group) -> None:
-    text = answer_text(reference.sweep, limits=limits_from_words(["memory_gib=100"]))
-    assert f"**{decide(reference).sentence}**" in text
-    assert "| method | rougeL |" in text
 
 
 def test_tables_and_formats(tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ def test_nothing_served_has_no_section(reference: Group) -> None:
 def test_searches_of_learning_rates(tmp_path: Path) -> None:
     folder = build_sweep(tmp_path / "synthetic", failed=False)
     trials = [
-        Trial(1e-4, 2.6, 20, None, 60.0, "a"),
-        Trial(5e-4, 2.4, 20, None, 60.0, "b"),
-        Trial(2e-3, None, 3, "the loss was not finite", 20.0, "c"),
+        Trial(1e-4, 2.6, 20, 60.0, "a"),
+        Trial(5e-4, 2.4, 20, 60.0, "b"),
+        Trial(2e-3, None, 3, 20.0, "c"),
     ]
     content = Rates([make_tuning(make_record("lora", 0), trials)])
     (folder / "rates.yaml").write_text(to_json(content))  # JSON is YAML

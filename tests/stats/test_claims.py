@@ -279,7 +279,7 @@ def test_the_best_rate_is_as_sure_as_the_grid() -> None:
     losses = {1e-5: 2.6, 1e-4: 2.4, 1e-3: 2.7}
 
     def tuning(record: Record, factor: float) -> Any:
-        return make_tuning(record, [Trial(rate * factor, loss, 9, None, 1.0, "x") for rate, loss in losses.items()])
+        return make_tuning(record, [Trial(rate * factor, loss, 9, 1.0, "x") for rate, loss in losses.items()])
 
     group = group_of(full, lora, tunings=[tuning(full, 0.1), tuning(lora, 1.0)])
     found = part(group, "5 <= best_learning_rate(lora) / best_learning_rate(full) <= 20")

@@ -11,8 +11,9 @@ from made_up import group_of, runs, sweep_of
 from synthetic import make_record, make_samples
 
 from bench.config import with_settings
+from bench.fairness import reasons_against
 from bench.record import Environment, Record
-from bench.stats.compare import FAMILIES, Findings, Margins, compare, reasons_against, speed_doubts
+from bench.stats.compare import FAMILIES, Findings, Margins, compare, speed_doubts
 from bench.stats.frames import groups
 from bench.stats.measures import SUITE_MEAN, Measure
 from bench.stats.paired import holm

@@ -20,7 +20,7 @@ LORA = with_rate(make_record("lora", 0), 2e-4)
 
 
 def tried(rate: float, loss: float | None) -> Trial:
-    return Trial(rate, loss, 20, None, 100.0, f"run-{rate:g}")
+    return Trial(rate, loss, 20, 100.0, f"run-{rate:g}")
 
 
 TUNING = make_tuning(LORA, [tried(1e-4, 2.5), tried(2e-4, 2.4), tried(4e-4, 2.5)])

@@ -19,7 +19,8 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import run_folder
 from bench.record import Status
-from bench.sweep import execute
+from bench.sweep import execute, launchers
+from bench.sweep.console import Console
 from bench.sweep.execute import read_record
 
 ROOT = Path(__file__).parents[2]
@@ -146,3 +147,30 @@ def pid_of(command: str, parent: subprocess.Popen) -> int:
                 continue
         time.sleep(0.1)
     raise AssertionError(f"no process {command!r}")
+
+
+STUBS = {
+    "sbatch": 'cp "$1" {folder}/script.sh; echo "Submitted batch job 17"',
+    "srun": "exit 0",
+    "sacct": 'printf "JobID|State|NodeList\\n17_0|NODE_FAIL|n1\\n17_1|CANCELLED by 0|n2\\n17_2|NODE_FAIL|n1\\n"',
+}
+
+
+def test_lost_slurm_jobs_are_told_by_the_real_plugin(sweep_to_do, tmp_path: Path, monkeypatch, capfd) -> None:
+    """submitit's own code against a scheduler whose every node fails at once."""
+    needs("hydra_submitit_launcher", "launchers")
+    _, configs = sweep_to_do
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, body in STUBS.items():
+        (commands / name).write_text(f"#!/bin/sh\n{body.format(folder=tmp_path)}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(launchers, "SILENT_SECONDS", 0.5)
+    lost = launchers.send(configs, ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], Console())
+    assert lost == configs
+    assert "17_0" in capfd.readouterr().err
+    script = (tmp_path / "script.sh").read_text()
+    for line in ("--requeue", "--gpus-per-node=1", "--partition=gpu", "--signal=USR2@180", "--time=1440"):
+        assert f"#SBATCH {line}\n" in script
+    assert "--array=0-2%3" in script

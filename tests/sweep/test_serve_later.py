@@ -18,7 +18,7 @@ from bench.sweep.execute import read_record
 pytestmark = pytest.mark.slow
 SERVED = (
     "serve=quick", "serve.prompt_tokens=[8]", "serve.batch_sizes=[1]", "serve.new_tokens=3", "serve.repetitions=1",
-    "serve.rounds=2", "serve.adapters=[1,2]",
+    "serve.adapters=[1,2]",
 )  # fmt: skip
 
 

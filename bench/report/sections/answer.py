@@ -10,9 +10,10 @@ import pandas as pd
 
 from bench.report.charts import Chart, quality_chart
 from bench.report.section import Headline, Section, Table, gib, interval, joined, known, minutes, number
-from bench.stats.decide import Decision, decide
+from bench.stats.decide import SURE, Decision, decide
 from bench.stats.frames import Group
 from bench.stats.limits import Limits
+from bench.stats.rates import warnings
 
 _COSTS = {  # axis -> (column of the arms frame, factor)
     "peak memory, GiB": ("peak_memory_bytes", 2**-30),
@@ -33,7 +34,8 @@ def section(group: Group, limits: Limits | None = None) -> Section:
     metric = metric_name(group)
     untrained = dict(zip(group.arms["arm"], group.arms["untrained"].astype(bool), strict=True))
     arms = decision.arms.assign(trained=[not untrained[arm] for arm in decision.arms["arm"]])
-    headline = Headline(decision.sentence, decision.sureness, decision.reason, _asides(decision, metric))
+    asides = [*_asides(decision, metric), *warnings(group)]
+    headline = Headline(decision.sentence, decision.sureness, decision.reason, asides)
     return Section("Answer", table=_table(arms, metric), chart=_chart(arms, metric), note=_NOTE, headline=headline)
 
 
@@ -48,11 +50,13 @@ def _asides(decision: Decision, metric: str) -> list[str]:
     if known(decision.cost_if_wrong):
         asides.append(f"If that is wrong, expect to lose about {number(decision.cost_if_wrong)} {metric}.")
     needs = decision.to_be_sure or {}
-    ways = [f"{needs[what]:,} {words}" for what, words in (("examples", "test examples"), ("seeds", "seeds"))
+    ways = [f"{needs[what]:,.0f} {words}" for what, words in (("examples", "test examples"), ("seeds", "seeds"))
             if known(needs.get(what))]  # fmt: skip
     if ways:
         time = f" (about {number(needs['minutes'], 0)} minutes more)" if known(needs.get("minutes")) else ""
-        asides.append(f"About {joined(ways, 'and')} in all{time} would make it 95% sure.")
+        asides.append(f"About {joined(ways)} in all{time} would make it 95% sure.")
+    elif known(decision.sureness) and float(decision.sureness or 0) < SURE:
+        asides.append("More examples or seeds would hardly make it surer: what was seen lies close to the tolerance.")
     return [*asides, *decision.caveats]
 
 

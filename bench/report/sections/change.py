@@ -26,7 +26,7 @@ _NOTE = (
     "Colour: the method that would be chosen. Height: how sure that choice would be, when this limit alone holds. "
     "Expected shortfall: how far a method's score is expected to lie below the best of those that meet the limits. "
     "Within: probability that it falls short by no more than the tolerance. Several limits at once: "
-    "python -m bench report recommend FOLDER memory_gib=24 time_hours=2 mergeable=yes"
+    "python -m bench report FOLDER memory_gib=24 time_hours=2 mergeable=yes"
 )
 
 

@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
+
+import pandas as pd
 
 from bench.report.section import Section, Table, interval, joined, percent
-from bench.stats.claims import Verdict, judge, read_claims
+from bench.stats.claims import Verdict, Word, judge, read_claims
 from bench.stats.frames import Group
 
-_WORDS = {
+_WORDS: dict[Word, tuple[str, str]] = {
     "holds": ("holds", "hold"),
     "does not hold": ("does not hold", "do not hold"),
     "not settled": ("is not settled", "are not settled"),
@@ -26,25 +29,39 @@ _NOTE = (
 )
 
 
+@lru_cache(maxsize=32)
+def verdicts_of(group: Group) -> list[Verdict]:
+    """Every known claim judged; none when nothing was trained."""
+    return [] if group.arms["untrained"].all() else judge(group, read_claims())
+
+
+def verdicts_frame(group: Group) -> pd.DataFrame:
+    """One row a check and set of arms."""
+    return pd.DataFrame([
+        {"claim": found.claim.id, "says": found.claim.says, "source": found.claim.source, "verdict": found.word,
+         "predicted": found.predicted, "probability": found.probability, "reason": found.reason, "check": part.check,
+         "arms": ", ".join(part.arms), "value": part.value, "low": part.low, "high": part.high, "basis": part.basis}
+        for found in verdicts_of(group)
+        for part in found.parts
+    ])  # fmt: skip
+
+
 def section(group: Group) -> Section | None:
     """None when nothing was trained, or no claim is known."""
-    claims = read_claims()
-    if not claims or group.arms["untrained"].all():
+    verdicts = verdicts_of(group)
+    if not verdicts:
         return None
-    verdicts = judge(group, claims)
     counts = Counter(verdict.word for verdict in verdicts)
     said = [f"{counts[word]} {words[counts[word] != 1]}" for word, words in _WORDS.items() if counts[word]]
-    sources = list(dict.fromkeys(claim.source for claim in claims))
+    sources = list(dict.fromkeys(verdict.claim.source for verdict in verdicts))
     tested = [verdict for verdict in verdicts if verdict.word != "not tested"]
     untested = [verdict for verdict in verdicts if verdict.word == "not tested"]
-    parts = [
-        Section("Judged claims", table=_judged(tested, sources), fold=True),
-        Section("Not tested", table=_untested(untested, sources), fold=True),
-    ]
+    tables = {"Judged claims": _judged(tested, sources), "Not tested": _untested(untested, sources)}
+    parts = [Section(title, table=table, fold=True) for title, table in tables.items() if table.rows]
     note = _NOTE + " ".join(f"({place}) {source}" for place, source in enumerate(sources, 1))
     lead = f"{len(verdicts)} public claims: {joined(said)}."
     items = [_opposed(verdict) for verdict in tested if verdict.word == "does not hold"]
-    return Section("Claims", lead=lead, items=items, note=note, parts=[part for part in parts if part.table.rows])
+    return Section("Claims", lead=lead, items=items, note=note, parts=parts)
 
 
 def _opposed(verdict: Verdict) -> str:

@@ -18,7 +18,7 @@ from bench.stats.rates import remarks, tunings_of, warnings
 
 _NOTE = (
     "Each point was a training run of its own, judged by the loss on the validation split at its end; the test split "
-    "was not read. Crosses ended early or diverged and could not be chosen; they are drawn at their last loss, or at "
+    "was not read. Crosses diverged and could not be chosen; they are drawn at "
     "the upper edge. Ringed: the chosen rate. Two rates whose losses differ by less than two seeds' would are equally "
     "good."
 )
@@ -45,7 +45,7 @@ def _trials(searches: Mapping[str, Tuning]) -> pd.DataFrame:
     """Columns of `rates_chart`; a loss that is not finite is drawn at the upper edge of the others."""
     rows = [
         {"arm": arm, "learning rate": trial.learning_rate, "loss": trial.loss,
-         "ended": "yes" if trial.stopped_early is None and known(trial.loss) else trial.stopped_early or "not finite",
+         "ended": "yes" if known(trial.loss) else "not finite",
          "chosen": "yes" if trial.learning_rate == tuning.learning_rate else "no"}
         for arm, tuning in searches.items()
         for trial in tuning.trials

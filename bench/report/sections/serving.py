@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -70,7 +71,7 @@ def _latencies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sizes(forms: pd.DataFrame) -> Section:
-    columns = [
+    columns: list[tuple[str, str, Callable[[Any], str]]] = [
         ("method", "arm", str),
         ("form", "form", str),
         ("what it is", "is_what", str),
@@ -106,7 +107,7 @@ def _adapters(group: Group) -> list[Section]:
     data = many.assign(way=many["way"].map(_WAYS), quantity="generated tokens/s", value=many["tokens_per_second"])
     data = data[["arm", "quantity", "way", "adapters", "value"]]
     says = "Generated tokens a second against the number of adapters on one base."
-    columns = [
+    columns: list[tuple[str, str, Callable[[Any], str]]] = [
         ("method", "arm", str),
         ("loading, s", "load_seconds", number),
         ("activating, s", "activate_seconds", number),

@@ -31,13 +31,13 @@ def test_every_yaml_file_composes(group: str, name: str) -> None:
 def test_no_yaml_file_is_missed() -> None:
     found = {p.relative_to(CONFIG_FOLDER) for p in CONFIG_FOLDER.rglob("*.yaml") if p.parent.name != "claims"}
     assert found == {Path(f"{group}/{name}.yaml") for group, name in FILES} | {
-        *(Path(f"hydra/launcher/{name}.yaml") for name in choices("hydra/launcher")),  # tests/running/test_dispatch.py
+        *(Path(f"hydra/launcher/{name}.yaml") for name in choices("hydra/launcher")),  # tests/sweep/test_launchers.py
         Path("config.yaml"),
         Path("launch.yaml"),
         Path("tune.yaml"),
         Path("plan.yaml"),
     }
-    assert len(choices("model")) >= 12
+    assert len(FILES) == 67, "a new YAML file: count it here"
 
 
 def test_all_wrong_overrides_are_told_at_once() -> None:
@@ -50,9 +50,24 @@ def test_all_wrong_overrides_are_told_at_once() -> None:
     assert "did you mean 'seed'?" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("method.adaptr.rank=8", "method.adapter.rank"), ("methd.adapter.rank=8", "method.adapter.rank"),
+     ("method.adapter.rnk=8", "rank")],
+)  # fmt: skip
+def test_a_mistake_in_any_part_of_a_name_is_found(given: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"did you mean '{meant}'"):
+        explicit([given])
+
+
 def test_a_wrong_value_in_any_job_stops_the_whole_sweep() -> None:
     with pytest.raises(ConfigurationError, match=r"train\.micro_batch: 3 does not divide"):
         compose(["method=full,lora", "train.micro_batch=8,3"], multirun=True)
+
+
+def test_the_last_of_two_overrides_of_a_key_counts() -> None:
+    configs = compose(["method=full,lora", "seed=0,1", "seed=2"], multirun=True)
+    assert [(c.method.name, c.seed) for c in configs] == [("full", 2), ("lora", 2)]
 
 
 def test_a_sweep_is_the_product_of_its_lists() -> None:
