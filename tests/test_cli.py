@@ -94,7 +94,7 @@ def test_a_plan_is_a_table_and_what_to_change(capfd) -> None:
 def test_a_plan_for_programs_holds_bytes(capfd) -> None:
     assert main(["plan", "model=llama-3.2-1b", "method=lora", "hardware=h100", "--json"]) == 0
     (plan,) = json.loads(capfd.readouterr().out)
-    assert plan["total_bytes"] == sum(plan["terms"].values())
+    assert plan["peak_memory_bytes"] == sum(plan["terms"].values())
     assert plan["parameters_base"] == 1_235_814_400
 
 

@@ -1,7 +1,7 @@
 """What runs will take before they run, whether that fits a device, and what to change when it does not.
 
 >>> for plan in plans(["model=llama-3.1-8b", "method=full,lora", "hardware=h100"]):
-...     print(plan.method, plan.verdict, plan.total_bytes, plan.duration.hours)
+...     print(plan.method, plan.verdict, plan.peak_memory_bytes, plan.duration.hours)
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Remedy:
     """A change of settings after which the run fits."""
 
     change: str  # overrides of the command
-    total_bytes: int  # `peak_memory_bytes` of a device
+    peak_memory_bytes: int  # of a device
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Plan:
     parameters_quantized: int
     gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
     terms: Terms  # on one device, at the highest moment of a step
-    total_bytes: int  # their sum: the same quantity as a run's `peak_memory_bytes`
+    peak_memory_bytes: int  # their sum, which is what a run measures as its `peak_memory_bytes`
     largest_term: str
     verdict: Verdict
     largest_micro_batch: int | None
@@ -113,7 +113,7 @@ class Plan:
             "weights_bytes": self.terms.weights,
             "gradients_bytes": self.gradients_bytes,
             "optimizer_bytes": self.terms.optimizer,
-            "peak_memory_bytes": self.total_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "tokens_per_second": speed,
             "train_seconds": hours and (3600 * hours[0], 3600 * hours[1]),
             "energy_wh": kwh and (1000 * kwh[0], 1000 * kwh[1]),
@@ -187,7 +187,7 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         parameters_quantized=base["linear"] if config.method.quantization else 0,
         gradients_bytes=step.static.gradients,
         terms=terms,
-        total_bytes=terms.total,
+        peak_memory_bytes=terms.total,
         largest_term=max(terms.by_name().items(), key=lambda item: item[1])[0],
         verdict=found,
         largest_micro_batch=largest_micro_batch(config, options, machine) if known else None,

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.identity import canonical_json, tuning_key
 from bench.record import Edge, Record, Trial, TuneConfig, Tuning
-from bench.stats.frames import Group, is_control, is_untrained
-from bench.stats.paired import Floats
+
+if TYPE_CHECKING:  # `tune` searches without pandas and scipy
+    from bench.stats.frames import Group
+    from bench.stats.paired import Floats
 
 TUNED = "tuned: "  # how `RunConfig.learning_rate_source` begins for a rate from a file
 OPEN_SIDE = 10.0  # beyond the lowest or highest rate tried, the optimum is looked for within this factor
@@ -81,7 +84,7 @@ def _rounded(rate: float) -> float:
 
 def tuning_of(record: Record, tunings: Iterable[Tuning]) -> Tuning | None:
     """The search that holds for a run: that of its method, model, task and budget."""
-    if is_untrained(record):
+    if record.config.method.trains == "nothing":
         return None
     key = tuning_key(record.config)
     return next((tuning for tuning in tunings if tuning.key == key), None)
@@ -104,7 +107,9 @@ def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
 def warnings(group: Group) -> list[str]:
     """What a reader must know about the learning rates of the arms, a sentence each."""
     trained = {
-        arm: runs for arm, runs in group.by_arm.items() if any(run.train for run in runs) and not is_control(runs[0])
+        arm: runs
+        for arm, runs in group.by_arm.items()
+        if any(run.train for run in runs) and not runs[0].config.method.control
     }
     untuned = [arm for arm, runs in trained.items() if not all(is_tuned(run, group.sweep.tunings) for run in runs)]
     tuned = [arm for arm in trained if arm not in untuned]

@@ -349,7 +349,7 @@ def plan_table(plans: Sequence[Plan], *, markdown: bool = False) -> Table:
     shown = Table(box=MARKDOWN if markdown else SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
     rows: dict[tuple[object, ...], dict[float | None, Plan]] = defaultdict(dict)
     for plan in plans:  # plans of one run with several memories share a row
-        key = (plan.model, plan.method, plan.hardware, plan.max_length, plan.micro_batch, plan.total_bytes)
+        key = (plan.model, plan.method, plan.hardware, plan.max_length, plan.micro_batch, plan.peak_memory_bytes)
         rows[key][plan.memory_gib] = plan
     memories = list(dict.fromkeys(plan.memory_gib for plan in plans))
     timed = any(plan.duration.tokens_per_second for plan in plans)
@@ -368,7 +368,7 @@ def plan_table(plans: Sequence[Plan], *, markdown: bool = False) -> Table:
             first.model,
             first.method,
             *(_gib(sum(terms[name] for name in names)) for names in TERMS.values()),
-            _gib(first.total_bytes),
+            _gib(first.peak_memory_bytes),
             *(_verdict(by_memory.get(memory)) for memory in memories),
             *([_range(r) for r in (time_.tokens_per_second, time_.hours, time_.kwh, time_.usd)] if timed else []),
         )
@@ -387,9 +387,9 @@ def plan_notes(plans: Sequence[Plan]) -> Iterator[str]:
             continue
         run = f"{plan.model} {plan.method}, {plan.memory_gib:g} GiB"
         largest = f"{plan.largest_term} {_gib(plan.terms.by_name()[plan.largest_term])}"
-        ways = "; ".join(f"{r.change} ({_gib(r.total_bytes)})" for r in plan.remedies)
+        ways = "; ".join(f"{r.change} ({_gib(r.peak_memory_bytes)})" for r in plan.remedies)
         remedy = f"fits with {ways}" if ways else "none of the changes that were tried makes it fit"
-        yield f"{run}: {plan.verdict}, {_gib(plan.total_bytes)} GiB, most of it {largest}; {remedy}"
+        yield f"{run}: {plan.verdict}, {_gib(plan.peak_memory_bytes)} GiB, most of it {largest}; {remedy}"
 
 
 def _verdict(plan: Plan | None) -> str:

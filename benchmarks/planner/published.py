@@ -38,10 +38,10 @@ def _value(part: Part) -> str:
 def _row(run: dict[str, Any]) -> list[str]:
     (plan,) = plans([*run["overrides"], *run["more"]])
     published = run["peak_gib"] * GIB if "peak_gib" in run else run["peak_gb"] * 1e9
-    error = f"{100 * (plan.total_bytes / published - 1):+.0f}%"
+    error = f"{100 * (plan.peak_memory_bytes / published - 1):+.0f}%"
     speed, cells = run.get("tokens_per_second"), ["-", "-", "-"]
     if speed is not None and plan.duration.tokens_per_second is not None:
         low, high = plan.duration.tokens_per_second
         below, above = f"{speed / low:.2f} of the low end", f"{speed / high:.2f} of the high end"
         cells = [f"{low:.0f}-{high:.0f}", str(speed), below if speed < low else above if speed > high else "yes"]
-    return [run["name"], run["source"], f"{plan.total_bytes / GIB:.1f}", f"{published / GIB:.1f}", error, *cells]
+    return [run["name"], run["source"], f"{plan.peak_memory_bytes / GIB:.1f}", f"{published / GIB:.1f}", error, *cells]
