@@ -69,8 +69,6 @@ def shows(request: pytest.FixtureRequest, _table: list[str]) -> Callable[[str, s
         if request.config.getoption("--update-faults"):
             _table.append(row)
         else:
-            assert row in PAGE.read_text().splitlines(), (
-                "the page says otherwise; `pytest --update-faults`"
-            )
+            assert row in PAGE.read_text().splitlines(), "the page says otherwise; `pytest --update-faults`"
 
     return show
