@@ -82,23 +82,22 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     present = _summary_if_current(folder, stamp)
     if present is not None:
         return present
-    load = {"docstrings": docstrings.load, "files": files.load, "hub": hub.load}[config.task.source]
-    loaded = load(config.task)
+    loaded = {"docstrings": docstrings, "files": files, "hub": hub}[config.task.source].load(config.task)
     problems = _count_problems(config, loaded)
     if problems:
         raise ConfigurationError(problems)
     dropped = Counter(loaded.dropped)
     splits: dict[str, list[Record]] = {}
-    shots: list[Example] = []
+    shots: list[Example] = []  # shown before each test question
     for split in SPLITS:
         splits[split], found = tokenize_split(config, tokenizer, split, loaded.splits[split], shots, dropped)
         problems += found
         if split == "train":
-            shots = _shots(config, splits["train"])
+            drawn = sorted(splits["train"], key=lambda r: content_hash(str(config.seed), r.example_id))
+            shots = [Example(r.example_id, r.prompt, r.reference, "") for r in drawn[: config.method.shots]]
     if problems:
         raise ConfigurationError(problems)
-    summary = _summarize(splits, dropped, loaded.source)
-    return _write(folder, splits, summary, stamp)
+    return _write(folder, splits, _summarize(splits, dropped, loaded.source), stamp)
 
 
 def _stamp(task: TaskConfig) -> dict[str, str]:
@@ -138,12 +137,6 @@ def _count_problems(config: RunConfig, loaded: Loaded) -> list[str]:
     return problems
 
 
-def _shots(config: RunConfig, train: list[Record]) -> list[Example]:
-    """The solved examples shown before each question: drawn from the training examples by the seed."""
-    order = sorted(train, key=lambda r: content_hash(str(config.seed), r.example_id))
-    return [Example(r.example_id, r.prompt, r.reference, "") for r in order[: config.method.shots]]
-
-
 def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: str) -> DataSummary:
     lengths = [len(r.prompt_ids) + len(r.answer_ids) for split in SPLITS for r in splits[split]]
     return DataSummary(
@@ -167,8 +160,7 @@ def _summary_if_current(folder: Path, stamp: dict[str, str]) -> DataSummary | No
     except (OSError, ValueError):  # no file; cut short: JSON's, pydantic's and Arrow's errors are ValueErrors
         return None
     rows, summary = [len(there.train), len(there.validation), len(there.test)], there.summary
-    whole = rows == [summary.train_examples, summary.validation_examples, summary.test_examples]
-    return summary if whole else None
+    return summary if rows == [summary.train_examples, summary.validation_examples, summary.test_examples] else None
 
 
 def _write(folder: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> DataSummary:
@@ -213,7 +205,7 @@ def tokenize_split(
     for example in examples:
         if wanted is not None and len(records) >= wanted:
             break
-        if special_token_in(tokenizer, example.prompt + example.target):
+        if any(token in example.prompt + example.target for token in special_tokens(tokenizer)):  # read as the token
             dropped[f"{split}: spells out a special token of the model"] += 1
             continue
         tokens = render(tokenizer, config.task, example)
@@ -315,11 +307,6 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """The texts of the tokens that are markup: named ones (end of text, ...) and those added as special."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
-
-
-def special_token_in(tokenizer: Any, text: str) -> str | None:
-    """The first special token spelled out in a text, which would be read as the token itself."""
-    return next((token for token in special_tokens(tokenizer) if token in text), None)
 
 
 def _apply(tokenizer: Any, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:

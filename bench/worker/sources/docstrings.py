@@ -143,10 +143,12 @@ def distinct(rows: Iterator[Row], dropped: Counter[str]) -> list[Row]:
     kept = []
     seen: dict[str, set[str]] = {"name": set(), "docstring": set(), "code": set()}
     for row in sorted(rows, key=lambda r: content_hash(r.where)):
+        own_name = row.columns["name"].rpartition(".")[2]
         keys = {
             "name": row.where,
             "docstring": " ".join(_WORD.findall(row.columns["docstring"].lower())),
-            "code": squeezed(row.columns["code"], row.columns["name"].rpartition(".")[2]),
+            # Without comments, white space and its own name: equal for copies under another name.
+            "code": "".join(_COMMENT.sub("", row.columns["code"]).split()).replace(own_name, ""),
         }
         repeated = next((kind for kind, key in keys.items() if key in seen[kind]), None)
         if repeated:
@@ -156,11 +158,6 @@ def distinct(rows: Iterator[Row], dropped: Counter[str]) -> list[Row]:
             seen[kind].add(key)
         kept.append(row)
     return kept
-
-
-def squeezed(code: str, name: str) -> str:
-    """Code without comments, white space and its own name: equal for copies under another name."""
-    return "".join(_COMMENT.sub("", code).split()).replace(name, "")
 
 
 def renamed(code: str) -> str:

@@ -22,15 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import ConfigurationError, TaskConfig, suggest
-from bench.worker.sources import (
-    SPLITS,
-    Example,
-    Loaded,
-    cut,
-    in_content_order,
-    shortened,
-    without_duplicates,
-)
+from bench.worker.sources import SPLITS, Example, Loaded, cut, in_content_order, shortened, without_duplicates
 
 
 @dataclass(frozen=True)
@@ -175,13 +167,9 @@ def _json_lines(path: Path, text: str) -> tuple[list[Row], list[str]]:
 
 
 def _objects(path: Path, records: list[tuple[int, Any]]) -> tuple[list[Row], list[str]]:
-    rows, problems = [], []
-    for number, record in records:
-        if isinstance(record, dict):
-            rows.append(Row(f"{path.name}:{number}", record))
-        else:
-            problems.append(f"{path}:{number}: a {type(record).__name__}, not an object of named columns")
-    return rows, problems
+    wrong = [(number, type(record).__name__) for number, record in records if not isinstance(record, dict)]
+    problems = [f"{path}:{number}: a {kind}, not an object of named columns" for number, kind in wrong]
+    return [Row(f"{path.name}:{number}", record) for number, record in records if isinstance(record, dict)], problems
 
 
 def _read_csv(path: Path) -> tuple[list[Row], list[str]]:
@@ -238,8 +226,7 @@ def load(task: TaskConfig) -> Loaded:
     problems: list[str] = []
     given: dict[str, list[Example]] = {}
     for split, path in paths.items():
-        examples, found = _read(split, path, task)
-        given[split] = examples
+        given[split], found = _read(split, path, task)
         problems += found
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))

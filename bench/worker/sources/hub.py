@@ -119,8 +119,7 @@ def _trains_elsewhere(split: str, task: TaskConfig) -> bool:
 
 
 def _dataset(split: str, task: TaskConfig) -> str:
-    name = task.train_hub_dataset if _trains_elsewhere(split, task) else task.hub_dataset
-    return str(name)
+    return str(task.train_hub_dataset if _trains_elsewhere(split, task) else task.hub_dataset)
 
 
 def _selection(split: str, task: TaskConfig) -> dict[str, Any]:
@@ -135,15 +134,14 @@ def _templates(split: str, task: TaskConfig) -> tuple[str, str]:
 
 
 def _unreachable(dataset: str, split: str, error: Exception) -> str:
-    setting = "task.hub_dataset"
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if isinstance(error, ConnectionError | TimeoutError):
         return (
-            f"{setting}: the hub cannot be reached for {dataset!r}, and the data are not in the local cache "
+            f"task.hub_dataset: the hub cannot be reached for {dataset!r}, and the data are not in the local cache "
             f"({first_line}); connect, download them on a connected machine into the same cache (HF_HOME), or "
             "export them to files and choose task=jsonl. Without any network: task=docstrings"
         )
     return (
-        f"{setting}: {dataset!r} ({split}) cannot be loaded: {type(error).__name__}: {first_line}; check the name, "
-        "task.hub_config, task.hub_revision and the split; data sets that need their own script are not run"
+        f"task.hub_dataset: {dataset!r} ({split}) cannot be loaded: {type(error).__name__}: {first_line}; check the "
+        "name, task.hub_config, task.hub_revision and the split; data sets that need their own script are not run"
     )

@@ -31,16 +31,10 @@ class QuickTask:
     name: str
     kind: Literal["choice", "text", "instruction"]
     documents: tuple[Document, ...]
-    chance: float | None = None  # score of guessing; choices only
 
 
 def by_hash(values: Iterable[T], salt: str) -> list[T]:
-    """The values in the order of SHA-256(salt, repr(value)).
-
-    Args:
-        values: anything whose `repr` tells it apart.
-        salt: another salt, another order.
-    """
+    """The values in the order of SHA-256(salt, repr(value)); another salt gives another order."""
     return sorted(values, key=lambda value: hashlib.sha256(f"{salt}\0{value!r}".encode()).digest())
 
 
@@ -58,7 +52,7 @@ def choice_task(name: str, questions: Sequence[tuple[str, str, Sequence[str]]]) 
         answer = index % choices_per_question
         choices.insert(answer, right)
         documents.append({"context": context, "choices": choices, "answer": answer})
-    return QuickTask(name, "choice", tuple(documents), chance=1 / choices_per_question)
+    return QuickTask(name, "choice", tuple(documents))
 
 
 def pair_task(name: str, pairs: Iterable[tuple[str, str]], limit: int | None = None) -> QuickTask:

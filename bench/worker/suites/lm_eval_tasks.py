@@ -29,7 +29,7 @@ FEWSHOT_SEED = 1234  # lm-eval's default: which solved examples a prompt shows
 
 
 def load_tasks(suite: SuiteConfig, cache_folder: Path) -> dict[str, Task]:
-    """The tasks of a suite by name, groups replaced by their members.
+    """The tasks of a suite by name, groups replaced by their members; few-shot examples and decoding are fixed.
 
     Raises:
         ConfigurationError: unknown names, or files that cannot be read.
@@ -39,7 +39,14 @@ def load_tasks(suite: SuiteConfig, cache_folder: Path) -> dict[str, Task]:
     with quiet("lm_eval"), _prepared_data_below(cache_folder):
         tasks = _load(suite)
     for task in tasks.values():
-        _settle(task)
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(FEWSHOT_SEED)
+        # transformers fills unset generation fields from the model's own `generation_config`, so that leaving
+        # `do_sample` out may sample. Tasks that ask for sampling are made greedy too: a draw hides small differences.
+        if task.OUTPUT_TYPE == "generate_until":
+            greedy = {"do_sample": False, "temperature": 0.0, "num_beams": 1, "repetition_penalty": 1.0}
+            task.set_config("generation_kwargs", greedy, update=True)
     return tasks
 
 
@@ -76,20 +83,6 @@ def _members(manager: TaskManager, listed: Any) -> set[str]:
         elif isinstance(member, str):
             names |= manager.task_index[member].tags if member in manager.all_tags else {member}
     return names
-
-
-def _settle(task: Task) -> None:
-    """Fix what could differ between runs: the few-shot examples, and greedy decoding.
-
-    transformers fills unset generation fields from the model's own `generation_config`, so that leaving `do_sample`
-    out may sample. Tasks that ask for sampling are made greedy too: a draw would hide small differences.
-    """
-    if task.get_config("num_fewshot") is None:
-        task.set_config("num_fewshot", 0)
-    task.set_fewshot_seed(FEWSHOT_SEED)
-    if task.OUTPUT_TYPE == "generate_until":
-        greedy = {"do_sample": False, "temperature": 0.0, "num_beams": 1, "repetition_penalty": 1.0}
-        task.set_config("generation_kwargs", greedy, update=True)
 
 
 def _configuration(task: QuickTask) -> dict[str, Any]:

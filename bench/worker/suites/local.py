@@ -55,7 +55,7 @@ def minimal_pair_tasks(folder: Path) -> list[QuickTask]:
         for index, (good, bad) in enumerate(_pairs(file)):
             answer = index % 2
             documents.append({"context": "", "choices": [bad, good] if answer else [good, bad], "answer": answer})
-        tasks.append(QuickTask(file.stem, "choice", tuple(documents), chance=0.5))
+        tasks.append(QuickTask(file.stem, "choice", tuple(documents)))
     return tasks
 
 

@@ -161,15 +161,9 @@ def capitals() -> QuickTask:
 
 def continents() -> QuickTask:
     """On which of six continents is the country?"""
-    questions = [
-        (
-            f"{c.name} is a country located in",
-            f" {c.continent}",
-            [f" {other}" for other in _CONTINENTS.values() if other != c.continent],
-        )
-        for c in countries()
-        if c.continent not in c.name and "Africa" not in c.name
-    ]
+    asked = [c for c in countries() if c.continent not in c.name and "Africa" not in c.name]
+    wrong = {c.name: [f" {other}" for other in _CONTINENTS.values() if other != c.continent] for c in asked}
+    questions = [(f"{c.name} is a country located in", f" {c.continent}", wrong[c.name]) for c in asked]
     return choice_task("continents", by_hash(questions, salt="continents:countries")[:ITEMS_PER_TASK])
 
 
@@ -244,10 +238,8 @@ def _text_task(name: str, texts: set[str]) -> QuickTask:
 
 def prose() -> QuickTask:
     """English prose, one paragraph an item."""
-    pages = [
-        *_package_folder("lm_eval").glob("tasks/**/README.md"),
-        *_package_folder("sklearn").glob("datasets/descr/*.rst"),
-    ]
+    pages = [*_package_folder("lm_eval").glob("tasks/**/README.md")]
+    pages += _package_folder("sklearn").glob("datasets/descr/*.rst")
     return _text_task("prose", {p for page in pages for p in _paragraphs(page.read_text(errors="replace"))})
 
 
