@@ -194,7 +194,7 @@ def _jobs(overrides: list[str]) -> Iterator[list[str]]:
     discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
     if len(discrete) < len(parsed) and not is_search(overrides):
         drawn = [f"{o.key_or_group}: not a list, but a range to search" for o in parsed if o not in discrete]
-        raise ConfigurationError([f"{text}; that needs hydra/sweeper=optuna (docs/tuning.md)" for text in drawn])
+        raise ConfigurationError([f"{text}; that needs hydra/sweeper=optuna (docs/data.md)" for text in drawn])
     given = {}
     for override in discrete:
         key = override.get_key_element()

@@ -209,7 +209,7 @@ class AdapterConfig:
     use_dora: bool = False
     use_rslora: bool = False
     init: Literal["default", "gaussian", "olora", "orthogonal", "pissa", "loftq"] = "default"  # as PEFT names them
-    add_in_fp32: bool = True  # when not compiled, add the branch before rounding to bf16; see docs/numerics.md
+    add_in_fp32: bool = True  # when not compiled, add the branch before rounding to bf16; see docs/fairness.md
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None  # LoRA+: B's learning rate / A's
 
 
@@ -225,7 +225,7 @@ class MethodConfig:
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, le=1)] | None, Role("training", keeps_rate=True, applies=_trained)
     ] = None
-    # all_weights: start fp32 master weights between the numbers of bf16; see docs/numerics.md
+    # all_weights: start fp32 master weights between the numbers of bf16; see docs/fairness.md
     dither: Annotated[bool, Role("training", applies=_all_weights)] = True
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"], _METHOD_OF_TRAINING
@@ -338,7 +338,7 @@ class HardwareConfig:
         Annotated[float, Field(gt=0)] | None, Role("training", keeps_rate=True, applies=_trained)
     ] = None
     price_usd_per_hour: Annotated[Annotated[float, Field(ge=0)] | None, NO_RESULT] = None
-    devices: Annotated[PositiveInt, _SHARING] = 1  # share every training step, one process each; docs/devices.md
+    devices: Annotated[PositiveInt, _SHARING] = 1  # share every training step, one process each; docs/gpu.md
     strategy: Annotated[Strategy, _SHARING] = "none"  # how they share it
     cpu_offload: Annotated[bool, _SHARING] = False  # cut weights and optimizer state wait in host memory
     # Of one device, from its data sheet; None: unknown.

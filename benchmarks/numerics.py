@@ -1,6 +1,6 @@
 """Does a method learn in bf16 as it does in fp32? Whole short runs, for each way to compute and each learning rate.
 
-    python -m benchmarks.numerics                         the table of docs/numerics.md
+    python -m benchmarks.numerics                         the table of docs/fairness.md
     python -m benchmarks.numerics --methods lora --rates 1e-4 --steps 8
 
 Every run is a child process of its own: the embedded model and task, compared with the fp32 run of the same method,

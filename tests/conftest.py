@@ -14,7 +14,9 @@ from bench.config import RunConfig
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="store the loss curves as they are now")
-    parser.addoption("--update-faults", action="store_true", help="write the table of docs/faults.md from tests/faults")
+    parser.addoption(
+        "--update-faults", action="store_true", help="write the table of docs/maintainers/faults.md from tests/faults"
+    )
     parser.addoption("--update-commands", action="store_true", help="write docs/commands.md from its table")
 
 

@@ -12,7 +12,7 @@ import yaml
 from bench.compose import CONFIG_FOLDER, compose
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 _MAKE = re.compile(r'make (?:sweep|tune)\s+ARGS="([^"]*)"')
 
@@ -45,7 +45,7 @@ def commands() -> list[tuple[str, list[str]]]:
             line = re.split(r"\s{2,}#|`", line.strip().removeprefix("`"))[0].strip()
             if match := _MAKE.search(line):
                 overrides = shlex.split(match[1])
-            elif re.match(r"python -m bench (-m )?\w", line):
+            elif re.match(r"python -m bench (-m )?[\w.]+=", line):
                 overrides = [word for word in shlex.split(line)[3:] if word != "-m"]
             else:
                 continue

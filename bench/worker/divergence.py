@@ -1,7 +1,7 @@
 """How far a tuned model's predictions have moved from the untouched base's: KL(base || tuned) on general text.
 
 At each position of the quick suite's prose and code (with every suite), the base's `TOP` likeliest tokens count one by
-one and all others as one. Lumping can only lower a divergence, so the number is a lower bound (docs/definitions.md,
+one and all others as one. Lumping can only lower a divergence, so the number is a lower bound (docs/numbers.md,
 `python -m benchmarks.divergence`). The base's predictions are made once and kept:
 
     cache/references/smollm2-135m-0.1.2-cpu-bfloat16-1f2e3d4c.safetensors

@@ -95,7 +95,7 @@ def leave_bf16_grid(model: Any, config: RunConfig, compute_dtype: torch.dtype) -
     A 16-bit base lies on the grid of bf16. Autocast rounds the weights at each use, so from there an update below half
     a step of the grid is not seen at all, for all weights alike. From a random place within the step it is seen by
     that share of the weights which it carries over an edge: on average, exactly. The first forward pass is the
-    untouched base's. See docs/numerics.md.
+    untouched base's. See docs/fairness.md.
     """
     method = config.method
     if method.trains != "all_weights" or not method.dither or compute_dtype is not torch.bfloat16:
@@ -153,7 +153,7 @@ def add_adapters_in_fp32(model: torch.nn.Module, method: MethodConfig) -> None:
 
     PEFT adds in the output's dtype. In bf16 a young adapter's branch is below half a step of the output's
     mantissa and is rounded away, so that LoRA's first steps do nothing, which full fine-tuning's do not suffer.
-    Compiled layers fuse the addition and keep it. See docs/numerics.md.
+    Compiled layers fuse the addition and keep it. See docs/fairness.md.
     """
     if method.adapter is None or not method.adapter.add_in_fp32:
         return

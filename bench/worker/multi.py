@@ -6,7 +6,7 @@ Together they compute the step that one process would: micro-batches are dealt i
 same moment are of like length. The first process, rank 0, writes everything that is written; a process alone is a
 team of one, and nothing here costs it anything. Numerics stay those of one device: weights, gradients and what is
 exchanged keep their dtypes and autocast rounds in the forward pass. FSDP's and DeepSpeed's usual bf16 modes are not
-used, because they also round norms, embeddings, adapters and gradients (docs/devices.md).
+used, because they also round norms, embeddings, adapters and gradients (docs/gpu.md).
 
     >>> team = Team.of_this_process()
     >>> team.all(seconds)                # [0.51, 0.49]: of every process, in every process

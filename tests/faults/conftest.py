@@ -1,4 +1,4 @@
-"""One finished run that all faults start from, and the fault table of docs/faults.md."""
+"""One finished run that all faults start from, and the fault table of docs/maintainers/faults.md."""
 
 from __future__ import annotations
 
@@ -62,13 +62,15 @@ def _table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
 
 @pytest.fixture
 def shows(request: pytest.FixtureRequest, _table: list[str]) -> Callable[[str, str, str, str], None]:
-    """A function from what a test has shown to its row in docs/faults.md, which must say the same."""
+    """A function from what a test has shown to its row in docs/maintainers/faults.md, which must say the same."""
 
     def show(fault: str, injected: str, end: str, survived: str) -> None:
         row = f"| {fault} | {injected} | {end} | {survived} |"
         if request.config.getoption("--update-faults"):
             _table.append(row)
         else:
-            assert row in PAGE.read_text().splitlines(), "docs/faults.md says otherwise; `pytest --update-faults`"
+            assert row in PAGE.read_text().splitlines(), (
+                "docs/maintainers/faults.md says otherwise; `pytest --update-faults`"
+            )
 
     return show

@@ -1,6 +1,6 @@
 """Two processes train as one does: the same examples in every step, the same losses, the same weights.
 
-On the CPU, over gloo, in fp32. What NCCL, CUDA and DeepSpeed do was not run here (docs/devices.md).
+On the CPU, over gloo, in fp32. What NCCL, CUDA and DeepSpeed do was not run here (docs/gpu.md).
 """
 
 from __future__ import annotations
