@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -169,23 +169,31 @@ def _group(name: str, configs: Sequence[RunConfig]) -> Group:
     arms: dict[str, list[RunConfig]] = {}
     for run, config in runs.items():
         arms.setdefault(names[run], []).append(config)
-    by_setting: dict[str, dict[str, Any]] = {}
-    for arm, of_arm in arms.items():
-        for setting, value in settings_of(of_arm[0]).items():
-            by_setting.setdefault(setting, {})[arm] = value
-    alike = {  # what an untrained arm has no use for may be missing there; a setting of a method must be in all
-        setting
-        for setting, values in by_setting.items()
-        if len({repr(value) for value in values.values()}) == 1
-        and (len(values) == len(arms) or not setting.startswith("method."))
-    }
+    identical, different = side_by_side({arm: settings_of(of_arm[0]) for arm, of_arm in arms.items()})
     return Group(
         name=name,
         seeds={arm: [run.seed for run in of_arm] for arm, of_arm in arms.items()},
-        identical={setting: next(iter(by_setting[setting].values())) for setting in by_setting if setting in alike},
-        different={setting: values for setting, values in by_setting.items() if setting not in alike},
+        identical=identical,
+        different=different,
         pairs=[_pair(left, right, arms) for left, right in itertools.combinations(arms, 2)],
     )
+
+
+def side_by_side(by_arm: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(setting -> the value that all arms share, setting -> {arm: value}), from each arm's settings.
+
+    What an untrained arm has no use for may be missing there; a setting of a method must be in all to be shared.
+    """
+    identical: dict[str, Any] = {}
+    different: dict[str, dict[str, Any]] = {}
+    for setting in dict.fromkeys(setting for settings in by_arm.values() for setting in settings):
+        values = {arm: settings[setting] for arm, settings in by_arm.items() if setting in settings}
+        everywhere = len(values) == len(by_arm) or not setting.startswith("method.")
+        if everywhere and len({repr(value) for value in values.values()}) == 1:
+            identical[setting] = next(iter(values.values()))
+        else:
+            different[setting] = values
+    return identical, different
 
 
 def _pair(left: str, right: str, arms: dict[str, list[RunConfig]]) -> Pair:

@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from bench.config import PositiveInt, RunConfig, checked
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
 
 class Status(StrEnum):
@@ -50,8 +50,6 @@ NEXT_STEP = {
 }
 
 _OOM_IN_STAGE = {
-    "fit": "Raise hardware.memory_budget_gib, set train.gradient_checkpointing=true, or choose a smaller method (lora, "
-    "qlora): not even the smallest micro-batch that was tried fits.",
     "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
     "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
     "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",
@@ -83,11 +81,10 @@ class Fit:
     too_large: list[int] = field(default_factory=list)  # micro-batches tried before, for which memory ran out
 
 
-_STRICT_serving = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 Way = Literal["mixed", "swapped", "copies"]  # how requests for several adapters are answered on one device
 
 
-@dataclass(frozen=True, config=_STRICT_serving)
+@dataclass(frozen=True, config=_STRICT)
 class ServedForm:
     """One form, and what it takes to have it ready."""
 
@@ -100,7 +97,7 @@ class ServedForm:
     load_seconds: list[float] | None = None  # one a repetition: from disk until it has read one token; None: not timed
 
 
-@dataclass(frozen=True, config=_STRICT_serving)
+@dataclass(frozen=True, config=_STRICT)
 class Generation:
     """One timed answer to a batch of prompts of equal length; every answer has `ServeConfig.new_tokens` tokens."""
 
@@ -112,7 +109,7 @@ class Generation:
     total_seconds: float  # from the call to the last
 
 
-@dataclass(frozen=True, config=_STRICT_serving)
+@dataclass(frozen=True, config=_STRICT)
 class LogitDifference:
     """How far two forms' logits are apart at the positions that predict a reference answer's tokens."""
 
@@ -122,7 +119,7 @@ class LogitDifference:
     same_token_share: float  # of positions: both hold the same token for the likeliest
 
 
-@dataclass(frozen=True, config=_STRICT_serving)
+@dataclass(frozen=True, config=_STRICT)
 class Fidelity:
     """A form set against the one that was evaluated, on the same test examples."""
 
@@ -135,7 +132,7 @@ class Fidelity:
     equal_answers: int | None = None  # of `examples`, token by token
 
 
-@dataclass(frozen=True, config=_STRICT_serving)
+@dataclass(frozen=True, config=_STRICT)
 class ServedAnswer:
     """One line of `served_answers.jsonl.gz`: what a form wrote for a test example."""
 
@@ -147,7 +144,7 @@ class ServedAnswer:
     loss_tokens: int
 
 
-@dataclass(frozen=True, config=_STRICT_serving)
+@dataclass(frozen=True, config=_STRICT)
 class AdapterGeneration:
     """One timed batch while several adapters share a base.
 
@@ -162,7 +159,7 @@ class AdapterGeneration:
     seconds: float
 
 
-@dataclass(frozen=True, config=_STRICT_serving)
+@dataclass(frozen=True, config=_STRICT)
 class Adapters:
     """Many adapters on one base."""
 
@@ -177,12 +174,11 @@ class Adapters:
 
 SCHEMA_VERSION = 2
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
-_STRICT_record = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 T = TypeVar("T")
 Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export"]
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class Step:
     """One optimizer step."""
 
@@ -202,7 +198,7 @@ class Step:
     peak_so_far_bytes: int | None = None  # the highest of the training phase until here, as `PhaseMemory.peak_bytes`
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class HeldoutPoint:
     """Held-out loss on the validation split at one moment of training."""
 
@@ -213,7 +209,7 @@ class HeldoutPoint:
     energy_wh: float | None = None  # of training until here, held-out evaluation excluded; None: no counter
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class PhaseMemory:
     """Peak memory of one phase (load, train, evaluate, ...), reset at its start. CUDA: summed over visible devices."""
 
@@ -225,7 +221,7 @@ class PhaseMemory:
     anonymous_bytes: int | None = None  # CPU, at the end of the phase: RssAnon (without memory-mapped files)
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class MemoryBreakdown:
     """Static training memory, summed over tensors at the first optimizer step's end."""
 
@@ -234,7 +230,7 @@ class MemoryBreakdown:
     optimizer_bytes: int
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class DeviceShare:
     """What one of several devices that trained together did. Its process's rank is its place in the list."""
 
@@ -244,7 +240,7 @@ class DeviceShare:
     breakdown: MemoryBreakdown | None = None  # what it holds itself
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class Environment:
     """Where a stage ran. Comparisons of speed need these to be equal."""
 
@@ -264,7 +260,7 @@ class Environment:
     other_gpu_processes: int | None = None  # that computed on the device too, at the start or at the end
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class TrainResult:
     """The training stage."""
 
@@ -308,7 +304,7 @@ class TrainResult:
     resumed_at_steps: list[int] = field(default_factory=list)  # steps done when it went on after a stop; empty: never
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class EvaluateResult:
     """The task evaluation stage on the test split."""
 
@@ -324,7 +320,7 @@ class EvaluateResult:
     environment: Environment
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class RegressionTask:
     """One task of the regression suite."""
 
@@ -336,7 +332,7 @@ class RegressionTask:
     chance: float | None = None  # score of guessing
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class RegressionResult:
     """The regression stage."""
 
@@ -348,7 +344,7 @@ class RegressionResult:
     divergence_unknown: str | None = None  # why the divergence from the base is not among the tasks
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class ServeResult:
     """The serving stage: every form of the result, timed and set against the one that was evaluated."""
 
@@ -365,7 +361,7 @@ class ServeResult:
     price_usd_per_hour: float | None = None  # of the machine, as the serving's command stated it
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class Sample:
     """One test example with its prediction."""
 
@@ -379,7 +375,7 @@ class Sample:
     cut_at_limit: bool
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class RegressionItem:
     """One regression item. `score` is averaged, weighted by `weight`, into the task's value."""
 
@@ -390,7 +386,7 @@ class RegressionItem:
     weight: float = 1.0  # bytes of the document for bits_per_byte
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class Failure:
     """Why a run did not finish, for a person."""
 
@@ -403,7 +399,7 @@ class Failure:
     last_known_peak_bytes: int | None = None
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class DataSummary:
     """What the prepared data holds; every dropped example is counted here."""
 
@@ -417,7 +413,7 @@ class DataSummary:
     source: str  # where it came from, for a person
 
 
-@dataclass(frozen=True, config=_STRICT_record)
+@dataclass(frozen=True, config=_STRICT)
 class Record:
     """One finished run, whatever its status."""
 

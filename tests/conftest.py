@@ -14,10 +14,7 @@ from bench.config import RunConfig
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="store the loss curves as they are now")
-    parser.addoption(
-        "--update-faults", action="store_true", help="write the table of docs/maintainers/faults.md from tests/faults"
-    )
-    parser.addoption("--update-commands", action="store_true", help="write docs/commands.md from its table")
+    parser.addoption("--update-faults", action="store_true", help="write the faults page's table from tests/faults")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -132,6 +132,7 @@ def _decision(group: Group, limits: Limits, tolerance: float | None, seed: int) 
     short = choice.shortfall[:, choice.arm]
     wrong = short[short > choice.tolerance]
     untrained = not evidence.trained[choice.arm]
+    more = _to_be_sure(group, evidence, limits, tolerance, seed) if choice.sureness < SURE else None
     return Decision(
         arm=arm,
         sureness=choice.sureness,
@@ -140,7 +141,7 @@ def _decision(group: Group, limits: Limits, tolerance: float | None, seed: int) 
         tolerance=choice.tolerance,
         arms=frame,
         cost_if_wrong=float(wrong.mean()) if len(wrong) else None,
-        to_be_sure=_to_be_sure(group, evidence, limits, tolerance, seed) if choice.sureness < SURE else None,
+        to_be_sure=more,
         caveats=caveats,
         measure=primary,
     )

@@ -31,7 +31,7 @@ and not by seed and example, so that seeds which agree do not make them vanish.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,7 @@ class Means:
     spread: float
     discordant: NDArray[np.int64] | None
     identical: NDArray[np.bool_]
+    right_or_wrong: bool
     value_range: tuple[float, float]
 
     def of(self, arm: int) -> Estimate:
@@ -149,7 +150,7 @@ class Means:
         return Estimate(
             float(self.mean[arm] - self.mean[baseline]), float(self.centre[arm] - self.centre[baseline]), variances,
             items, self.examples, int(max(self.seeds[arm], self.seeds[baseline])), (-widest, widest), changed,
-            bool(self.identical[arm, baseline]),
+            bool(self.identical[arm, baseline]), self.right_or_wrong,
         )  # fmt: skip
 
 
@@ -193,6 +194,7 @@ def means(
         spread=float(np.mean([arm.std() for arm in values])),
         discordant=(by_example @ (1 - by_example).T).round().astype(np.int64) if exact else None,
         identical=np.array([[_identical(left, right) for right in values] for left in values]),
+        right_or_wrong=right_or_wrong,
         value_range=(0.0, 1.0) if right_or_wrong else value_range,
     )
 
@@ -259,6 +261,7 @@ class Estimate:
     value_range: tuple[float, float]
     discordant: tuple[int, int] | None = None
     identical: bool = False
+    right_or_wrong: bool = False
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Two-sided interval that holds the mean, within the range of the values."""
@@ -291,8 +294,13 @@ class Estimate:
         return float(2 * special.stdtr(self.examples - 1, -abs(self.centre) / scale).mean())
 
     def is_equivalent(self, margin: float) -> bool:
-        """Two one-sided tests (Schuirmann 1987): the 90% interval lies inside +-margin."""
-        low, high = self.interval(1 - 2 * ALPHA)
+        """Two one-sided tests (Schuirmann 1987): the 90% interval lies inside +-margin.
+
+        Of right and wrong answers at least `margin` must have changed where the truth lies at the margin, so that the
+        variance is at least that of so many changes: few changes seen do not make the test sure of itself.
+        """
+        least = margin * (1 - margin) / self.examples if self.right_or_wrong else 0.0
+        low, high = replace(self, variances=np.maximum(self.variances, least)).interval(1 - 2 * ALPHA)
         return self.examples >= FEWEST_EXAMPLES and -margin < low and high < margin
 
     def detectable(self) -> float:

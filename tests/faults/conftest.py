@@ -13,7 +13,7 @@ import pytest
 from faults import ROOT, Place
 
 PARALLEL_TESTS = "PYTEST_XDIST_WORKER" in os.environ
-PAGE = ROOT / "docs" / "faults.md"
+PAGE = ROOT / "docs" / "maintainers" / "faults.md"
 HEAD = "| fault | how it is injected | how it ends | what survives |"
 
 
@@ -69,8 +69,6 @@ def shows(request: pytest.FixtureRequest, _table: list[str]) -> Callable[[str, s
         if request.config.getoption("--update-faults"):
             _table.append(row)
         else:
-            assert row in PAGE.read_text().splitlines(), (
-                "docs/maintainers/faults.md says otherwise; `pytest --update-faults`"
-            )
+            assert row in PAGE.read_text().splitlines(), "the page says otherwise; `pytest --update-faults`"
 
     return show

@@ -245,3 +245,12 @@ def test_false_positives_are_at_most_5_percent(seeds: int, part: float) -> None:
         arms = rng.normal(size=(3, 1, 60)) + rng.normal(size=(3, seeds, 60)) + rng.normal(0, spread, (3, seeds, 1))
         found += means(list(arms)).difference(0, 1).p_value() < 0.05
     assert found <= 32
+
+
+def test_few_changes_seen_are_no_proof_of_equivalence() -> None:
+    """At a true change of 10 in 500 items, 5 or fewer are seen in 7%: at the margin of 2 points that is not enough."""
+    base = np.ones((1, 500))
+    for lost, equivalent in ((3, True), (5, False)):
+        changed = base.copy()
+        changed[0, :lost] = 0
+        assert means([changed, base]).difference(0, 1).is_equivalent(0.02) == equivalent

@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.config import flat, to_mapping
+from bench.fairness import settings_of, side_by_side
 from bench.record import Record
 from bench.report.section import Section, Table
 from bench.stats.compare import Refusal, compare
-from bench.stats.frames import Group, is_untrained
+from bench.stats.frames import Group
 
-_SKIPPED = ("paths.", "tracking.", "sweep", "method.name", "seed", "trial", "model.architecture")
-_ONLY_TRAINING = ("train.", "rates", "learning_rate_source")
 _ENVIRONMENT = ("device", "device_count", "threads", "cpus", "torch", "compute_dtype", "attention", "compiled")
 _SHOWN_DIGITS = 8
 
 
 def section(group: Group) -> Section:
     """Folded when nothing was refused."""
-    same, different = _side_by_side(group)
+    described = {arm: [_described(record) for record in records] for arm, records in group.by_arm.items()}
+    same, different = side_by_side({arm: _joined(of_arm) for arm, of_arm in described.items()})
     arms = list(group.by_arm)
     rows = [[setting, *(values.get(arm, "-") for arm in arms)] for setting, values in different.items()]
     found = compare(group)
@@ -46,25 +45,9 @@ def _refusals(found: Sequence[Refusal], title: str) -> list[Section]:
     return [Section(title, table=Table(headers, rows, text_columns=5))] if rows else []
 
 
-def _side_by_side(group: Group) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """(setting -> its one value, setting -> {arm: value}); several values within an arm are listed."""
-    by_arm = {arm: _joined([_described(record) for record in records]) for arm, records in group.by_arm.items()}
-    same: dict[str, str] = {}
-    different: dict[str, dict[str, str]] = {}
-    for setting in dict.fromkeys(key for values in by_arm.values() for key in values):
-        values = {arm: described[setting] for arm, described in by_arm.items() if setting in described}
-        alike = len(set(values.values())) == 1 and (len(values) == len(by_arm) or not setting.startswith("method."))
-        if alike:
-            same[setting] = next(iter(values.values()))
-        else:
-            different[setting] = values
-    return same, different
-
-
 def _described(record: Record) -> dict[str, str]:
     """What a run was set to, and what was measured about that."""
-    skipped = _SKIPPED + _ONLY_TRAINING if is_untrained(record) else _SKIPPED
-    found: dict[str, Any] = {k: v for k, v in flat(to_mapping(record.config)).items() if not k.startswith(skipped)}
+    found = settings_of(record.config)
     measured: dict[str, Any] = {}
     if train := record.train:
         measured = {"trainable_dtype": train.trainable_dtype, "steps": train.steps, "micro_batch": train.micro_batch}
