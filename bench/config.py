@@ -308,7 +308,7 @@ class TrainConfig:
         """`micro_batch` as a number.
 
         Raises:
-            ValueError: it is `auto`, which the stage `fit` answers.
+            ValueError: it is `auto`, which `sweep.execute` replaces before training.
         """
         if self.micro_batch == "auto":
             raise ValueError("train.micro_batch=auto has not been fitted yet")

@@ -4,7 +4,8 @@ The arms' scores, forgetting and costs are drawn jointly from what the runs show
 the limits, each with a probability of at least a half, the answer is the cheapest whose expected shortfall from the
 best of them is within the tolerance. Cheapest: the arms within a tenth (or the noise) of the least memory, of these the
 least time, then the fewest bytes to keep. Sure is the share of draws in which that arm meets the limits and falls short
-of the best by no more than the tolerance. The base is a candidate that costs nothing to train; controls never are.
+of the best that meets them there by no more than the tolerance. The base is a candidate that costs nothing to train;
+controls never are.
 
     >>> decision = decide(load("results/reference"), limits_from_words(["memory_gib=24", "mergeable=yes"]))
     >>> decision.sentence, decision.sureness
@@ -345,6 +346,7 @@ class Choice:
 
 
 def choose(evidence: Evidence, limits: Limits, tolerance: float | None) -> Choice:
+    """Apply the rule of the module's docstring."""
     qualifies, meets = _meets(evidence, limits)
     eligible = np.flatnonzero(np.nan_to_num(qualifies) >= 0.5)
     pool = eligible if len(eligible) else np.arange(len(evidence.arms))
@@ -361,25 +363,27 @@ def choose(evidence: Evidence, limits: Limits, tolerance: float | None) -> Choic
     close = [int(i) for i in eligible if expected[i] <= tolerance] or [int(eligible[expected[eligible].argmin()])]
     cheap = _cheapest(evidence, close)
     arm = min(cheap, key=lambda i: expected[i])
-    sureness = float((meets[:, arm] & (shortfall[:, arm] <= tolerance)).mean())
+    # The rivals of a draw are the arms that meet the limits in it, and those of which that is not known.
+    rivals = np.where(meets | np.isnan(qualifies), evidence.scores, -np.inf).max(axis=1)
+    sureness = float((meets[:, arm] & (rivals - evidence.scores[:, arm] <= tolerance)).mean())
     return Choice(arm, tolerance, qualifies, meets, shortfall, expected, cheap, sureness)
 
 
 def _meets(evidence: Evidence, limits: Limits) -> tuple[Floats, NDArray[np.bool_]]:
     """Probability to meet all limits by arm, NaN where an amount is unknown; whether they are met, by draw and arm."""
-    meets = np.ones(evidence.scores.shape, dtype=bool)
+    possible = np.ones(evidence.scores.shape, dtype=bool)  # met, as far as the amounts are known
     unknown = np.zeros(len(evidence.arms), dtype=bool)
     for name, (_, unit) in COLUMNS.items():
         if (most := getattr(limits, name)) is not None:
             drawn = evidence.amounts[name]
             unknown |= np.isnan(drawn).any(axis=0)
-            meets &= np.nan_to_num(drawn, nan=np.inf) <= most * unit
+            possible &= ~(drawn > most * unit)
     for name, asked in (("mergeable", limits.mergeable), ("adapters", (limits.adapters or 1) > 1)):
         if asked:
             unknown |= np.array([fact is None for fact in evidence.facts[name]])
-            meets &= np.array([fact is not False for fact in evidence.facts[name]])
-    # One limit that is certainly missed decides, whatever is unknown beside it.
-    return np.where(unknown & meets.any(axis=0), np.nan, meets.mean(axis=0)), meets
+            possible &= np.array([fact is not False for fact in evidence.facts[name]])
+    unknown &= possible.any(axis=0)  # one limit that is certainly missed decides, whatever is unknown beside it
+    return np.where(unknown, np.nan, possible.mean(axis=0)), possible & ~unknown
 
 
 def _cheapest(evidence: Evidence, among: list[int]) -> list[int]:

@@ -47,6 +47,7 @@ from bench.record import (
     Status,
     TrainResult,
     from_json,
+    next_step,
     to_json,
 )
 from bench.sweep.child import Outcome, Watch, run_stage
@@ -172,7 +173,10 @@ def train(config: RunConfig, folder: Path, watch: Watch) -> Outcome:
         write_atomic(folder / "fit.json", to_json(Fit(size, int((budget_gib or 0) * GIB) or None, too_large)))
         outcome = _run(config, folder, "train", watch)
         if outcome.status is not Status.OOM or size == 1:
-            return replace(outcome, wall_seconds=time.monotonic() - started)
+            failure = outcome.failure
+            if outcome.status is Status.OOM and failure is not None:
+                failure = replace(failure, next_step=next_step(Status.OOM, "fit", failure.message))
+            return Outcome(outcome.status, time.monotonic() - started, failure)
         too_large.append(size)
         size = max(rows for rows in range(1, size // 2 + 1) if config.train.batch_size % rows == 0)
 

@@ -226,13 +226,13 @@ def changed_files(folder: Path, files: dict[str, ExportedFile]) -> Iterator[str]
     """The files that are missing, cut short or changed, a line each."""
     for name, recorded in files.items():
         path = folder / name
+        meaning = next((text for start, text in MEANING.items() if name.startswith(start)), None)
         if not path.is_file():
             yield f"{name}: missing"
-        elif (size := path.stat().st_size) < recorded.bytes:
+        elif (size := path.stat().st_size) < recorded.bytes and meaning is None:
             yield f"{name}: cut short: {size} of {recorded.bytes} bytes"
         elif size != recorded.bytes or sha256_of(path) != recorded.sha256:
-            meaning = next((text for start, text in MEANING.items() if name.startswith(start)), "changed")
-            yield f"{name}: {meaning} (its SHA-256 is not the recorded one)"
+            yield f"{name}: {meaning or 'changed'} (its SHA-256 is not the recorded one)"
 
 
 def check(folder: Path, base: Path | None = None) -> list[str]:

@@ -75,6 +75,21 @@ def test_a_worse_arm_within_the_tolerance_is_named_as_such() -> None:
     assert "within the tolerance of 0.025" in decision.reason
 
 
+def test_an_arm_that_may_meet_a_limit_makes_the_answer_less_sure(clear: Group) -> None:
+    needed = {row.arm: row.peak_memory_bytes / 2**30 for row in clear.arms.itertuples()}
+    decision = decide(clear, Limits(memory_gib=needed["qlora"] * 0.995))  # a little less than qlora seemed to need
+    assert decision.arm == "base"
+    assert decision.sureness is not None
+    assert decision.sureness < 0.95
+
+
+def test_arms_of_unknown_cost_make_the_answer_unsure(clear: Group) -> None:
+    decision = decide(clear, Limits(cost_usd=1.0))  # no price is known
+    assert decision.arm == "base"
+    assert decision.sureness == pytest.approx(0, abs=0.01)
+    assert by_arm(decision.arms, "why_not")["full"] == "cost_usd: not measured"
+
+
 def test_the_tolerance_can_be_given(clear: Group) -> None:
     assert decide(clear, tolerance=0.15).arm == "lora"
     assert decide(clear, limits_from_words(["quality_tolerance=0.15"])).arm == "lora"

@@ -176,6 +176,8 @@ def test_the_micro_batch_is_halved_until_it_fits(smoke, monkeypatch, start, fits
     assert ran == [*tried, fit.micro_batch]
     assert all(config.train.batch_size % rows == 0 for rows in ran)
     assert outcome.status is (Status.OK if fits else Status.OOM)
+    if not fits:
+        assert "hardware.memory_budget_gib" in outcome.failure.next_step
 
 
 def test_the_planner_is_asked_for_the_longest_example_and_the_stated_memory(smoke, monkeypatch) -> None:
