@@ -268,11 +268,6 @@ def _deepspeed(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def autocasts_itself(config: RunConfig) -> bool:
-    """Whether the loss is computed under our autocast or DeepSpeed's: accelerate's bf16 would cast the weights too."""
-    return config.hardware.strategy == "fsdp" or config.hardware.strategy in DEEPSPEED
-
-
 def cut_on_cpu_too(trainer: Any) -> None:
     """Let FSDP work on CPUs: accelerate knows it for other devices only, though torch's FSDP2 needs just gloo there."""
     from accelerate.state import PartialState

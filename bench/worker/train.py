@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from bench.config import RunConfig
+from bench.config import DEEPSPEED, RunConfig
 from bench.identity import data_folder, flush_to_disk
 from bench.planner.time import LinearCosts, needed_flops
 from bench.record import TrainResult
@@ -247,7 +247,8 @@ def training_arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=OPTIMIZERS[method.optimizer],
-        bf16=device.compute_dtype is torch.bfloat16 and not multi.autocasts_itself(config),
+        # Under FSDP and DeepSpeed the autocast is ours or DeepSpeed's: accelerate's bf16 would cast the weights too.
+        bf16=device.compute_dtype is torch.bfloat16 and config.hardware.strategy not in ("fsdp", *DEEPSPEED),
         activation_checkpointing=train.gradient_checkpointing or None,
         activation_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         use_cpu=device.type == "cpu",
