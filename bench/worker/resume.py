@@ -92,10 +92,12 @@ class Keeper(TrainerCallback):
         """Called after each step, when the observer has measured it."""
         if self._stops:
             return
-        if control.should_training_stop:  # what follows is the weights themselves
+        ends = control.should_training_stop  # what follows is the weights themselves
+        self._stops = self._asked_to_end and not ends
+        if ends:
             control.should_save = False
-        elif self._asked_to_end:
-            self._stops = control.should_save = control.should_training_stop = True
+        if self._stops:
+            control.should_save = control.should_training_stop = True
 
     def written(self, step: int) -> None:
         """Mark the checkpoint that the trainer has just written; only then is the one before it deleted."""
