@@ -193,7 +193,9 @@ def _item(task: str, metric: str, sample: dict[str, Any]) -> RegressionItem:
 
 def _chance(task: Task, metric: str, samples: list[dict[str, Any]]) -> float | None:
     """Mean of 1 / choices; None where guessing has no such score (own scoring code, several right answers)."""
-    own_scoring = task.get_config("process_results") is not None or getattr(task, "multiple_target", 0)
+    own_scoring = task.get_config("process_results") is not None
     if task.OUTPUT_TYPE != "multiple_choice" or own_scoring or not metric.startswith("acc"):
+        return None
+    if getattr(task, "multiple_target", 0):
         return None
     return math.fsum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)

@@ -246,7 +246,8 @@ def time_forms(
     served = [
         ServedForm(
             form.name, form.is_what, form.timed_as or form.name, form.base,
-            *bytes_of.get(form.name, (None, None)), load_seconds.get(form.name),
+            bytes_of[form.name][0] if form.name in bytes_of else None,
+            bytes_of[form.name][1] if form.name in bytes_of else None, load_seconds.get(form.name),
         )
         for form in forms
     ]  # fmt: skip
