@@ -50,6 +50,8 @@ NEXT_STEP = {
 }
 
 _OOM_IN_STAGE = {
+    "fit": "Not even one example a micro-batch fits: set train.gradient_checkpointing=true, lower train.max_length, "
+    "choose a smaller method (lora, qlora), or raise hardware.memory_budget_gib where the device has more.",
     "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
     "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
     "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",

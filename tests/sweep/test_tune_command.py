@@ -12,7 +12,6 @@ import pytest
 
 from bench.cli import main
 from bench.compose import compose, read_rates
-from bench.config import TrialConfig
 from bench.identity import artifact_folder, run_folder
 from bench.record import Record, Status, from_json
 from bench.sweep.execute import execute
@@ -64,13 +63,12 @@ def test_rates_are_found_on_the_validation_split_and_a_sweep_reads_them(smoke, t
 @pytest.mark.slow
 def test_a_trial_reads_no_test_split_and_keeps_no_weights(smoke, tmp_path: Path) -> None:
     (config,) = compose(smoke("method=lora", "train.heldout_points=2"), multirun=False)
-    trial = TrialConfig()
-    record = execute(replace(config, trial=trial))
+    record = execute(replace(config, trial=True))
     assert record.status is Status.OK
     assert [point.step for point in record.train.heldout] == [0, 2, 4]
     assert record.evaluate is None
-    assert not list(run_folder(replace(config, trial=trial)).glob("samples*"))
-    assert not artifact_folder(replace(config, trial=trial)).exists()
+    assert not list(run_folder(replace(config, trial=True)).glob("samples*"))
+    assert not artifact_folder(replace(config, trial=True)).exists()
 
 
 def test_mistakes_are_told_before_anything_runs(smoke, capfd) -> None:
