@@ -25,8 +25,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +39,7 @@ from jinja2 import TemplateError
 from bench.config import ConfigurationError, RunConfig, TaskConfig
 from bench.record import DataSummary, from_json, to_json
 from bench.worker.instruments.tokens import IGNORED
+from bench.worker.models import make_once
 from bench.worker.sources import SPLITS, Example, Loaded, content_hash, docstrings, files, hub, shortened
 
 if TYPE_CHECKING:
@@ -97,7 +96,13 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
             shots = [Example(r.example_id, r.prompt, r.reference, "") for r in drawn[: config.method.shots]]
     if problems:
         raise ConfigurationError(problems)
-    return _write(folder, splits, _summarize(splits, dropped, loaded.source), stamp)
+    summary = _summarize(splits, dropped, loaded.source)
+    make_once(
+        folder,
+        lambda target: _write(target, splits, summary, stamp),
+        lambda there: _summary_if_current(there, stamp) is not None,
+    )
+    return summary
 
 
 def _stamp(task: TaskConfig) -> dict[str, str]:
@@ -163,26 +168,14 @@ def _summary_if_current(folder: Path, stamp: dict[str, str]) -> DataSummary | No
     return summary if rows == [summary.train_examples, summary.validation_examples, summary.test_examples] else None
 
 
-def _write(folder: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> DataSummary:
+def _write(target: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        built = Path(temporary, "built")
-        for split in SPLITS:
-            datasets.Dataset.from_list([record._asdict() for record in splits[split]]).save_to_disk(str(built / split))
-        (built / "stamp.json").write_text(json.dumps(stamp))
-        (built / "summary.json").write_text(to_json(summary))
-        try:
-            os.rename(built, folder)
-        except OSError:
-            present = _summary_if_current(folder, stamp)
-            if present is not None:
-                return present  # another process was first: its data are the same
-            os.rename(folder, Path(temporary, "outdated"))  # or torn
-            os.rename(built, folder)
-    return summary
+    for split in SPLITS:
+        datasets.Dataset.from_list([record._asdict() for record in splits[split]]).save_to_disk(str(target / split))
+    (target / "stamp.json").write_text(json.dumps(stamp))
+    (target / "summary.json").write_text(to_json(summary))
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens

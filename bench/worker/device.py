@@ -190,7 +190,9 @@ def compile_layers(model: torch.nn.Module) -> None:
     # Training or held-out loss, first layer or later, small or large: each may need a graph. Beyond PyTorch's limit (8)
     # a layer would run eager in silence.
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    for layer in decoder_layers(model):
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    alike = [list(m) for m in lists if len({type(child) for child in m}) == 1]
+    for layer in max(alike, key=len, default=[]):  # the longest list of equal modules, under any wrapper
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
@@ -198,10 +200,3 @@ def graphs_compiled() -> int:
     """How many graphs the compiler has made in this process until now."""
     dynamo = sys.modules.get("torch._dynamo.utils")  # seconds to import, and there once anything was compiled
     return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
-
-
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The longest list of equal modules: the transformer's layers under any wrapper."""
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    alike = [list(m) for m in lists if len({type(child) for child in m}) == 1]
-    return max(alike, key=len, default=[])

@@ -80,8 +80,7 @@ def general_texts(tokenizer: Any) -> list[Text]:
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     texts = []
     for task in text_tasks():
-        for document in task.documents:
-            content = document["text"]
+        for content in (document["text"] for document in task.documents):
             ids = [first, *tokenizer(content, add_special_tokens=False)["input_ids"]]
             texts.append(Text(f"{task.name}_kl", hashlib.sha256(content.encode()).hexdigest()[:16], ids))
     return texts
@@ -109,19 +108,17 @@ def divergence(model: Any, reference: Reference, device: Device) -> Outcome:
     values: dict[int, float] = {}
     for place, log_probabilities in _predictions(model, reference.texts, device):
         rows = slice(starts[place], starts[place] + reference.texts[place].positions)
-        own = _split(log_probabilities, reference.top_ids[rows].to(device.type))
-        top = reference.top_log_probabilities[rows].to(device.type)
-        rest = reference.rest_log_probability[rows].to(device.type)
-        values[place] = _kl(top, rest, *own)
+        kept = (reference.top_log_probabilities, reference.rest_log_probability)
+        top, rest = (tensor[rows].to(device.type) for tensor in kept)
+        values[place] = _kl(top, rest, *_split(log_probabilities, reference.top_ids[rows].to(device.type)))
     items = [
         RegressionItem(entry.task, entry.text_id, KL_METRIC, values[place], float(entry.positions))
         for place, entry in enumerate(reference.texts)
     ]
     tasks = []
     for name in dict.fromkeys(item.task for item in items):
-        of_task = [item for item in items if item.task == name]
-        mean = weighted_mean(of_task)
-        tasks.append(RegressionTask(name, KL_METRIC, mean, len(of_task), higher_is_better=False))
+        own = [item for item in items if item.task == name]
+        tasks.append(RegressionTask(name, KL_METRIC, weighted_mean(own), len(own), higher_is_better=False))
     return Outcome(tasks, items)
 
 

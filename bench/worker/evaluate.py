@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from bench.identity import data_folder
@@ -30,8 +31,8 @@ def run(context: Context) -> EvaluateResult:
     config, clock, progress = context.config, context.clock, context.progress
     rows = list(data.load_prepared(data_folder(config)).test)
     model, tokenizer, resolved, memory = load_tuned(context)
-    size, advance = config.hardware.generate_batch, progress.advance
-    how: dict[str, Any] = {"batch_size": size, "device": resolved, "advance": advance}
+    how: dict[str, Any] = {"batch_size": config.hardware.generate_batch, "device": resolved}
+    how["advance"] = progress.advance
     memory.enter("heldout")
     progress.phase("test loss", len(rows))
     with clock.span("heldout"), inference(model, resolved):
@@ -115,7 +116,10 @@ def generate(
     answers: list[Answer | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        input_ids, mask = _left_padded([prompts[i] for i in chosen], tokenizer.pad_token_id)
+        rows = [torch.tensor(prompts[i]) for i in chosen]
+        left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}  # where decoding needs the padding
+        input_ids = pad_sequence(rows, padding_value=tokenizer.pad_token_id, **left)  # (batch, length)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], **left)
         output = model.generate(
             input_ids=input_ids.to(device.type), attention_mask=mask.to(device.type), generation_config=config
         )
@@ -126,14 +130,3 @@ def generate(
             answers[i] = Answer(text, len(kept) + (stop is not None), stop is None, tuple(kept))
         advance(start + len(chosen))
     return [answer for answer in answers if answer is not None]
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input_ids, attention_mask), each (batch, length), padding on the left, where decoding needs it."""
-    length = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), length), pad_id)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for i, row in enumerate(rows):
-        input_ids[i, length - len(row) :] = torch.tensor(row)
-        mask[i, length - len(row) :] = 1
-    return input_ids, mask

@@ -95,12 +95,6 @@ class Progress:
         self._written = time.monotonic()
 
 
-def _alone() -> Team:
-    from bench.worker.multi import ALONE
-
-    return ALONE
-
-
 @dataclass
 class Context:
     """A stage's folder, configuration and instruments."""
@@ -108,7 +102,7 @@ class Context:
     folder: Path
     config: RunConfig
     progress: Progress
-    team: Team = field(default_factory=_alone)
+    team: Team = field(default_factory=lambda: importlib.import_module("bench.worker.multi").ALONE)  # of one process
     clock: Clock = field(default_factory=Clock)
     load: Load = field(default_factory=Load)
 
@@ -143,12 +137,7 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
-_LOST_PEER = (
-    "gloo",
-    "NCCL",
-    "Connection closed by peer",
-    "Connection reset by peer",
-)  # another process of the run died
+_LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # another process died
 
 
 def main(folder: Path, stage: str) -> int:
@@ -219,9 +208,7 @@ def _report(folder: Path, progress: Progress, error: Exception, code: int, **mor
 def _confine(config: RunConfig, stage: str) -> None:
     """Keep the child inside its folders, and let it die with its parent; only `bundle` may fill a bundle."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning: the parent answers it
-    with suppress(AttributeError, OSError):
-        parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    die_with_parent()
     cache = Path(config.paths.cache).resolve()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
@@ -232,6 +219,13 @@ def _confine(config: RunConfig, stage: str) -> None:
     # cuDNN attention plans each new (batch, length) for 0.2 s; the other kernels are as fast (docs/gpu-measured.md).
     os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
+
+
+def die_with_parent() -> None:
+    """Let Linux end this process by SIGTERM when its parent ends."""
+    with suppress(AttributeError, OSError):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
 
 
 def _limit_memory(limit_gib: float | None) -> None:

@@ -173,15 +173,11 @@ def save_trained(
         state: the weights, if the model holds only parts of them (`multi.whole_state`).
     """
     save = cast("PreTrainedModel", model).save_pretrained
-    if method.adapter is not None:
-        save(str(folder), state_dict=state)
-    else:
+    if method.adapter is None:
         in_bf16: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay tied and are written once
-        whole = {
-            name: in_bf16.setdefault(tensor.data_ptr(), tensor.to(torch.bfloat16))
-            for name, tensor in (model.state_dict() if state is None else state).items()
-        }
-        save(str(folder), state_dict=whole)
+        whole = (model.state_dict() if state is None else state).items()
+        state = {name: in_bf16.setdefault(t.data_ptr(), t.to(torch.bfloat16)) for name, t in whole}
+    save(str(folder), state_dict=state)
 
 
 def load_trained(
@@ -225,13 +221,6 @@ def parameters_quantized(model: torch.nn.Module) -> int:
     states = [(p, getattr(p, "quant_state", None)) for p in model.parameters()]
     in_8_bit = sum(p.numel() for p, state in states if state is None and p.dtype is torch.int8)
     return in_8_bit + sum(state.shape.numel() for _, state in states if state is not None)
-
-
-def checkpoint_dtype(model: torch.nn.Module, method: MethodConfig) -> str:
-    """The dtype of what `save_trained` writes."""
-    if method.adapter is None:
-        return "bfloat16"
-    return str(next(p.dtype for p in model.parameters() if p.requires_grad)).removeprefix("torch.")
 
 
 def _quantization(

@@ -137,24 +137,6 @@ def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Fill a folder by `make`; keeps what another process made first, makes again what is not whole."""
-    if not _is_whole(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            target = Path(temporary) / "model"
-            make(target)
-            flush_to_disk(target)
-            if folder.exists() and not _is_whole(folder):  # cut short by a full disk or a lost machine
-                os.rename(folder, Path(temporary) / "torn")
-            try:
-                os.rename(target, folder)
-            except OSError:
-                if not _is_whole(folder):
-                    raise
-    return folder
-
-
 def _is_whole(folder: Path) -> bool:
     """Whether a cached model can be read: its weights as long as their header says, its JSON files complete."""
     try:
@@ -168,6 +150,24 @@ def _is_whole(folder: Path) -> bool:
     except (OSError, ValueError, SafetensorError):
         return False
     return bool(weights)
+
+
+def make_once(folder: Path, make: Callable[[Path], None], is_whole: Callable[[Path], bool] = _is_whole) -> Path:
+    """Fill a folder by `make`; keeps what another process made first, makes again what is not whole."""
+    if not is_whole(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            target = Path(temporary) / "model"
+            make(target)
+            flush_to_disk(target)
+            if folder.exists() and not is_whole(folder):  # cut short by a full disk or a lost machine
+                os.rename(folder, Path(temporary) / "torn")
+            try:
+                os.rename(target, folder)
+            except OSError:
+                if not is_whole(folder):
+                    raise
+    return folder
 
 
 def _dequantize(gguf: Path, target: Path) -> None:

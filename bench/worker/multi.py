@@ -16,7 +16,6 @@ used, because they also round norms, embeddings, adapters and gradients (docs/gp
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -34,6 +33,7 @@ from torch.distributed.fsdp import FSDPModule
 from bench.config import DEEPSPEED, RunConfig
 from bench.record import EXIT_ERROR, EXIT_OK, DeviceShare, MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.tokens import IGNORED
+from bench.worker.main import die_with_parent
 
 if TYPE_CHECKING:
     from bench.worker.loss import Batch
@@ -268,11 +268,6 @@ def _deepspeed(config: RunConfig, compute_dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def autocasts_itself(config: RunConfig) -> bool:
-    """Whether the loss is computed under our autocast or DeepSpeed's: accelerate's bf16 would cast the weights too."""
-    return config.hardware.strategy == "fsdp" or config.hardware.strategy in DEEPSPEED
-
-
 def cut_on_cpu_too(trainer: Any) -> None:
     """Let FSDP work on CPUs: accelerate knows it for other devices only, though torch's FSDP2 needs just gloo there."""
     from accelerate.state import PartialState
@@ -317,9 +312,7 @@ def launch(count: int, folder: Path, stage: str) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    with suppress(AttributeError, OSError):
-        parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+    die_with_parent()
     options = ["--standalone", f"--nproc-per-node={count}", "--module", "bench.worker", str(folder), stage]
     try:
         run.run(run.parse_args(options))

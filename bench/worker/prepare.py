@@ -29,7 +29,6 @@ from bench.record import DataSummary
 from bench.worker import data, device, methods, models
 from bench.worker.divergence import reference_of
 from bench.worker.main import Context
-from bench.worker.methods import served_forms
 from bench.worker.sources import hub
 from bench.worker.suites.local import check_suite
 
@@ -151,20 +150,16 @@ def disk_problems(config: RunConfig) -> list[str]:
     artifacts = Path(config.paths.artifacts)
     places = [("the model", model_folder, needed), ("a checkpoint", artifacts, needed)]
     if config.serve.prompt_tokens:
-        places.append(("a checkpoint with its served forms", artifacts, needed + _forms_bytes(config)))
+        built = [form for form in methods.served_forms(config.method) if form.is_built]
+        each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
+        forms_bytes = int(config.model.parameters * sum(each))
+        places.append(("a checkpoint with its served forms", artifacts, needed + forms_bytes))
     return [
         f"disk: {what} takes {size_bytes / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
         "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
         for what, folder, size_bytes in places
         if (free := free_bytes(folder)) < size_bytes
     ]
-
-
-def _forms_bytes(config: RunConfig) -> int:
-    """Bytes of the merged and requantized forms that serving writes."""
-    built = [form for form in served_forms(config.method) if form.is_built]
-    each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
-    return int((config.model.parameters or 0) * sum(each))
 
 
 def free_bytes(folder: Path) -> int:

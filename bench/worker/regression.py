@@ -95,9 +95,8 @@ def run_suite(
     """Measure a model on a suite.
 
     Args:
-        suite: which tasks, how many items, and the batch size.
-        model: a loaded Hugging Face or PEFT causal model on its device; put into eval mode.
-        tokenizer: its tokenizer; must have a padding token or an end-of-text token.
+        model: a Hugging Face or PEFT causal model on its device; put into evaluation mode.
+        tokenizer: must have a padding token or an end-of-text token.
         cache_folder: the only folder written to.
         max_length: positions of the longest window, in tokens; longer texts are scored window by window.
         autocast_dtype: of the numerics that the model was trained with; lm-eval would else switch autocast off.
@@ -153,9 +152,8 @@ def _chosen_metrics(tasks: dict[str, Task]) -> dict[str, str]:
     averages: tuple[Callable[..., float], ...] = (mean, get_aggregation("bits_per_byte"))
     for name, task in tasks.items():
         paired = [metric for metric, how in task.aggregation().items() if how in averages]
-        preferred = [metric for metric in METRIC_PREFERENCE if metric in paired] + paired
-        if preferred:
-            chosen[name] = preferred[0]
+        if paired:
+            chosen[name] = next((metric for metric in METRIC_PREFERENCE if metric in paired), paired[0])
         else:
             problems.append(
                 f"suite.tasks: {name} has no metric that is a mean over items (it has "
@@ -169,8 +167,7 @@ def _chosen_metrics(tasks: dict[str, Task]) -> dict[str, str]:
 def _outcome(tasks: dict[str, Task], metrics: dict[str, str], samples: dict[str, Any]) -> Outcome:
     records, items = [], []
     for name, task in tasks.items():
-        logged, aggregates = samples[name]
-        metric = metrics[name]
+        metric, (logged, aggregates) = metrics[name], samples[name]
         filters = {sample["filter"] for sample in logged}
         kept_filter = next((name for name in FILTER_PREFERENCE if name in filters), min(filters))
         kept = [sample for sample in logged if sample["filter"] == kept_filter]

@@ -77,12 +77,8 @@ class PrefixScorer(HFLM):
         for row, positions, _ in places.values():
             keep[row, positions] = True
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        with (
-            torch.no_grad(),
-            torch.autocast(
-                self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
-            ),
-        ):
+        dtype = self.mixed_precision_dtype
+        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             logits = self._head.logits(self.model, keep.to(self.device), **on_device)  # (kept, vocabulary)
         kept_before = keep.flatten().cumsum(0).reshape(keep.shape) - 1
         for member, (row, positions, targets) in places.items():

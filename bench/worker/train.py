@@ -24,15 +24,16 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from bench.config import RunConfig
+from bench.config import DEEPSPEED, RunConfig
 from bench.identity import data_folder, flush_to_disk
+from bench.planner.time import LinearCosts, needed_flops
 from bench.record import TrainResult
 from bench.worker import data, device, methods, models, multi, resume
 from bench.worker.device import Device
 from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
 from bench.worker.instruments.memory import Memory
-from bench.worker.instruments.tokens import LinearCosts, linear_costs, matmul_peak_flops_per_second, needed_flops
+from bench.worker.instruments.tokens import linear_costs, matmul_peak_flops_per_second
 from bench.worker.loss import Batch, SupervisedHead, example_losses, inference, mean_loss
 from bench.worker.main import Context
 from bench.worker.methods import OPTIMIZERS
@@ -246,7 +247,8 @@ def training_arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=OPTIMIZERS[method.optimizer],
-        bf16=device.compute_dtype is torch.bfloat16 and not multi.autocasts_itself(config),
+        # Under FSDP and DeepSpeed the autocast is ours or DeepSpeed's: accelerate's bf16 would cast the weights too.
+        bf16=device.compute_dtype is torch.bfloat16 and config.hardware.strategy not in ("fsdp", *DEEPSPEED),
         activation_checkpointing=train.gradient_checkpointing or None,
         activation_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         use_cpu=device.type == "cpu",
@@ -293,25 +295,23 @@ def _observed(resolved: Device, observer: Observer, costs: LinearCosts, peak_flo
         "train_tokens_per_second": per_second(timed.tokens),
         "supervised_tokens_per_second": per_second(timed.supervised_tokens),
         "positions_per_second": per_second(timed.positions),
-        "step_seconds_median": times.median,
-        "step_seconds_p90": times.p90,
-        "step_seconds_p99": times.p99,
-        "compile_seconds": times.compile,
         "needed_flops_per_second": per_second(needed),
         "matmul_peak_flops_per_second": peak_flops_per_second,
         "mfu": needed / timed_seconds / peak_flops_per_second if timed_seconds else None,
+        **times,
     }
 
 
 def parameter_counts(config: RunConfig, model: Any) -> dict[str, Any]:
     """How many there are, and how they are kept."""
     trainable = [p for p in model.parameters() if p.requires_grad]
+    dtype = str(trainable[0].dtype).removeprefix("torch.")
     return {
         "parameters_total": methods.parameters_total(model),
         "parameters_trainable": sum(p.numel() for p in trainable),
         "parameters_quantized": methods.parameters_quantized(model),
-        "trainable_dtype": str(trainable[0].dtype).removeprefix("torch."),
-        "checkpoint_dtype": methods.checkpoint_dtype(model, config.method),
+        "trainable_dtype": dtype,
+        "checkpoint_dtype": "bfloat16" if config.method.adapter is None else dtype,  # as `save_trained` writes them
     }
 
 

@@ -87,27 +87,18 @@ class Clock:
         self._since = at
 
 
-@dataclass(frozen=True)
-class StepTimes:
-    """Percentiles over the timed steps, seconds; None when none was timed."""
+def step_times(seconds: list[float], timed: list[bool], compiled: bool) -> dict[str, float | None]:
+    """Percentiles over the timed steps, by the fields of `TrainResult`, in seconds; None when none was timed.
 
-    median: float | None
-    p90: float | None
-    p99: float | None
-    compile: float | None
-
-
-def step_times(seconds: list[float], timed: list[bool], compiled: bool) -> StepTimes:
-    """Summarize step times.
-
-    `compile` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`.
+    `compile_seconds` is what the untimed steps took beyond the median of the timed ones: the price of `torch.compile`.
     """
+    names = ("step_seconds_median", "step_seconds_p90", "step_seconds_p99", "compile_seconds")
     measured = [s for s, counts in zip(seconds, timed, strict=True) if counts]
     if not measured:
-        return StepTimes(None, None, None, None)
+        return dict.fromkeys(names)
     median, p90, p99 = (float(q) for q in np.percentile(measured, [50, 90, 99]))
     excess = sum(s - median for s, counts in zip(seconds, timed, strict=True) if not counts)
-    return StepTimes(median, p90, p99, max(0.0, excess) if compiled else None)
+    return dict(zip(names, (median, p90, p99, max(0.0, excess) if compiled else None), strict=True))
 
 
 @dataclass(frozen=True)

@@ -41,15 +41,7 @@ class Nvml:
         None where NVML does not list the process, or does not tell its share (containers, MIG without the right to
         see all instances, some drivers).
         """
-        try:
-            used = [
-                process.usedGpuMemory
-                for handle in self._handles
-                for process in self._library.nvmlDeviceGetComputeRunningProcesses(handle)
-                if process.pid == os.getpid()
-            ]
-        except self._library.NVMLError:
-            return None
+        used = [process.usedGpuMemory for process in self._processes() or () if process.pid == os.getpid()]
         return None if not used or None in used else sum(used)
 
     def joules(self) -> float | None:
@@ -64,11 +56,15 @@ class Nvml:
 
     def process_ids(self) -> set[int] | None:
         """Ids of all processes that compute on the devices, as NVML names them; None: it does not answer."""
+        processes = self._processes()
+        return None if processes is None else {process.pid for process in processes}
+
+    def _processes(self) -> list[Any] | None:
         try:
             lists = [self._library.nvmlDeviceGetComputeRunningProcesses(handle) for handle in self._handles]
         except self._library.NVMLError:
             return None
-        return {process.pid for processes in lists for process in processes}
+        return [process for processes in lists for process in processes]
 
     def _split(self, handle: Any) -> bool:
         """Whether MIG is on; devices that do not know MIG are not split."""

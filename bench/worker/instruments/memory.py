@@ -131,9 +131,7 @@ def _collect() -> None:
     _freeze_once()
 
 
-@functools.cache
-def _freeze_once() -> None:
-    gc.freeze()  # to ask it whether it has been done walks all that is frozen: 50 ms
+_freeze_once = functools.cache(gc.freeze)  # to ask gc whether it has been done walks all that is frozen: 50 ms
 
 
 class Memory:

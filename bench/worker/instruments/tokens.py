@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.planner.time import LinearCosts, attention_flops, linear_flops, needed_flops
+from bench.planner.time import LinearCosts, attention_flops, linear_flops
 
 IGNORED = -100  # label of positions without a target, PyTorch's convention
 
@@ -83,9 +83,6 @@ class TokenStream:
     def hexdigest(self) -> str:
         """SHA-256 of everything consumed so far."""
         return self._sha256.hexdigest()
-
-
-__all__ = ["LinearCosts", "TokenCounts", "TokenStream", "linear_costs", "matmul_peak_flops_per_second", "needed_flops"]
 
 
 def linear_costs(model: Any) -> LinearCosts:

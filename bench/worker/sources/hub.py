@@ -29,10 +29,10 @@ def load(task: TaskConfig) -> Loaded:
     given: dict[str, list[Example]] = {}
     dropped: Counter[str] = Counter()
     for split, name in _wanted_splits(task).items():
-        rows, filled_task = _rows(split, name, task)
-        examples, unusable = fill(rows, *_templates(split, task), filled_task)
+        rows, filled = _rows(split, name, task)
+        examples, unusable = fill(rows, filled.prompt, filled.target, filled)
         if not examples:
-            raise ConfigurationError([f"{_dataset(split, task)}, split {name!r}: no usable example: {unusable[:1]}"])
+            raise ConfigurationError([f"{filled.hub_dataset}, split {name!r}: no usable example: {unusable[:1]}"])
         if unusable:  # nobody can mend a published data set: left out and counted
             dropped[f"{split}: a column is empty or not a text"] += len(unusable)
         given[split] = examples
@@ -46,7 +46,7 @@ def load(task: TaskConfig) -> Loaded:
     dropped["train: duplicate"] += len(given["train"]) - len(distinct)
     given["train"] = distinct
     splits, _ = with_missing_splits(given)
-    where = dict.fromkeys(f"{_dataset(s, task)} ({n})" for s, n in _wanted_splits(task).items())
+    where = dict.fromkeys(f"{_for_split(s, task).hub_dataset} ({n})" for s, n in _wanted_splits(task).items())
     ordered = {split: in_content_order(splits[split]) for split in SPLITS}
     return Loaded(ordered, {reason: n for reason, n in dropped.items() if n}, "hub: " + ", ".join(where))
 
@@ -62,10 +62,12 @@ def check_columns_without_download(task: TaskConfig) -> list[str]:
     problems: list[str] = []
     known: dict[str, Any] = {}
     for split, name in _wanted_splits(task).items():
-        dataset = _dataset(split, task)
+        own = _for_split(split, task)
+        dataset = str(own.hub_dataset)
         try:
             if dataset not in known:
-                known[dataset] = datasets.load_dataset_builder(dataset, **_selection(split, task)).info
+                described = datasets.load_dataset_builder(dataset, name=own.hub_config, revision=own.hub_revision)
+                known[dataset] = described.info
         except Exception as error:
             problems.append(_unreachable(dataset, split, error))
             if isinstance(error, ConnectionError):
@@ -80,13 +82,14 @@ def check_columns_without_download(task: TaskConfig) -> list[str]:
 
 
 def _rows(split: str, name: str, task: TaskConfig) -> tuple[list[Row], TaskConfig]:
-    """The split's records, and the task with the label names that the data set declares itself."""
+    """The split's records, and `_for_split` with the label names that the data set declares itself."""
     import datasets
 
-    dataset = _dataset(split, task)
+    own = _for_split(split, task)
+    dataset = str(own.hub_dataset)
     datasets.disable_progress_bars()
     try:
-        data = datasets.load_dataset(dataset, split=name, **_selection(split, task))
+        data = datasets.load_dataset(dataset, split=name, name=own.hub_config, revision=own.hub_revision)
     except Exception as error:
         # The library raises a dozen kinds for one cause: the name, the network, or the cache.
         raise ConfigurationError([_unreachable(dataset, split, error)]) from error
@@ -95,18 +98,18 @@ def _rows(split: str, name: str, task: TaskConfig) -> tuple[list[Row], TaskConfi
         raise ConfigurationError(problems)
     names = getattr(data.features.get(task.label_column or ""), "names", None)
     if names and not task.labels:
-        task = replace(task, labels=list(names))
-    return [Row(f"{name}:{number}", record) for number, record in enumerate(data)], task
+        own = replace(own, labels=list(names))
+    return [Row(f"{name}:{number}", record) for number, record in enumerate(data)], own
 
 
 def _column_problems(split: str, columns: list[str], task: TaskConfig) -> list[str]:
     prefix = "train_" if split == "train" and task.train_hub_dataset else ""
-    prompt, target = _templates(split, task)
+    own = _for_split(split, task)
     prompt_key = f"task.{prefix if task.train_prompt else ''}prompt"
     target_key = f"task.{prefix if task.train_target else ''}target"
-    problems = template_problems(prompt_key, prompt, columns, task)
-    problems += template_problems(target_key, target, columns, task)
-    return [f"{problem} (in {_dataset(split, task)})" for problem in problems]
+    problems = template_problems(prompt_key, own.prompt, columns, task)
+    problems += template_problems(target_key, own.target, columns, task)
+    return [f"{problem} (in {own.hub_dataset})" for problem in problems]
 
 
 def _wanted_splits(task: TaskConfig) -> dict[str, str]:
@@ -114,23 +117,13 @@ def _wanted_splits(task: TaskConfig) -> dict[str, str]:
     return {split: name for split, name in named.items() if name}
 
 
-def _trains_elsewhere(split: str, task: TaskConfig) -> bool:
-    return split == "train" and task.train_hub_dataset is not None
-
-
-def _dataset(split: str, task: TaskConfig) -> str:
-    return str(task.train_hub_dataset if _trains_elsewhere(split, task) else task.hub_dataset)
-
-
-def _selection(split: str, task: TaskConfig) -> dict[str, Any]:
-    """Configuration and revision; they belong to `hub_dataset`, not to another training set."""
-    return {} if _trains_elsewhere(split, task) else {"name": task.hub_config, "revision": task.hub_revision}
-
-
-def _templates(split: str, task: TaskConfig) -> tuple[str, str]:
-    if _trains_elsewhere(split, task):
-        return task.train_prompt or task.prompt, task.train_target or task.target
-    return task.prompt, task.target
+def _for_split(split: str, task: TaskConfig) -> TaskConfig:
+    """The task with the data set and templates of a split; another training set has no configuration or revision."""
+    if split != "train" or task.train_hub_dataset is None:
+        return task
+    prompt, target = task.train_prompt or task.prompt, task.train_target or task.target
+    name = task.train_hub_dataset
+    return replace(task, hub_dataset=name, hub_config=None, hub_revision=None, prompt=prompt, target=target)
 
 
 def _unreachable(dataset: str, split: str, error: Exception) -> str:
