@@ -231,7 +231,7 @@ def _moments(
         covariance = (influence @ influence.T + added / effective**2) * (effective / (effective + 4)) ** 2
         return (effective * mean + 2) / (effective + 4), covariance
     if examples < 2:
-        return mean, np.full((arms, arms), np.inf)
+        return mean, np.diag(np.full(arms, np.inf))
     return mean, influence @ influence.T * (examples / max(examples - len(of_task[0]), 1))
 
 
@@ -272,7 +272,9 @@ class Estimate:
         return min(max(self.centre - half, low), self.mean), max(min(self.centre + half, high), self.mean)
 
     def _quantile(self, probability: float) -> float:
-        """Of the error: the half width of an interval."""
+        """Of the error: the half width of an interval; infinite where one example tells nothing of the spread."""
+        if self.examples < 2 or not np.isfinite(self.variances).all():
+            return np.inf
         scale = np.sqrt(self.variances)
         if scale[-1] == scale[0]:
             return float(special.stdtrit(self.examples - 1, probability) * scale[0])

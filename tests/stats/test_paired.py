@@ -254,3 +254,10 @@ def test_few_changes_seen_are_no_proof_of_equivalence() -> None:
         changed = base.copy()
         changed[0, :lost] = 0
         assert means([changed, base]).difference(0, 1).is_equivalent(0.02) == equivalent
+
+
+def test_one_example_tells_nothing_of_the_spread() -> None:
+    result = means([np.array([[0.31]]), np.array([[0.72]])]).difference(0, 1)
+    assert result.detectable() == np.inf
+    assert result.examples_to_decide(0.1) is None
+    assert verdict(result, 0.1) == "not settled"

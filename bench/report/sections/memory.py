@@ -17,7 +17,7 @@ from bench.planner.memory import Terms
 from bench.planner.time import PlanConfig
 from bench.record import Record
 from bench.report.charts import PARTS, Chart, memory_chart
-from bench.report.section import Section, Table, gib, over_seeds
+from bench.report.section import Section, Table, gib, number, over_seeds
 from bench.stats.frames import Group
 
 _COLUMNS = {"weights": "weights_bytes", "gradients": "gradients_bytes", "optimizer state": "optimizer_bytes"}
@@ -46,7 +46,27 @@ def section(group: Group) -> Section | None:
     ]
     table = Table(["method", "peak, GiB", *(f"{part}, GiB" for part in _COLUMNS)], rows)
     phases = Section("Memory by phase", table=_phases(group), fold=True, note="The highest of the seeds. " + _PHASES)
-    return Section("Memory", chart=chart, table=table, note=_NOTE, parts=[phases])
+    shares = _devices(group)
+    devices = [Section("By device", table=shares, note="Speeds of one run's devices add up.")] if shares.rows else []
+    return Section("Memory", chart=chart, table=table, note=_NOTE, parts=[phases, *devices])
+
+
+def _devices(group: Group) -> Table:
+    """One row a device of each run that several trained together."""
+    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
+    rows = [
+        [
+            arm_of[record.run_id],
+            str(record.seed),
+            str(share.rank),
+            gib(share.peak_bytes),
+            number(share.tokens_per_second, 0),
+        ]
+        for record in group.records
+        if record.train
+        for share in record.train.per_device
+    ]
+    return Table(["method", "seed", "device", "peak while training, GiB", "tokens/s"], rows)
 
 
 def _parts(group: Group) -> pd.DataFrame:
