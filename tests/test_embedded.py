@@ -41,7 +41,7 @@ def test_every_method_learns_the_embedded_task(tmp_path: Path) -> None:
     assert set(runs["status"]) == {"ok"}
     tuned = runs.drop(index="base")
     assert tuned["data_stream_sha256"].nunique() == 1
-    assert (tuned["heldout_loss_after"] < tuned["heldout_loss_before"] - 0.2).all()
+    assert (tuned["heldout_loss_after"] < tuned["heldout_loss_before"] - 0.1).all()
     assert runs.loc["full", "parameters_trainable"] == 134_515_008  # as counted from the architecture
     assert runs.loc["lora", "parameters_trainable"] == runs.loc["qlora", "parameters_trainable"] == 4_884_480
     weights = runs["weights_bytes"]
