@@ -364,7 +364,7 @@ class PathsConfig:
     results: str = "results"
     artifacts: str = "artifacts"
     cache: str = "cache"
-    bundle: str | None = None  # what `bench.fetch` gathered: the hub is read from there and never asked
+    bundle: str | None = None  # what `bench fetch` gathered: the hub is read from there and never asked
 
 
 @dataclass(frozen=True, config=_STRICT)
