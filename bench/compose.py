@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from bench.config import ConfigurationError, RunConfig, from_mapping, known_keys, roles, suggest
-from bench.identity import run_id, tuning_key
+from bench.identity import content_of, run_id, tuning_key
 from bench.record import Rates
 
 RATES_FILE = "rates.yaml"  # in results/tune/<name>/, and copied into the sweeps that used it
@@ -165,7 +165,7 @@ def is_search(overrides: list[str]) -> bool:
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """A composed Hydra config as a checked run description, with the learning rate of its `rates` file if it has one.
+    """A composed Hydra config as a checked run description, with its inputs' content and the rate of its `rates` file.
 
     Raises:
         ConfigurationError: with the mistakes of this run.
@@ -174,7 +174,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     if missing:
         raise ConfigurationError([f"{key}: must be given, for example {key}=..." for key in missing])
     mapping: Any = OmegaConf.to_container(composed, resolve=True)
-    return with_tuned_rate(from_mapping(mapping))
+    config = from_mapping(mapping)
+    return with_tuned_rate(replace(config, content=content_of(config)))
 
 
 def _listed_jobs(overrides: list[str]) -> list[list[str]]:

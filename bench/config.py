@@ -64,7 +64,7 @@ def _prompted(config: RunConfig) -> bool:
     return config.method.shots > 0
 
 
-def _seeded(config: RunConfig) -> bool:
+def _reads_training_examples(config: RunConfig) -> bool:
     return not config.untrained or config.method.shots > 0
 
 
@@ -86,7 +86,7 @@ class Role:
         keeps_rate: of a setting of data or training: a tuned learning rate stays the best one when it changes.
         applies: whether it changes anything in such a run.
         in_data: whether it changes the prepared test examples too, of a setting that training does not depend on.
-        for_training: a requirement between trained runs alone.
+        for_training: a requirement between trained runs alone; None: as all settings of training are.
     """
 
     stage: Literal["data", "training", "evaluation", "serving", "planner", "none"]
@@ -94,12 +94,14 @@ class Role:
     keeps_rate: bool = False
     applies: Callable[[RunConfig], bool] = _always
     in_data: Callable[[RunConfig], bool] | None = None
-    for_training: bool = False
+    for_training: bool | None = None
 
 
 NO_RESULT, PLANNER = Role("none"), Role("planner")
 _TRAINING_EXAMPLES = Role("data", "task", for_training=True)
+_TRAINING_FILE = Role("data", "task", applies=_reads_training_examples, for_training=True)
 _TEST_EXAMPLES = Role("evaluation", "task", in_data=_always)
+_WEIGHTS = Role("training", "model", for_training=False)
 _METHOD_OF_TRAINING = Role("training", applies=_trained)
 _BUDGET = Role("training", "budget", applies=_trained)
 _MEASURE = Role("training", "budget", keeps_rate=True, applies=_trained)
@@ -180,7 +182,8 @@ class ModelConfig:
 
     name: str
     source: Literal["gguf_package", "hub", "folder", "random"]
-    location: str = ""  # hub id, folder, or the Python package that carries the GGUF file
+    # hub id, folder (whose content counts, not its place), or the Python package that carries the GGUF file
+    location: str = ""
     revision: str | None = None  # hub commit or tag; None is the newest
     # positions the model was trained for; solved examples and the suite's prompts must fit
     max_context: Annotated[PositiveInt, Role("evaluation", "model", in_data=_prompted)] = 2048
@@ -250,15 +253,16 @@ class TaskConfig:
     validation_examples: Annotated[PositiveInt | None, _TRAINING_EXAMPLES] = None
     test_examples: Annotated[PositiveInt | None, _TEST_EXAMPLES] = None
     overflow: Annotated[Literal["error", "drop"], _TRAINING_EXAMPLES] = "error"  # longer than train.max_length
-    train_file: Annotated[str | None, _TRAINING_EXAMPLES] = None  # files: .jsonl, .csv or .parquet
-    validation_file: Annotated[str | None, _TRAINING_EXAMPLES] = None  # None: cut from train_file
-    test_file: str | None = None  # as the test splits below: training examples that are in it are left out
+    # files: .jsonl, .csv or .parquet; their content counts (`ContentConfig`), not their place
+    train_file: Annotated[str | None, NO_RESULT] = None
+    validation_file: Annotated[str | None, NO_RESULT] = None  # None: cut from train_file, as the next
+    test_file: Annotated[str | None, NO_RESULT] = None
     hub_dataset: str | None = None
     hub_config: str | None = None
     hub_revision: str | None = None
     train_split: Annotated[str, _TRAINING_EXAMPLES] = "train"
     validation_split: Annotated[str | None, _TRAINING_EXAMPLES] = None
-    test_split: str | None = "test"
+    test_split: str | None = "test"  # training examples that are in it are left out
     # train on another set than the tested one (MetaMathQA -> GSM8K)
     train_hub_dataset: Annotated[str | None, _TRAINING_EXAMPLES] = None
     train_prompt: Annotated[str | None, _TRAINING_EXAMPLES] = None  # templates for that set; None: as for testing
@@ -275,7 +279,7 @@ class SuiteConfig:
     source: Literal["none", "quick", "lm_eval", "local"]
     tasks: list[str] = field(default_factory=list)
     items_per_task: PositiveInt | None = None  # None: all
-    path: str | None = None  # local: folder with lm-eval YAML tasks
+    path: Annotated[str | None, NO_RESULT] = None  # local: folder with lm-eval YAML tasks, whose content counts
     batch_size: PositiveInt = 16  # scores move with padding: the same for every run of a comparison
 
 
@@ -381,6 +385,25 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ContentConfig:
+    """What the inputs of a run hold, which names it in place of their paths: the beginning of a SHA-256, in hex.
+
+    Filled in by `compose` from `identity.content_of`, and held against the inputs again when a stage starts. None: the
+    run has no such input, or the hub has it under the name and revision that the settings give.
+    """
+
+    train_file: Annotated[str | None, _TRAINING_FILE] = None  # with the names of the splits that are cut from it
+    validation_file: Annotated[str | None, _TRAINING_FILE] = None
+    test_file: Annotated[str | None, _TEST_EXAMPLES] = None  # of the training file, where the test split is cut from it
+    packages: str | None = None  # versions of the packages that the embedded task is read from
+    tokenizer: Annotated[str | None, Role("data", "model")] = None  # with chat templates and code
+    architecture: Annotated[str | None, _WEIGHTS] = None  # config.json, and the defaults of generation
+    weights: Annotated[str | None, _WEIGHTS] = None
+    suite: Annotated[str | None, Role("evaluation", "suite")] = None  # files, or versions of the packages read
+    metrics: Annotated[str | None, Role("evaluation", "task")] = None  # code of metrics of the user's own
+
+
+@dataclass(frozen=True, config=_STRICT)
 class RunConfig:
     """One run. Equal configs give equal run ids (`identity.run_id`)."""
 
@@ -394,7 +417,7 @@ class RunConfig:
     paths: Annotated[PathsConfig, NO_RESULT] = field(default_factory=PathsConfig)
     seed: Annotated[
         int, Field(ge=0, lt=2**31),
-        Role("training", keeps_rate=True, applies=_seeded, in_data=_prompted),
+        Role("training", keeps_rate=True, applies=_reads_training_examples, in_data=_prompted),
     ] = 0  # fmt: skip
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), NO_RESULT] = "default"
     rates: Annotated[str | None, NO_RESULT] = None  # file of `tune` that the learning rate is taken from
@@ -402,6 +425,7 @@ class RunConfig:
     # true: a trial of `tune`, which trains and measures held-out loss, evaluates nothing and keeps no weights
     trial: Annotated[Literal[True] | None, Role("training", "budget", keeps_rate=True)] = None
     serve: Annotated[ServeConfig, Role("serving")] = field(default_factory=ServeConfig)
+    content: Annotated[ContentConfig, Role("data", "task")] = field(default_factory=ContentConfig)
 
     @property
     def untrained(self) -> bool:

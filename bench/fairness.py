@@ -91,8 +91,8 @@ def requirement_of(setting: str, *, trained: bool = True) -> str | None:
         trained: False when one of the runs trains nothing: only what concerns evaluation must agree.
     """
     role = roles()[setting]
-    concerns_both = role.stage in ("data", "evaluation") and not role.for_training
-    return role.requirement if trained or concerns_both else None
+    for_training = role.stage == "training" if role.for_training is None else role.for_training
+    return role.requirement if trained or not for_training else None
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

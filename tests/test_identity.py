@@ -32,8 +32,14 @@ def changed_keys(base: RunConfig, setting: str, value: Any) -> str:
         ("model.revision", "abc", "data training run comparison tuning"),
         ("task.prompt", "{code}", "data training run comparison tuning"),
         ("train.max_length", 512, "data training run comparison tuning"),
-        ("task.train_file", "a.jsonl", "data training run comparison tuning"),
-        ("task.test_file", "a.jsonl", "data training run comparison tuning"),  # training examples in it are left out
+        ("task.train_file", "a.jsonl", ""),  # its content counts, not its place
+        ("content.train_file", "a", "data training run comparison tuning"),
+        ("content.test_file", "a", "data run comparison"),
+        ("content.packages", "a", "data training run comparison tuning"),
+        ("content.tokenizer", "a", "data training run comparison tuning"),
+        ("content.weights", "a", "training run comparison tuning"),
+        ("content.suite", "a", "run comparison"),
+        ("content.metrics", "a", "run comparison"),
         ("train.epochs", 3, "training run comparison tuning"),
         ("method.adapter.rank", 64, "training run tuning"),
         ("method.name", "mine", "training run tuning"),
@@ -120,6 +126,9 @@ def test_every_setting_has_a_role_and_a_known_requirement() -> None:
         ("hardware.devices", "device", None),  # evaluation is by one
         ("hardware.generate_batch", "hardware", "hardware"),
         ("hardware.price_usd_per_hour", None, None),
+        ("content.train_file", "task", None),
+        ("content.test_file", "task", "task"),
+        ("content.weights", "model", "model"),
         ("method.learning_rate", None, None),
         ("seed", None, None),
     ],

@@ -2,8 +2,8 @@
 
 `prepare` makes a folder of tokenized data, which every run that needs it reads.
 
-The methods of a comparison read the same folder, so they cannot differ in their data. The folder appears by one
-rename when it is complete: two processes that prepare the same data do not disturb each other.
+The methods of a comparison read the same folder, so they cannot differ in their data. The folder is named by what went
+into it, and appears by one rename when it is complete: other data never take its place.
 
 An answer is everything that the model's chat template adds to the prompt, up to and including the token that ends the
 turn: a model trained on it learns to stop. Prompt and answer together are exactly the tokens of the whole
@@ -11,19 +11,18 @@ conversation, which is checked for every example, so training, held-out loss and
 examples belong to a split never depends on the method: they are kept or dropped by their length without solved
 examples, and a run whose prompts with solved examples are too long is refused.
 
-    >>> summary = prepare(config, tokenizer, Path("cache/data") / identity.data_key(config))
+    >>> summary = prepare(config, tokenizer, identity.data_folder(config))
     >>> load_prepared(folder).train[0]["answer_ids"]
     [13450, 260, 3215, 30, 2]
 
     folder/train/ validation/ test/   datasets.Dataset: example_id, prompt, reference, prompt_ids, answer_ids
     folder/summary.json               DataSummary, with what was dropped
-    folder/stamp.json                 checksums or versions of the source, to notice that it changed
+    folder/checksums.json             of these files
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,9 +36,9 @@ import torch
 from jinja2 import TemplateError
 
 from bench.config import ConfigurationError, RunConfig, TaskConfig
+from bench.identity import is_whole, make_once
 from bench.record import DataSummary, from_json, to_json
 from bench.worker.instruments.tokens import IGNORED
-from bench.worker.models import make_once
 from bench.worker.sources import SPLITS, Example, Loaded, content_hash, docstrings, files, hub, shortened
 
 if TYPE_CHECKING:
@@ -67,20 +66,19 @@ class Prepared:
 
 
 def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
-    """Make the prepared data of a run, or return at once when they are there and their source is unchanged.
+    """Make the prepared data of a run, or return at once when they are there and whole.
 
     Args:
         tokenizer: of the run's model, with its chat template set.
-        folder: made here; name it by `identity.data_key(config)`.
+        folder: made here; `identity.data_folder(config)`.
 
     Raises:
         ConfigurationError: everything wrong with the source, the counts asked for and the lengths, before
             anything is written.
     """
-    stamp = _stamp(config.task)
-    present = _summary_if_current(folder, stamp)
-    if present is not None:
-        return present
+    cache = Path(config.paths.cache)
+    if is_whole(folder, cache):
+        return load_prepared(folder).summary
     loaded = {"docstrings": docstrings, "files": files, "hub": hub}[config.task.source].load(config.task)
     problems = _count_problems(config, loaded)
     if problems:
@@ -97,23 +95,8 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     if problems:
         raise ConfigurationError(problems)
     summary = _summarize(splits, dropped, loaded.source)
-    make_once(
-        folder,
-        lambda target: _write(target, splits, summary, stamp),
-        lambda there: _summary_if_current(there, stamp) is not None,
-    )
-    return summary
-
-
-def _stamp(task: TaskConfig) -> dict[str, str]:
-    """Checksums and versions that decide the examples besides the task's settings, cheap to read.
-
-    An edited file, an upgraded package or a changed rule in our own code makes prepared data outdated. Hub data are
-    named by `hub_revision` alone.
-    """
-    outside = {"docstrings": docstrings.versions, "files": lambda: files.checksums(task), "hub": dict}[task.source]()
-    code = [*sorted(Path(docstrings.__file__).parent.glob("*.py")), Path(__file__)]
-    return outside | {"rules": content_hash(*(path.read_text() for path in code))}
+    make_once(folder, lambda target: _write(target, splits, summary), cache)
+    return load_prepared(folder).summary
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -146,6 +129,7 @@ def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: s
     lengths = [len(r.prompt_ids) + len(r.answer_ids) for split in SPLITS for r in splits[split]]
     return DataSummary(
         fingerprint=fingerprint(splits),
+        fingerprints={split: _fingerprint_of_split(split, splits[split]) for split in SPLITS},
         train_examples=len(splits["train"]),
         validation_examples=len(splits["validation"]),
         test_examples=len(splits["test"]),
@@ -156,25 +140,12 @@ def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: s
     )
 
 
-def _summary_if_current(folder: Path, stamp: dict[str, str]) -> DataSummary | None:
-    """The summary of what is there; None when it is missing, torn or made from an older source."""
-    try:
-        if json.loads((folder / "stamp.json").read_text()) != stamp:
-            return None
-        there = load_prepared(folder)
-    except (OSError, ValueError):  # no file; cut short: JSON's, pydantic's and Arrow's errors are ValueErrors
-        return None
-    rows, summary = [len(there.train), len(there.validation), len(there.test)], there.summary
-    return summary if rows == [summary.train_examples, summary.validation_examples, summary.test_examples] else None
-
-
-def _write(target: Path, splits: dict[str, list[Record]], summary: DataSummary, stamp: dict[str, str]) -> None:
+def _write(target: Path, splits: dict[str, list[Record]], summary: DataSummary) -> None:
     import datasets
 
     datasets.disable_progress_bars()
     for split in SPLITS:
         datasets.Dataset.from_list([record._asdict() for record in splits[split]]).save_to_disk(str(target / split))
-    (target / "stamp.json").write_text(json.dumps(stamp))
     (target / "summary.json").write_text(to_json(summary))
 
 
@@ -224,11 +195,17 @@ def tokenize_split(
 def fingerprint(splits: dict[str, list[Record]]) -> str:
     """SHA-256 over the (prompt_ids, answer_ids) of every split in order, in hex."""
     hashed = hashlib.sha256()
-    for split in SPLITS:
+    for split in splits:
         hashed.update(f"{split}:{len(splits[split])}\n".encode())
         for record in splits[split]:
             hashed.update(f"{record.prompt_ids}{record.answer_ids}\n".encode())
     return hashed.hexdigest()
+
+
+def _fingerprint_of_split(split: str, records: list[Record]) -> str:
+    """As `fingerprint`; of the test split over the texts: solved examples change its tokens and not what is asked."""
+    texts = [f"{record.prompt}\0{record.reference}" for record in records]
+    return content_hash(*texts) if split == "test" else fingerprint({split: records})
 
 
 def _too_long(config: RunConfig, split: str, example: Example, tokens: Tokens) -> str | None:

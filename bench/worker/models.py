@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import json
-import os
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +19,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +32,7 @@ from transformers import (
 )
 
 from bench.config import ConfigurationError, ModelConfig, RunConfig
-from bench.identity import flush_to_disk
+from bench.identity import make_once
 
 _MACHINE_TROUBLE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
@@ -54,9 +50,9 @@ def locate(model: ModelConfig, cache: Path) -> str:
             raise ConfigurationError([f"{problem}; run `make setup`, or choose a hub model"])
         gguf = next(Path(found.origin).parent.rglob("*.gguf"))
         folder = cache / "models" / f"{model.name}-{version(model.location.replace('_', '-'))}"
-        return str(make_once(folder, lambda target: _dequantize(gguf, target)))
+        return str(make_once(folder, lambda target: _dequantize(gguf, target), cache))
     if model.source == "random":
-        return str(make_once(cache / "models" / model.name, _make_random))
+        return str(make_once(cache / "models" / model.name, _make_random, cache))
     if model.source == "folder" and not (Path(model.location) / "config.json").exists():
         raise ConfigurationError([f"model.location: no config.json in the folder {model.location!r}"])
     return model.location
@@ -137,39 +133,6 @@ def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a cached model can be read: its weights as long as their header says, its JSON files complete."""
-    try:
-        json.loads((folder / "config.json").read_bytes())
-        if (folder / "tokenizer.json").exists():  # a stored quantized base has none
-            json.loads((folder / "tokenizer.json").read_bytes())
-        weights = list(folder.glob("*.safetensors"))
-        for file in weights:
-            with safe_open(file, "np"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return bool(weights)
-
-
-def make_once(folder: Path, make: Callable[[Path], None], is_whole: Callable[[Path], bool] = _is_whole) -> Path:
-    """Fill a folder by `make`; keeps what another process made first, makes again what is not whole."""
-    if not is_whole(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            target = Path(temporary) / "model"
-            make(target)
-            flush_to_disk(target)
-            if folder.exists() and not is_whole(folder):  # cut short by a full disk or a lost machine
-                os.rename(folder, Path(temporary) / "torn")
-            try:
-                os.rename(target, folder)
-            except OSError:
-                if not is_whole(folder):
-                    raise
-    return folder
-
-
 def _dequantize(gguf: Path, target: Path) -> None:
     """Write a GGUF model as bf16 safetensors, the form every method starts from."""
     model = AutoModelForCausalLM.from_pretrained(
@@ -237,8 +200,9 @@ def stored(
     stored_name = f"{name}-{scheme}-{device}-{str(dtype).removeprefix('torch.')}"
     if storage is not torch.uint8:
         stored_name += f"-in-{str(storage).removeprefix('torch.')}"
-    folder = Path(config.paths.cache) / "quantized" / stored_name
-    return make_once(folder, lambda target: quantize().save_pretrained(target)), commit
+    cache = Path(config.paths.cache)
+    folder = cache / "quantized" / stored_name
+    return make_once(folder, lambda target: quantize().save_pretrained(target), cache), commit
 
 
 def origin(config: RunConfig, source: str) -> tuple[str | None, str | None]:

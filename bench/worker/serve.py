@@ -27,7 +27,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from bench.config import QuantizationConfig, RunConfig
-from bench.identity import data_folder, weight_files
+from bench.identity import data_folder, make_once, weight_files
 from bench.record import (
     AdapterGeneration,
     Adapters,
@@ -127,7 +127,7 @@ def build(form: Form, at: Origin) -> Path:
         model.save_pretrained(target)
         at.tokenizer.save_pretrained(target)
 
-    return models.make_once(at.folder(form), write)
+    return make_once(at.folder(form), write, Path(at.config.paths.cache))
 
 
 def load(form: Form, at: Origin, *, as_evaluated: bool = False) -> Any:

@@ -77,16 +77,17 @@ def test_the_folder_holds_the_splits_asked_for(sums: Path, tmp_path: Path) -> No
     assert summary.tokens_per_example_mean == pytest.approx(sum(lengths) / 35)
 
 
-def test_a_second_call_returns_what_is_there_until_the_file_changes(sums: Path, tmp_path: Path) -> None:
+def test_a_second_call_returns_what_is_there_until_a_byte_of_it_changes(sums: Path, tmp_path: Path) -> None:
     config, folder = configuration(sums), tmp_path / "prepared"
     first = prepare(config, byte_tokenizer(), folder)
     assert prepare(config, None, folder) == first  # needs no tokenizer: nothing is done
-    with sums.open("a") as file:
-        file.write('{"q": "A new question?", "a": "Yes."}\n')
-    second = prepare(config, byte_tokenizer(), folder)
-    assert second.fingerprint != first.fingerprint
-    assert load_prepared(folder).summary == second
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["prepared", "sums.jsonl"]  # nothing temporary is left
+    (table,) = (folder / "train").glob("*.arrow")
+    before = table.read_bytes()
+    table.write_bytes(before[:700] + bytes([before[700] ^ 1]) + before[701:])  # as long, and readable
+    assert prepare(config, byte_tokenizer(), folder) == first
+    assert table.read_bytes() == before
+    there = sorted(p.name for p in tmp_path.iterdir())
+    assert there == [".prepared.lock", "prepared", "sums.jsonl"]  # nothing temporary is left
 
 
 def test_the_fingerprint_follows_from_the_tokens(sums: Path, tmp_path: Path) -> None:
@@ -97,20 +98,16 @@ def test_the_fingerprint_follows_from_the_tokens(sums: Path, tmp_path: Path) -> 
     assert prepare(brief, byte_tokenizer(), tmp_path / "c").fingerprint != first
 
 
-def test_a_finished_folder_of_another_process_is_kept(
-    sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other process finishes between our look and our rename."""
-    from bench.worker import data as module
+def test_each_split_has_a_fingerprint_and_that_of_the_test_split_is_of_its_texts(sums: Path, tmp_path: Path) -> None:
+    def prints(name: str, config: RunConfig) -> dict[str, str]:
+        return prepare(config, byte_tokenizer(), tmp_path / name).fingerprints
 
-    config, folder = configuration(sums), tmp_path / "prepared"
-    theirs = prepare(config, byte_tokenizer(), folder)
-    marker = folder / "theirs"
-    marker.touch()
-    looks = iter([None, None, theirs, theirs])
-    monkeypatch.setattr(module, "_summary_if_current", lambda *_: next(looks))
-    assert prepare(config, byte_tokenizer(), folder) == theirs
-    assert marker.exists()
+    config = configuration(sums)
+    first = prints("a", config)
+    fewer = prints("b", replace(config, task=replace(config.task, test_examples=5)))
+    assert {split for split in first if first[split] != fewer[split]} == {"test"}
+    shown = prints("c", replace(config, method=replace(config.method, shots=1)))
+    assert shown == first  # solved examples in the prompt change its tokens, and not what is asked
 
 
 def test_asking_for_more_than_there_is_lists_what_there_is(sums: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_functions_without_a_body_or_of_other_sizes_are_counted() -> None:
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(docstrings, "PACKAGES", {"networkx": "networkx"})  # the whole takes ten seconds
+        patch.setattr(docstrings, "DOCSTRING_PACKAGES", {"networkx": "networkx"})  # the whole takes ten seconds
         return docstrings.load(TASK)
 
 
@@ -143,7 +143,7 @@ def test_what_was_left_out_is_counted(loaded: Loaded) -> None:
 def test_another_process_makes_the_same_examples(loaded: Loaded) -> None:
     script = (
         "import json; from bench.worker.sources import docstrings as d; from bench.config import TaskConfig;"
-        "d.PACKAGES = {'networkx': 'networkx'};"
+        "d.DOCSTRING_PACKAGES = {'networkx': 'networkx'};"
         "task = TaskConfig(name='d', source='docstrings', prompt='Describe:\\n{code}', target='{docstring}');"
         "print(json.dumps({k: [e.prompt for e in v] for k, v in d.load(task).splits.items()}));"
         "import sys; assert not {'torch', 'numpy', 'networkx'} & set(sys.modules)"

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import ast
 import gc
-import importlib.metadata
 import importlib.util
 import inspect
 import os
-import platform
 import re
 import sysconfig
 import tokenize
@@ -30,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.config import ConfigurationError, TaskConfig
+from bench.identity import DOCSTRING_PACKAGES, package_versions
 from bench.worker.sources import Example, Loaded, content_hash
 from bench.worker.sources.files import Row, fill, template_problems
 
@@ -187,16 +186,6 @@ def without_near_copies(
 
 
 COLUMNS = ("code", "docstring", "name", "module", "outline")
-PACKAGES = {  # import name -> distribution
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "pandas": "pandas",
-    "sklearn": "scikit-learn",
-    "torch": "torch",
-    "transformers": "transformers",
-    "sympy": "sympy",
-    "networkx": "networkx",
-}
 # Tests say little in their docstrings; `models` of transformers are copies of one another; the others are left
 # out of the standard library by some Linux distributions, and would make the data differ between machines.
 SKIPPED_FOLDERS = {
@@ -235,18 +224,8 @@ def load(task: TaskConfig) -> Loaded:
         splits[split_of(module)].append(Example(example.example_id, example.prompt, example.target, module))
     for name in ("validation", "test"):
         splits[name] = without_near_copies(splits["train"], splits[name], by_id, dropped)
-    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    listed = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     return Loaded(splits, dict(sorted(dropped.items())), f"one-line docstrings of {listed}")
-
-
-def versions() -> dict[str, str]:
-    """Import name -> version of everything read; the data follow from these."""
-    found = {"python": platform.python_version()}
-    for package, distribution in PACKAGES.items():
-        if importlib.util.find_spec(package) is not None:
-            # A local suffix names the build (2.13.0+cpu); the Python sources are the same.
-            found[package] = importlib.metadata.version(distribution).split("+")[0]
-    return found
 
 
 def split_of(module: str) -> str:
@@ -272,7 +251,7 @@ def _all_rows(dropped: Counter[str]) -> Iterator[Row]:
 def _source_files(dropped: Counter[str]) -> Iterator[tuple[str, Path]]:
     """(module name, file) of every source file read, sorted."""
     roots = [("", Path(sysconfig.get_path("stdlib")))]
-    for package in PACKAGES:
+    for package in DOCSTRING_PACKAGES:
         spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
         if spec is not None and spec.submodule_search_locations:
             roots.append((package, Path(spec.submodule_search_locations[0])))

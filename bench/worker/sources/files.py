@@ -11,7 +11,6 @@ most 1000 examples, by hash. An example in two given files is an error: scores o
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import string
@@ -259,16 +258,6 @@ def with_missing_splits(given: dict[str, list[Example]]) -> tuple[dict[str, list
         for split in missing:
             splits["train"], splits[split] = cut(splits["train"], len(distinct))
     return splits, dropped
-
-
-def checksums(task: TaskConfig) -> dict[str, str]:
-    """Split -> SHA-256 of its file, for those that can be read."""
-    found = {}
-    for split, path in _paths(task).items():
-        if path.is_file():
-            with path.open("rb") as file:
-                found[split] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def _paths(task: TaskConfig) -> dict[str, Path]:
