@@ -22,8 +22,10 @@ from dataclasses import dataclass as plain_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from bench.metrics import METRICS, column_name, is_own, normalised_label
 
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid")
@@ -170,9 +172,14 @@ def read_architecture(content: Mapping[str, Any]) -> ArchitectureConfig:
     return ArchitectureConfig(**filled)
 
 
-Metric = Literal[
-    "rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match", "token_f1", "numeric", "label", "json_valid"
-]
+def _known_metric(name: str) -> str:
+    if not is_own(name) and name not in METRICS:
+        yours = "or MODULE:FUNCTION for one of your own, or evaluate:NAME_OR_FOLDER"
+        raise ValueError(f"no such metric{suggest(name, [*METRICS])}; {yours}")
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_known_metric)]
 Dtype = Literal["bfloat16", "float32"]
 
 
@@ -267,7 +274,7 @@ class TaskConfig:
     train_hub_dataset: Annotated[str | None, _TRAINING_EXAMPLES] = None
     train_prompt: Annotated[str | None, _TRAINING_EXAMPLES] = None  # templates for that set; None: as for testing
     train_target: Annotated[str | None, _TRAINING_EXAMPLES] = None
-    labels: list[str] | None = None  # allowed answers of the `label` metric
+    labels: list[str] | None = None  # allowed answers of the metric `label`; None: the training split's targets
     label_column: str | None = None  # integer class column, replaced by its name in `labels`
 
 
@@ -489,12 +496,22 @@ def _source_checks(config: RunConfig) -> Checks:
          "task.train_file: missing; give the path of a .jsonl, .csv or .parquet file"),
         (task.source == "hub" and not task.hub_dataset,
          "task.hub_dataset: missing; give the data set's name on the hub"),
-        ("label" in task.metrics and not task.labels,
-         "task.labels: missing; the metric `label` needs the list of allowed answers"),
+        (twice := _repeated(task.metrics, column_name),
+         f"task.metrics: {' and '.join(twice)} are scores of one name; rename a function"),
+        (alike := _repeated(task.labels or [], normalised_label),
+         f"task.labels: {' and '.join(map(repr, alike))} are one label to the metric `label`; keep one"),
         (suite.source == "local" and not suite.path, "suite.path: missing; give the folder of your lm-eval YAML tasks"),
         (suite.source == "lm_eval" and not suite.tasks,
          "suite.tasks: empty; name at least one lm-eval task, or choose suite=none"),
     ]  # fmt: skip
+
+
+def _repeated(values: list[str], key: Callable[[str], str]) -> list[str]:
+    """The first values that have one key."""
+    groups: dict[str, list[str]] = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return next((same for same in groups.values() if len(same) > 1), [])
 
 
 def _device_checks(config: RunConfig) -> Checks:
@@ -580,6 +597,8 @@ def _explain(kind: type, name: str, error: Any) -> str:
         return f"{key}: no such setting{suggest(location[-1], allowed)}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing"
+    if error["type"] == "value_error":
+        return f"{key}: {error['input']}: {error['ctx']['error']}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
 
 

@@ -23,6 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bench.config import PositiveInt, RunConfig, checked
+from bench.metrics import Scale
 
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
@@ -311,7 +312,7 @@ class EvaluateResult:
     """The task evaluation stage on the test split."""
 
     examples: int
-    scores: dict[str, float]  # metric -> mean over examples (0..1)
+    scores: dict[str, float]  # name -> mean over the examples that have it; the first is the primary score
     heldout_loss: float | None  # test split, sum of token losses / supervised tokens
     heldout_tokens: int
     generated_tokens: int
@@ -320,6 +321,8 @@ class EvaluateResult:
     memory: list[PhaseMemory]
     spans_seconds: dict[str, float]
     environment: Environment
+    scales: dict[str, Scale] = field(default_factory=dict)  # name of a score -> its range and direction
+    unscored: dict[str, str] = field(default_factory=dict)  # metric -> on how many examples it failed, and why first
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -375,6 +378,7 @@ class Sample:
     loss: float | None  # of the reference answer, nats summed over `loss_tokens`
     loss_tokens: int
     cut_at_limit: bool
+    unscored: dict[str, str] = field(default_factory=dict)  # metric -> why it gave no score
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -414,6 +418,7 @@ class DataSummary:
     tokens_per_example_max: int
     source: str  # where it came from, for a person
     fingerprints: dict[str, str] = field(default_factory=dict)  # by split; of the test split over its texts
+    labels: list[str] | None = None  # of the metric `label`, where the training split's targets are the labels
 
 
 @dataclass(frozen=True, config=_STRICT)

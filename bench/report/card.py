@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from bench.metrics import Scale
 from bench.record import Manifest, Sample, ScoreInterval, ServedAnswer
 from bench.report.markdown import fenced
 from bench.report.markdown import line as cell
@@ -34,9 +35,13 @@ def own_scores(run: Path, form: str | None = None) -> dict[str, ScoreInterval]:
     rows: Sequence[Sample | ServedAnswer] = sweep.sample_rows.get(run.name, [])
     if form is not None:
         rows = [answer for answer in sweep.answer_rows.get(run.name, []) if answer.form == form]
+    scales = {name: scale for r in sweep.records if r.run_id == run.name and r.evaluate
+              for name, scale in r.evaluate.scales.items()}  # fmt: skip
     found: dict[str, ScoreInterval] = {}
-    for name in rows[0].scores if rows else ():
-        estimate = means([np.array([[row.scores[name] for row in rows]], dtype=float)], value_range=(0.0, 1.0)).of(0)
+    for name in dict.fromkeys(name for row in rows for name in row.scores):
+        values = [row.scores[name] for row in rows if name in row.scores]
+        bounds = scales.get(name, Scale()).bounds
+        estimate = means([np.array([values], dtype=float)], value_range=bounds).of(0)
         found[name] = ScoreInterval(estimate.mean, *estimate.interval())
     return found
 

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, MethodConfig, Metric, suggest, with_settings
+from bench.config import ConfigurationError, MethodConfig, suggest, with_settings
+from bench.metrics import METRICS
 from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
 from bench.record import Record
 from bench.stats.compare import match, speed_doubts
@@ -66,7 +67,7 @@ SPIKE_FACTOR, SPIKE_WINDOW = 3.0, 10  # a gradient norm above so many times the 
 INSTRUCTION_TASKS = ("instructions", "ifeval")  # of the regression suite
 ARMS = ("base", "base_4bit", "full", "lora", "qlora")
 # Quantities: of examples or steps; one number a run (columns of the runs frame); of these counts, which are exact.
-EXAMPLES = ("score", *(f"score_{metric}" for metric in get_args(Metric)), "test_loss", "regression_mean",
+EXAMPLES = ("score", *(f"score_{metric}" for metric in METRICS), "test_loss", "regression_mean",
             "instruction_following", "gradient_spike_share")  # fmt: skip
 AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_to_target", "cost_usd", "energy_wh")
 COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",

@@ -207,7 +207,7 @@ def _evidence(group: Group, price_usd_per_hour: float | None, seed: int) -> Evid
     if 2 * len(common) < max(map(len, seeds), default=0):  # too few to decide by: each arm by its own
         common = set[int]().union(*seeds)
     runs = [[run for run in candidates[arm] if run.seed in common or is_untrained(run)] for arm in arms]
-    known = means_of(table, runs, (0.0, 1.0))
+    known = means_of(table, runs, primary.value_range)
     if isinstance(known, str):
         return f"The scores cannot be paired: {known}."
     if known.examples < FEWEST_EXAMPLES:

@@ -460,7 +460,7 @@ def _run_row(record: Record) -> dict[str, Any]:
     if record.train:
         row |= _train_columns(record.train, record.config.hardware.price_usd_per_hour)
     if result := record.evaluate:
-        row["score"] = result.scores.get(next(iter(record.config.task.metrics), ""))
+        row["score"] = next(iter(result.scores.values()), None)
         row |= {f"score_{metric}": value for metric, value in result.scores.items()}
         row |= {"test_loss": result.heldout_loss, "test_examples": result.examples, "cut_at_limit": result.cut_at_limit}
         row["generate_tokens_per_second"] = result.generate_tokens_per_second

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.metrics import Scale
 from bench.record import KL_METRIC, Record
 from bench.stats.frames import Group, is_control, is_untrained
-from bench.stats.metrics import LOWER_IS_BETTER
 from bench.stats.paired import Floats, Means, SeedPart, means, seed_part
 
 SUITE_MEAN = "all tasks"
@@ -36,7 +36,8 @@ class Measure:
     kind: Literal["score", "loss", "regression", "divergence"]
     name: str
     higher_is_better: bool = True
-    unit: str = "score"  # score (0..1), nats/token, acc, bits_per_byte, ...
+    unit: str = "score"  # score, nats/token, acc, bits_per_byte, ...
+    value_range: tuple[float, float] = (-np.inf, np.inf)  # of one example, as the metric states it
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +83,12 @@ def measure_tables(group: Group) -> dict[Measure, Table]:
     """Every measure that the group's runs hold: scores as configured, test loss, the suite's mean, its tasks."""
     tables: dict[Measure, Table] = {}
     samples, items = group.samples, group.regression
-    configured = [name for record in group.records for name in record.config.task.metrics]
-    found = [str(name).removeprefix("score_") for name in samples if str(name).startswith("score_")]
-    for metric in dict.fromkeys([*configured, *found]):
-        if metric in found and samples[f"score_{metric}"].notna().any():
-            rows = samples.assign(value=samples[f"score_{metric}"], weight=1.0)
-            measure = Measure("score", metric, metric not in LOWER_IS_BETTER)
+    evaluated = [record.evaluate for record in group.records if record.evaluate]
+    scales = {name: result.scales.get(name, Scale()) for result in evaluated for name in result.scores}
+    for name, scale in scales.items():
+        if f"score_{name}" in samples:
+            rows = samples.assign(value=samples[f"score_{name}"], weight=1.0)
+            measure = Measure("score", name, scale.higher_is_better, value_range=scale.bounds)
             tables[measure] = _table(group, rows, "example_id")
     if len(samples):
         tokens = pd.to_numeric(samples["loss_tokens"]).where(lambda count: count > 0)

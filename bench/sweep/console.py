@@ -128,6 +128,8 @@ class Console:
         if record.evaluate:
             parts += [f"{name} {value:.3f}" for name, value in list(record.evaluate.scores.items())[:1]]
         self.say(f"{Status.OK.upper():8} {record.run_id}: {', '.join(parts)}")
+        for name, text in record.evaluate.unscored.items() if record.evaluate else ():
+            self.say(f"         {name} failed on {text}")
         if record.serve_failure is not None:
             self.say(f"         serving: {record.serve_failure.message}")
             self.say(f"         {record.serve_failure.next_step}")

@@ -8,7 +8,8 @@ Every example's answer, scores and loss are kept in `samples.jsonl.gz`, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from bench import metrics
+from bench.config import RunConfig
 from bench.identity import data_folder
 from bench.record import EvaluateResult, Sample
-from bench.stats import metrics
 from bench.worker import data, device, methods, models
 from bench.worker.device import Device
 from bench.worker.instruments.memory import Memory
@@ -43,18 +45,17 @@ def run(context: Context) -> EvaluateResult:
         prompts = [row["prompt_ids"] for row in rows]
         answers = generate(model, tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, **how)
     progress.phase("score")
-    texts, references = [answer.text for answer in answers], [row["reference"] for row in rows]
     with clock.span("score"):
-        scores = metrics.score_all(config.task.metrics, texts, references, labels=config.task.labels)
+        scored = score(config, rows, [answer.text for answer in answers])
     samples = [
-        Sample(row["example_id"], row["prompt"], row["reference"], answer.text, score, *loss, answer.cut_at_limit)
-        for row, answer, score, loss in zip(rows, answers, scores, losses, strict=True)
+        Sample(row["example_id"], row["prompt"], row["reference"], answer.text, scores, *loss, answer.cut_at_limit, bad)
+        for row, answer, scores, loss, bad in zip(rows, answers, scored.scores, losses, scored.problems, strict=True)
     ]
     write_lines(context.folder / "samples.jsonl.gz", map(asdict, samples))
     generated = sum(answer.tokens for answer in answers)
     return EvaluateResult(
         examples=len(samples),
-        scores={name: sum(s.scores[name] for s in samples) / len(samples) for name in config.task.metrics},
+        scores=metrics.means(scored.scores),
         heldout_loss=mean_loss(losses),
         heldout_tokens=sum(tokens for _, tokens in losses),
         generated_tokens=generated,
@@ -63,7 +64,29 @@ def run(context: Context) -> EvaluateResult:
         memory=list(memory.read().values()),
         spans_seconds=clock.read(),
         environment=resolved.environment(context.load.read()),
+        scales=scored.scales,
+        unscored=_unscored(samples),
     )
+
+
+def score(config: RunConfig, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> metrics.Scored:
+    """Every metric of the task on answers to prepared test examples; own metrics see each example's columns."""
+    labels = config.task.labels or data.load_prepared(data_folder(config)).summary.labels
+    examples = [
+        {**json.loads(row.get("columns") or "{}"), "labels": labels}
+        | {name: row[name] for name in ("example_id", "prompt", "reference")}
+        for row in rows
+    ]
+    return metrics.score_all(config.task.metrics, answers, [row["reference"] for row in rows], examples)
+
+
+def _unscored(samples: Sequence[Sample]) -> dict[str, str]:
+    """Metric -> on how many examples it failed, and the first of them with its reason."""
+    found: dict[str, list[str]] = {}
+    for sample in samples:
+        for name, reason in sample.unscored.items():
+            found.setdefault(name, []).append(f"{sample.example_id}: {reason}")
+    return {name: f"{len(of)} of {len(samples)} examples, first {of[0]}" for name, of in found.items()}
 
 
 def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:

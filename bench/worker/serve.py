@@ -28,6 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from bench.config import QuantizationConfig, RunConfig
 from bench.identity import data_folder, make_once, weight_files
+from bench.metrics import means
 from bench.record import (
     AdapterGeneration,
     Adapters,
@@ -39,9 +40,8 @@ from bench.record import (
     ServeResult,
     Way,
 )
-from bench.stats import metrics
 from bench.worker import data, device, methods, models
-from bench.worker.evaluate import generate
+from bench.worker.evaluate import generate, score
 from bench.worker.instruments.memory import Memory, quantization_constants, total_bytes
 from bench.worker.instruments.tokens import IGNORED
 from bench.worker.loss import SupervisedHead, example_losses, inference
@@ -298,11 +298,11 @@ def _fidelity(
                     max_new_tokens=config.task.max_new_tokens, advance=context.progress.advance,
                 )  # fmt: skip
             del model, head
-        texts, references = [a.text for a in answers], [row["reference"] for row in rows]
-        scores = metrics.score_all(config.task.metrics, texts, references, labels=config.task.labels)
+        texts = [a.text for a in answers]
+        scores = score(config, rows, texts).scores
         own = [
-            ServedAnswer(form.name, row["example_id"], text, score, nats if math.isfinite(nats) else None, tokens)
-            for row, text, score, (nats, tokens) in zip(rows, texts, scores, losses, strict=True)
+            ServedAnswer(form.name, row["example_id"], text, scored, nats if math.isfinite(nats) else None, tokens)
+            for row, text, scored, (nats, tokens) in zip(rows, texts, scores, losses, strict=True)
         ]
         ids = [a.ids for a in answers]
         found.append(_compared(own, logits, ids, reference))
@@ -351,7 +351,7 @@ def _compared(
     return Fidelity(
         form=answers[0].form,
         examples=count,
-        scores={name: sum(answer.scores[name] for answer in answers) / count for name in answers[0].scores},
+        scores=means(answer.scores for answer in answers),
         test_loss=sum(losses) / tokens if len(losses) == count else None,
         logits=None if reference is None else logit_difference(logits, reference[0]),
         equal_answers=None if reference is None else sum(a == b for a, b in zip(ids, reference[1], strict=True)),

@@ -34,14 +34,20 @@ def section(group: Group, limits: Limits | None = None) -> Section:
     metric = metric_name(group)
     untrained = dict(zip(group.arms["arm"], group.arms["untrained"].astype(bool), strict=True))
     arms = decision.arms.assign(trained=[not untrained[arm] for arm in decision.arms["arm"]])
-    asides = [*_asides(decision, metric), *warnings(group)]
+    asides = [*_asides(decision, metric), *warnings(group), *_unscored(group)]
     headline = Headline(decision.sentence, decision.sureness, decision.reason, asides)
     return Section("Answer", table=_table(arms, metric), chart=_chart(arms, metric), note=_NOTE, headline=headline)
 
 
 def metric_name(group: Group) -> str:
     """The task's first metric, by which methods are judged."""
-    return str(next((r.config.task.metrics[0] for r in group.records if r.config.task.metrics), "score"))
+    return next((name for r in group.records if r.evaluate for name in r.evaluate.scores), "score")
+
+
+def _unscored(group: Group) -> list[str]:
+    """Metrics that failed on examples; these examples are left out of every arm's mean and comparison."""
+    found = {record.run_id: record.evaluate.unscored for record in group.records if record.evaluate}
+    return [f"{name} failed in {run}: {text}." for run, failed in found.items() for name, text in failed.items()]
 
 
 def _asides(decision: Decision, metric: str) -> list[str]:
