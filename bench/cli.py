@@ -307,7 +307,7 @@ def export(given: Given) -> int:
         return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
     run = exporting.exportable(folder, own.get("form"))
     target = Path(own.get("to", Path("exports") / run.name))
-    from bench.report.card import card, own_scores  # pandas and jinja2: only when there is work
+    from bench.report.markdown import card, own_scores  # pandas and jinja2: only when there is work
 
     with console.stage(f"export {run.record.run_id}") as watch:
         scores = own_scores(run.folder, run.form)

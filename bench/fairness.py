@@ -42,6 +42,10 @@ _MEASURED = {  # requirement -> the facts of a stage's environment that it is ab
     "software": {"torch": "torch"},
     "numerics": {"compute_dtype": "compute_dtype", "attention": "attention"},
 }
+STAGES = ("train", "evaluate", "regression", "serve")
+# Above these a stage's speed is in doubt. Threads of a CPU run wait for one another: 0.13 processors taken by others
+# cost matrix products 9%; an idle machine read up to 0.06 (`python -m benchmarks.busy`). A GPU run needs few of them.
+BUSY_CORES, BUSY_SHARE_BESIDE_GPU = 0.1, 0.05
 FILE = "fairness.json"  # in results/<sweep>: what was known before the sweep ran
 _VALUE_CHARACTERS, _SETTINGS_SHOWN = 40, 4
 
@@ -291,3 +295,28 @@ def adds_in_fp32(record: Record) -> bool | None:
 def compilation(compiled: str) -> str:
     """`regional`, `off`, ...: without the reason, which changes no number."""
     return compiled.partition(":")[0].strip()
+
+
+# --- Was the machine shared with others? ---
+
+
+def disturbances(record: Record) -> dict[str, str]:
+    """Stage -> what disturbed it, as a clause; only stages that were disturbed."""
+    stages = {name: stage for name in STAGES if (stage := getattr(record, name))}
+    return {name: text for name, stage in stages.items() if (text := busy(stage.environment))}
+
+
+def busy(environment: Environment) -> str | None:
+    """What else used the machine, as a clause; None when nothing did, or nothing is known."""
+    processors = environment.cpus or environment.threads or 1
+    on_cpu = environment.device.startswith("cpu")
+    limit = BUSY_CORES if on_cpu else max(BUSY_CORES, BUSY_SHARE_BESIDE_GPU * processors)
+    others, stolen = environment.other_cpu_cores or 0.0, environment.stolen_cpu_cores or 0.0
+    clauses = []
+    if others and others + stolen > limit:
+        clauses.append(f"other processes used {others:.2f} of its {processors} processors")
+    if stolen and others + stolen > limit:
+        clauses.append(f"the hypervisor took {stolen:.2f} processors away")
+    if environment.other_gpu_processes:
+        clauses.append(f"{environment.other_gpu_processes} other process(es) computed on the GPU")
+    return " and ".join(clauses) or None

@@ -3,7 +3,7 @@
     python -m benchmarks.busy        the table of docs/fairness.md, in about two minutes
 
 The other process is no descendant, and works in slices of 20 ms. Shares alternate, so that a machine that grows slower
-meanwhile does so for all of them. `marked` is what `bench.stats.frames.busy` would say of the run.
+meanwhile does so for all of them. `marked` is what `bench.fairness.busy` would say of the run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from contextlib import contextmanager
 import torch
 from tabulate import tabulate
 
+from bench.fairness import busy
 from bench.record import Environment
-from bench.stats.frames import busy
 from bench.worker.instruments.clock import OtherLoad, open_load
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # of one processor

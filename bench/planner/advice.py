@@ -38,11 +38,9 @@ from bench.planner.memory import (
     Device,
     PlannedStep,
     Terms,
-    adapter_tensors,
-    base_parameters,
     estimate,
-    trained_parameters,
 )
+from bench.planner.tensors import adapter_tensors, base_parameters, trained_parameters
 from bench.planner.time import Duration, PlanConfig, duration
 
 COMPILE_REPAYS_FROM_STEPS = 20  # as the worker's device module has it

@@ -12,20 +12,21 @@ the resident set. docs/planner.md gives the source of every term.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import Literal, NamedTuple
 
-from bench.config import (
-    AdapterConfig,
-    ArchitectureConfig,
-    ConfigurationError,
-    MethodConfig,
-    QuantizationConfig,
-    RunConfig,
+from bench.config import ArchitectureConfig, MethodConfig, RunConfig
+from bench.planner.tensors import (
+    Linear,
+    adapted_linears,
+    adapter_tensors,
+    base_bytes,
+    base_parameters,
+    base_tensors,
+    linears,
+    optimizer_bytes,
 )
 
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp"]
@@ -44,10 +45,6 @@ CPU_PROCESS_BYTES = 545 * MIB
 CPU_COMPILER_BYTES = 110 * MIB
 CPU_MALLOC_SHARE_EAGER = 0.5
 CPU_MALLOC_SHARE_COMPILED = 0.25
-# bitsandbytes: elements of a block that share a scale, and of a block of scales; bytes of the tables of values.
-_BLOCK, _NESTED_BLOCK = 64, 256
-_CODE_4BIT, _CODE_8BIT = 16 * 4, 256 * 4
-_STATE_BLOCK, _SMALLEST_8BIT = 256, 4096  # of an 8-bit optimizer: elements a scale; smaller tensors stay in fp32
 _GATHERED_LAYERS = 2  # of cut weights: the layer that computes, and the one that is fetched meanwhile
 
 
@@ -72,134 +69,7 @@ class Terms:
 
     def by_name(self) -> dict[str, int]:
         """Term -> bytes, in the order of definition."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-# --- Parameters ---
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear layer of a decoder layer."""
-
-    name: str  # without the decoder layer's: self_attn.q_proj
-    rows: int  # output features
-    columns: int  # input features
-    bias: bool = False
-
-    @property
-    def weights(self) -> int:
-        """Elements of the matrix."""
-        return self.rows * self.columns
-
-
-def linears(a: ArchitectureConfig) -> list[Linear]:
-    """The linear layers of one decoder layer, in the order in which they compute."""
-    queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    input_bias = a.attention_bias or a.model_type == "qwen2"
-    return [
-        Linear("self_attn.q_proj", queries, a.hidden_size, input_bias),
-        Linear("self_attn.k_proj", keys, a.hidden_size, input_bias),
-        Linear("self_attn.v_proj", keys, a.hidden_size, input_bias),
-        Linear("self_attn.o_proj", a.hidden_size, queries, a.attention_bias),
-        Linear("mlp.gate_proj", a.intermediate_size, a.hidden_size, a.mlp_bias),
-        Linear("mlp.up_proj", a.intermediate_size, a.hidden_size, a.mlp_bias),
-        Linear("mlp.down_proj", a.hidden_size, a.intermediate_size, a.mlp_bias),
-    ]
-
-
-def base_tensors(a: ArchitectureConfig) -> dict[str, list[int]]:
-    """Elements of every parameter tensor of the base, by kind; a head tied to the embedding is the embedding."""
-    layers, modules = a.num_hidden_layers, linears(a)
-    head_norms = [a.head_dim] * 2 if a.model_type == "qwen3" else []
-    return {
-        "embeddings": [a.vocab_size * a.hidden_size] * (1 if a.tie_word_embeddings else 2),
-        "linear": [module.weights for module in modules] * layers,
-        "bias": [module.rows for module in modules if module.bias] * layers,
-        "norm": [a.hidden_size, a.hidden_size, *head_norms] * layers + [a.hidden_size],
-    }
-
-
-def base_parameters(architecture: ArchitectureConfig) -> dict[str, int]:
-    """Parameters of the base by kind of tensor."""
-    return {kind: sum(sizes) for kind, sizes in base_tensors(architecture).items()}
-
-
-def trained_parameters(architecture: ArchitectureConfig, method: MethodConfig) -> int:
-    """Parameters that the method trains."""
-    if method.trains == "all_weights":
-        return sum(base_parameters(architecture).values())
-    return sum(adapter_tensors(architecture, method.adapter)) if method.trains == "adapter" else 0
-
-
-def adapted_linears(architecture: ArchitectureConfig, adapter: AdapterConfig | None) -> list[Linear]:
-    """The linear layers of a decoder layer that PEFT puts an adapter on: `target_modules` as PEFT reads it.
-
-    Raises:
-        ConfigurationError: a target is none of them.
-    """
-    if adapter is None:
-        return []
-    wanted, modules = adapter.target_modules, linears(architecture)
-    if isinstance(wanted, str) and wanted.lower() == "all-linear":
-        return modules
-    if isinstance(wanted, str):  # a pattern of whole names
-        chosen = [m for m in modules if re.fullmatch(wanted, f"model.layers.0.{m.name}")]
-        unknown = [] if chosen else [wanted]
-    else:
-        chosen = [m for m in modules if any(f".{m.name}".endswith(f".{name}") for name in wanted)]
-        unknown = [name for name in wanted if not any(f".{m.name}".endswith(f".{name}") for m in modules)]
-    if unknown:
-        allowed = ", ".join(m.name.rpartition(".")[2] for m in modules)
-        message = f"no linear layer of the decoder is called {', '.join(unknown)}; the planner knows all-linear or"
-        raise ConfigurationError([f"method.adapter.target_modules: {message} {allowed}"])
-    return chosen
-
-
-def adapter_tensors(architecture: ArchitectureConfig, adapter: AdapterConfig | None) -> list[int]:
-    """Elements of every tensor of the adapter: A (rank x inputs), B (outputs x rank), with DoRA the magnitudes."""
-    sizes: list[int] = []
-    for module in adapted_linears(architecture, adapter):
-        assert adapter is not None
-        sizes += [adapter.rank * module.columns, module.rows * adapter.rank]
-        sizes += [module.rows] if adapter.use_dora else []
-    return sizes * architecture.num_hidden_layers
-
-
-# --- Bytes of tensors ---
-
-
-def base_bytes(tensors: dict[str, list[int]], quantization: QuantizationConfig | None, element: int) -> int:
-    """Bytes of the base's weights; quantized are the linear layers of the decoder alone, not head, embedding, norms."""
-    rest = element * sum(sum(sizes) for kind, sizes in tensors.items() if kind != "linear")
-    if quantization is None:
-        return rest + element * sum(tensors["linear"])
-    return rest + sum(quantized_bytes(size, quantization) for size in tensors["linear"])
-
-
-def quantized_bytes(elements: int, quantization: QuantizationConfig) -> int:
-    """Bytes of one quantized matrix with its constants (of int8 without its row scales, under 0.1%)."""
-    if quantization.scheme == "int8":
-        return elements
-    blocks = ceil(elements / _BLOCK)
-    packed = ceil(elements / 2) + _CODE_4BIT
-    if not quantization.double_quantization:
-        return packed + 4 * blocks
-    return packed + blocks + 4 * ceil(blocks / _NESTED_BLOCK) + _CODE_8BIT + 4  # 4: the offset
-
-
-def optimizer_bytes(tensors: Sequence[int], element: int, optimizer: str) -> int:
-    """Bytes of the optimizer's state for parameter tensors of so many elements, each of `element` bytes.
-
-    Paged state counts wherever it is.
-    """
-    if optimizer == "adamw":
-        return 2 * element * sum(tensors) + 4 * len(tensors)
-    if optimizer == "paged_adamw_32bit":
-        return 8 * sum(tensors)
-    return 2 * _CODE_8BIT + sum(
-        8 * size if size < _SMALLEST_8BIT else 2 * size + 2 * 4 * ceil(size / _STATE_BLOCK) for size in tensors
-    )
+        return asdict(self)
 
 
 # --- The step ---
@@ -395,11 +265,12 @@ def _shared(alone: Terms, step: PlannedStep) -> Terms:
 
 def saved_by_layer(step: PlannedStep) -> dict[str, int]:
     """Of a decoder layer behind the first one, when nothing is checkpointed."""
-    if step.compiled:
-        return _saved_by_compiled_layer(step)
     layer = _Layer(step)
-    layer.walk(residual_element(step))
-    return layer.saved
+    if step.compiled:
+        layer.saved = _saved_by_compiled_layer(step)
+    else:
+        layer.walk(residual_element(step))
+    return {name: step.batch.positions * size for name, size in layer.saved.items()} | layer.whole
 
 
 def residual_element(step: PlannedStep) -> int:
@@ -418,9 +289,10 @@ class _Layer:
     """Walks through a decoder layer, operation by operation, and notes what is kept."""
 
     def __init__(self, step: PlannedStep):
-        self._step, self._a, self._batch = step, step.architecture, step.batch
+        self._step, self._a = step, step.architecture
         self._modules = {module.name: module for module in linears(step.architecture)}
-        self.saved: dict[str, int] = {}
+        self.saved: dict[str, int] = {}  # bytes a position
+        self.whole: dict[str, int] = {}  # bytes, whatever the number of positions
 
     def walk(self, residual: int) -> int:
         """Note everything; element bytes of the residual stream that comes in, and of the one that goes out."""
@@ -430,7 +302,8 @@ class _Layer:
         if a.model_type == "qwen3":
             query = self._norm("q_norm", query, a.num_attention_heads * a.head_dim, a.num_attention_heads)
             key = self._norm("k_norm", key, a.num_key_value_heads * a.head_dim, a.num_key_value_heads)
-        mixed = self._linear("self_attn.o_proj", self._attention())
+        self.saved |= _attention(self._step)
+        mixed = self._linear("self_attn.o_proj", _Tensor("attention", self._step.compute_element))
         middle = _Tensor("residual.middle", max(residual, mixed.bytes))
         normed = self._norm("post_attention_layernorm", middle, a.hidden_size)
         gate, up = (self._linear(f"mlp.{part}_proj", normed) for part in ("gate", "up"))
@@ -439,9 +312,9 @@ class _Layer:
         down = self._linear("mlp.down_proj", _Tensor("product", max(gate.bytes, up.bytes)))
         return max(middle.bytes, down.bytes)
 
-    def _keep(self, name: str, channels: float, element: int) -> None:
+    def _keep(self, name: str, channels: int, element: int) -> None:
         """A tensor of so many channels a position; a name that is there already is the same storage."""
-        self.saved[name] = round(self._batch.positions * channels * element)
+        self.saved[name] = channels * element
 
     def _norm(self, name: str, given: _Tensor, channels: int, groups: int = 1) -> _Tensor:
         """RMS norm: computes in fp32, of each of `groups` parts of the channels."""
@@ -479,56 +352,42 @@ class _Layer:
         if adapter.use_dora:  # the branch's output and the base's, and the identity that PEFT multiplies to get B A
             self._keep(f"{module.name}.B", module.rows, compute)
             self._keep(f"{module.name}.base", module.rows, 4 if step.adds_in_fp32 else compute)
-            self.saved[f"{module.name}.identity"] = module.columns * (module.columns + adapter.rank) * compute
+            self.whole[f"{module.name}.identity"] = module.columns * (module.columns + adapter.rank) * compute
 
-    def _attention(self) -> _Tensor:
-        """Scaled dot products: a fused kernel keeps its inputs, its output and one number a row; eager the scores."""
-        step, a, compute = self._step, self._a, self._step.compute_element
-        queries, scores = a.num_attention_heads * a.head_dim, a.num_attention_heads * self._batch.length
-        keys = queries if step.repeats_keys else a.num_key_value_heads * a.head_dim
-        for name, channels in (("query", queries), ("key", keys), ("value", keys)):
-            self._keep(name, channels, compute)
-        if step.eager_attention:
-            self._keep("scores", scores, 4)
-            if compute != 4:
-                self._keep("scores.cast", scores, compute)
-        else:
-            self._keep("attention", queries, compute)
-            self._keep("logsumexp", a.num_attention_heads, 4)
-            if step.repeats_keys:
-                self._keep("mask", self._batch.length, compute)
-        return _Tensor("attention", compute)
+
+def _attention(step: PlannedStep) -> dict[str, int]:
+    """Scaled dot products: a fused kernel keeps its inputs, its output and one number a row; eager the scores."""
+    a, compute = step.architecture, step.compute_element
+    queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
+    kept_keys = queries if step.repeats_keys else keys
+    saved = {"query": queries * compute, "key": kept_keys * compute, "value": kept_keys * compute}
+    if step.eager_attention:
+        scores = a.num_attention_heads * step.batch.length
+        return saved | {"scores": 4 * scores, "scores.cast": compute * scores if compute != 4 else 0}
+    saved |= {"attention": queries * compute, "logsumexp": a.num_attention_heads * 4}
+    return saved | ({"mask": step.batch.length * compute} if step.repeats_keys else {})
 
 
 def _saved_by_compiled_layer(step: PlannedStep) -> dict[str, int]:
+    """Bytes a position."""
     a, adapter, compute = step.architecture, step.method.adapter, step.compute_element
     queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    kept_keys = queries if step.repeats_keys else keys
     reads_first = step.trains_all or any(f"self_attn.{part}_proj" in step.adapted for part in "qkv")
     reads_second = step.trains_all or any(f"mlp.{part}_proj" in step.adapted for part in ("gate", "up"))
-    per_position = {
+    saved = {
         "residual": a.hidden_size * step.weights_element,
         "residual.middle": a.hidden_size * compute,  # with an fp32 stream: the attention's output, 16-bit, instead
         "rsqrt": 2 * 4,
         "normed": (reads_first + reads_second) * a.hidden_size * compute,  # one copy for all layers that read it
-        "query": queries * compute,
-        "key": kept_keys * compute,
-        "value": kept_keys * compute,
         "attention": queries * compute,
         "gate": a.intermediate_size * compute,
         "up": a.intermediate_size * compute,
         "A": len(step.adapted) * (adapter.rank if adapter else 0) * compute,
     }
     if step.trains_all or "mlp.down_proj" in step.adapted:
-        per_position["product"] = a.intermediate_size * compute
+        saved["product"] = a.intermediate_size * compute
     if "self_attn.o_proj" in step.adapted:
-        per_position["self_attn.o_proj.input"] = queries * compute
+        saved["self_attn.o_proj.input"] = queries * compute
     if a.model_type == "qwen3":
-        per_position["head norms"] = (queries + keys) * compute + 4 * (a.num_attention_heads + a.num_key_value_heads)
-    if step.eager_attention:
-        per_position["scores"] = a.num_attention_heads * step.batch.length * (4 + compute)
-    else:
-        per_position["logsumexp"] = a.num_attention_heads * 4
-        if step.repeats_keys:
-            per_position["mask"] = step.batch.length * compute
-    return {name: step.batch.positions * size for name, size in per_position.items()}
+        saved["head norms"] = (queries + keys) * compute + 4 * (a.num_attention_heads + a.num_key_value_heads)
+    return saved | _attention(step)

@@ -15,7 +15,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.config import ArchitectureConfig, MethodConfig, PositiveInt, RunConfig
-from bench.planner.memory import Strategy, adapter_tensors, base_parameters
+from bench.planner.memory import Strategy
+from bench.planner.tensors import adapter_tensors, base_parameters
 
 Range = tuple[float, float]  # (at the high utilization, at the low one) for costs; (low, high) for speeds
 _Positive = Annotated[float, Field(gt=0)]

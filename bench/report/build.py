@@ -8,7 +8,7 @@ results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +17,8 @@ from bench.config import ConfigurationError, suggest
 from bench.identity import write_atomic
 from bench.report import html, markdown
 from bench.report.charts import image, svg
-from bench.report.section import Chapter, Report, Section, Table, anchor, percent
-from bench.report.sections import SECTIONS, answer, change, claims, environment
+from bench.report.section import Chapter, Report, Section, Table, anchor, percent, walk
+from bench.report.sections import SECTIONS, answer, claims, environment
 from bench.stats.compare import compare
 from bench.stats.decide import decide
 from bench.stats.frames import Group, Sweep, groups, load
@@ -82,7 +82,7 @@ def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None
     """The whole report as data: one chapter a group, and an overview when there are several."""
     chapters = []
     for group in found:
-        sections = [answer.section(group, limits), change.section(group, limits), *(make(group) for make in SECTIONS)]
+        sections = [answer.section(group, limits), answer.change(group, limits), *(make(group) for make in SECTIONS)]
         chapters.append(Chapter(group.name if len(found) > 1 else "", [section for section in sections if section]))
     if len(found) > 1:
         chapters.insert(0, Chapter("Overview", [_overview(found, limits)]))
@@ -109,18 +109,12 @@ def _overview(found: Sequence[Group], limits: Limits | None) -> Section:
     return Section("One answer each", table=Table(headers, rows, text_columns=4))
 
 
-def _walk(sections: Sequence[Section]) -> Iterator[Section]:
-    for section in sections:
-        yield section
-        yield from _walk(section.parts)
-
-
 def draw(folder: Path, report: Report, formats: frozenset[str]) -> dict[int, str]:
     """Write every chart; `id` of a chart -> path of its SVG, relative to the report."""
     (folder / "plots").mkdir(exist_ok=True)
     images: dict[int, str] = {}
     for chapter in report.chapters:
-        for chart in [section.chart for section in _walk(chapter.sections) if section.chart]:
+        for chart in [section.chart for section in walk(chapter.sections) if section.chart]:
             name = anchor(f"{chapter.title} {chart.name}".strip(), (Path(path).stem for path in images.values()))
             images[id(chart)] = f"plots/{name}.svg"
             write_atomic(folder / "plots" / f"{name}.svg", svg(chart))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal
 
 import altair as alt
@@ -70,13 +71,11 @@ def specification(chart: Chart) -> dict[str, Any]:
     with alt.data_transformers.enable("default", max_rows=None):
         spec: dict[str, Any] = drawn.to_dict()
     for rows in spec.get("datasets", {}).values():
-        rows[:] = [{name: _short(value) for name, value in row.items() if not pd.isna(value)} for row in rows]
+        rows[:] = [  # five digits are more than a chart shows
+            {name: float(f"{value:.5g}") if isinstance(value, float) else value
+             for name, value in row.items() if not pd.isna(value)} for row in rows
+        ]  # fmt: skip
     return spec
-
-
-def _short(value: Any) -> Any:
-    """Five digits are more than a chart shows."""
-    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _for_image(chart: Chart) -> dict[str, Any]:
@@ -99,25 +98,19 @@ def image(chart: Chart, kind: Literal["png", "pdf"]) -> bytes:
 def look(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Arm -> (colour, shape). The four known methods keep theirs, whatever else is shown."""
     others = [arm for arm in arms if arm not in _COLOURS]
-    return {
-        arm: (
-            _COLOURS.get(arm) or _MORE_COLOURS[others.index(arm) % len(_MORE_COLOURS)],
-            _SHAPES.get(arm) or _MORE_SHAPES[others.index(arm) % len(_MORE_SHAPES)],
-        )
-        for arm in arms
-    }
+    more = dict(zip(others, zip(cycle(_MORE_COLOURS), cycle(_MORE_SHAPES), strict=False), strict=False))
+    return {arm: more.get(arm) or (_COLOURS[arm], _SHAPES[arm]) for arm in arms}
 
 
-def _colour(arms: Sequence[str], data: pd.DataFrame, *, legend: bool = True) -> alt.Color:
+def _looks(arms: Sequence[str], data: pd.DataFrame) -> tuple[alt.Color, alt.Shape]:
+    """Colour and shape by arm, with a legend of the arms that the data hold."""
     shown = [arm for arm in arms if arm in set(data["arm"])]
-    scale = alt.Scale(domain=shown, range=[look(arms)[arm][0] for arm in shown])
-    return alt.Color("arm:N", scale=scale, legend=_legend(shown) if legend else None)
-
-
-def _shape(arms: Sequence[str], data: pd.DataFrame, *, legend: bool = True) -> alt.Shape:
-    shown = [arm for arm in arms if arm in set(data["arm"])]
-    scale = alt.Scale(domain=shown, range=[look(arms)[arm][1] for arm in shown])
-    return alt.Shape("arm:N", scale=scale, legend=_legend(shown) if legend else None)
+    colours, shapes = zip(*map(look(arms).__getitem__, shown), strict=True) if shown else ((), ())
+    legend = _legend(shown)
+    return (
+        alt.Color("arm:N", scale=alt.Scale(domain=shown, range=list(colours)), legend=legend),
+        alt.Shape("arm:N", scale=alt.Scale(domain=shown, range=list(shapes)), legend=legend),
+    )
 
 
 def _legend(names: Sequence[str]) -> alt.Legend:
@@ -153,7 +146,7 @@ def quality_chart(points: pd.DataFrame, score: str, costs: Sequence[str]) -> Dra
         points: arm, score, low, high, trained (bool), chosen ("yes" or "no") and the columns `costs`.
     """
     arms, title = list(points["arm"]), f"{score}, 95% interval"
-    against, colour = _choice("against", "against", costs), _colour(arms, points)
+    against, (colour, shape) = _choice("against", "against", costs), _looks(arms, points)
     described = _tooltips({"arm": "", "score": ".3f", "low": ".3f", "high": ".3f"} | dict.fromkeys(costs, ".2f"))
     x = alt.X("x:Q", title=None, scale=alt.Scale(zero=True, nice=True))
     lowest, highest = float(points["low"].min()), float(points["high"].max())
@@ -166,7 +159,7 @@ def quality_chart(points: pd.DataFrame, score: str, costs: Sequence[str]) -> Dra
     layers = [
         dots.mark_rule(strokeWidth=2).encode(x=x, y=low, y2="high:Q", color=colour),
         dots.mark_point(size=110, filled=True, opacity=1).encode(
-            x=x, y=y, color=colour, shape=_shape(arms, points), tooltip=described
+            x=x, y=y, color=colour, shape=shape, tooltip=described
         ),
     ]
     if len(chosen):
@@ -191,7 +184,7 @@ def sureness_chart(answers: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     every = alt.Chart(answers).transform_filter("datum.limit == limit")
     x = alt.X("start:Q", title=None, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False))
     y = alt.Y("sureness:Q", title="how sure", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=4))
-    colour = _colour(named, answers)
+    colour, _ = _looks(named, answers)
     described = _tooltips({"arm": "", "sureness": ".0%", "start": ".3~g", "end": ".3~g"})
     areas = every.mark_rect(opacity=0.28).encode(x=x, x2="end:Q", y=y, y2=alt.datum(0), color=colour, tooltip=described)
     lines = every.mark_rule(strokeWidth=3).encode(x=x, x2="end:Q", y=y, color=colour, tooltip=described)
@@ -229,7 +222,7 @@ def loss_chart(curves: pd.DataFrame, arms: Sequence[str], target: float | None =
         target: a held-out loss, drawn as a dashed line.
     """
     by, shown = _choice("by", "by", CURVE_AXES), alt.selection_point(fields=["arm"], bind="legend", name="shown")
-    colour, shape = _colour(arms, curves), _shape(arms, curves)
+    colour, shape = _looks(arms, curves)
     x = alt.X("x:Q", title=None, scale=alt.Scale(zero=False, nice=False))
     y, low = (alt.Y(f"{name}:Q", title="loss, nats per token", scale=alt.Scale(zero=False)) for name in ("loss", "low"))
     described = _tooltips({"arm": "", "kind": "", "loss": ".3f", "low": ".3f", "high": ".3f"})
@@ -323,7 +316,7 @@ def step_time_chart(seconds: pd.DataFrame, arms: Sequence[str]) -> Drawing:
         seconds: arm, p10, p25, median, p75, p90, p99 (seconds), timed steps; one row an arm.
     """
     every, title = alt.Chart(seconds), "seconds an optimizer step"
-    y, colour = alt.Y("arm:N", sort=list(arms), title=None), _colour(arms, seconds, legend=False)
+    y, colour = alt.Y("arm:N", sort=list(arms), title=None), _looks(arms, seconds)[0].legend(None)
     described = _tooltips({"arm": ""} | dict.fromkeys(("p10", "p25", "median", "p75", "p90", "p99"), ".4~g"))
     whole, quartiles, median = (alt.X(f"{name}:Q", title=title) for name in ("p10", "p25", "median"))
     diamonds = every.mark_point(shape="diamond", size=80, filled=True, opacity=1, color=INK)
@@ -341,7 +334,7 @@ def rates_chart(trials: pd.DataFrame, arms: Sequence[str]) -> Drawing:
         trials: arm, learning rate, loss, ended ("yes", or why not), chosen ("yes" or "no").
     """
     ended = trials["ended"] == "yes"
-    colour, shape = _colour(arms, trials), _shape(arms, trials)
+    colour, shape = _looks(arms, trials)
     x = alt.X("learning rate:Q", scale=alt.Scale(type="log", nice=False, padding=20), axis=alt.Axis(format=".0e"))
     y = alt.Y("loss:Q", title="held-out loss, nats per token", scale=alt.Scale(zero=False))
     described = _tooltips({"arm": "", "learning rate": ".2~e", "loss": ".3f", "ended": "", "chosen": ""})
@@ -372,34 +365,30 @@ def latency_chart(latencies: pd.DataFrame, arms: Sequence[str]) -> Drawing:
         .transform_filter("datum.requests == requests")
         .transform_calculate(median="datum[clock]", low="datum['low ' + clock]", high="datum['high ' + clock]")
     )
-    y, colour = alt.Y("name:N", sort=names, title=None), _colour(arms, latencies)
+    y, (colour, shape) = alt.Y("name:N", sort=names, title=None), _looks(arms, latencies)
     x = alt.X("median:Q", title=None, scale=alt.Scale(zero=True))
     described = _tooltips({"name": "", "requests": "", "median": ".3f", "low": ".3f", "high": ".3f"})
     rules = every.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q", y=y, color=colour)
     points = every.mark_point(size=90, filled=True, opacity=1).encode(
-        x=x, y=y, color=colour, shape=_shape(arms, latencies), tooltip=described
+        x=x, y=y, color=colour, shape=shape, tooltip=described
     )
     drawn = alt.layer(rules, points).add_params(requests, clock)
     return drawn.properties(height=ROW * len(names), title=_chosen_title(clock))
 
 
 def adapters_chart(many: pd.DataFrame, arms: Sequence[str]) -> Drawing:
-    """Tokens a second, or memory, against the number of adapters on one base.
+    """Generated tokens a second against the number of adapters on one base.
 
     Args:
-        many: arm, quantity ("generated tokens/s" or "memory, GiB"), way (how it is done), adapters, value.
+        many: arm, way (how requests for several adapters are answered), adapters, tokens/s.
     """
-    quantity = _choice("quantity", "show", list(dict.fromkeys(many["quantity"])))
-    ways = list(dict.fromkeys(many["way"]))
+    ways, (colour, shape) = list(dict.fromkeys(many["way"])), _looks(arms, many)
     dashes = alt.StrokeDash("way:N", legend=alt.Legend(columns=1, symbolStrokeColor=INK, orient="bottom"), sort=ways)
-    every = alt.Chart(many).transform_filter("datum.quantity == quantity")
     scale = alt.Scale(type="log", base=2)
     x = alt.X("adapters:Q", title="adapters on one base", scale=scale, axis=alt.Axis(format="d"))
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=True))
-    described = _tooltips({"arm": "", "way": "", "adapters": "d", "value": ".4~g"})
-    lines = every.mark_line(strokeWidth=2).encode(x=x, y=y, color=_colour(arms, many), strokeDash=dashes)
-    points = every.mark_point(size=60, filled=True, opacity=1).encode(
-        x=x, y=y, color=_colour(arms, many), shape=_shape(arms, many), tooltip=described
-    )
-    title = alt.Title(text=alt.ExprRef("quantity"), orient="top", anchor="start")
-    return alt.layer(lines, points).add_params(quantity).properties(height=HEIGHT, title=title)
+    y = alt.Y("tokens/s:Q", title="generated tokens/s", scale=alt.Scale(zero=True))
+    described = _tooltips({"arm": "", "way": "", "adapters": "d", "tokens/s": ".4~g"})
+    every = alt.Chart(many).encode(x=x, y=y, color=colour)
+    lines = every.mark_line(strokeWidth=2).encode(strokeDash=dashes)
+    points = every.mark_point(size=60, filled=True, opacity=1).encode(shape=shape, tooltip=described)
+    return alt.layer(lines, points).properties(height=HEIGHT)

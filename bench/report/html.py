@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -22,7 +22,7 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from bench.report.charts import VEGA_LITE, Chart, specification
-from bench.report.section import Examples, Report, Section, Table, anchor, number, printable, shortened
+from bench.report.section import Examples, Report, Section, Table, anchor, number, printable, shortened, walk
 
 LIMIT_BYTES = 5_000_000
 _DATA_ROWS = 60  # of the table below a chart
@@ -46,16 +46,10 @@ def page(report: Report) -> str:
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
     facts = {"report": report, "anchors": _anchors(report), "scripts": scripts, "hashes": Markup(" ".join(hashes))}
     template = environment.get_template("page.html.j2")
-    browsers = [section.examples for section in _walk(sections) if section.examples]
+    browsers = [section.examples for section in walk(sections) if section.examples]
     empty = len(template.render(**facts, browsers={id(b): ("", 0) for b in browsers}).encode())
     room = (LIMIT_BYTES - empty) // max(1, len(browsers)) - 1000
     return template.render(**facts, browsers={id(b): _within(b, room) for b in browsers}).lstrip()
-
-
-def _walk(sections: Sequence[Section]) -> Iterator[Section]:
-    for section in sections:
-        yield section
-        yield from _walk(section.parts)
 
 
 def _anchors(report: Report) -> dict[int, str]:
@@ -74,7 +68,7 @@ def _scripts(sections: Sequence[Section]) -> list[Markup]:
         Markup(resources.files("bench.report").joinpath("templates", name).read_text("utf-8"))
         for name in ("page.js", "examples.js")
     ]
-    if not any(section.chart for section in _walk(sections)):
+    if not any(section.chart for section in walk(sections)):
         return own
     return [_vega(), *own]
 

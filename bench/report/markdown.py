@@ -1,7 +1,13 @@
-"""A report as Markdown: what GitHub and an editor show. Every text is escaped; a code block can't be ended from inside.
+"""A report as Markdown, and the card of an exported adapter or model: what GitHub, a hub and an editor show.
+
+Every text is escaped; a code block can't be ended from inside. The metadata on top of a card are those that model hubs
+read (`huggingface_hub.ModelCardData`); its text is a template.
 
 >>> render(report, {"memory": "plots/memory.svg"}).splitlines()[0]
 '# Fine-tuning report: reference'
+>>> print(card(manifest))
+---
+base_model: ...
 """
 
 from __future__ import annotations
@@ -9,8 +15,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
+import jinja2
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from bench.metrics import Scale
+from bench.record import Manifest, Sample, ScoreInterval, ServedAnswer
 from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent, printable, shortened
+from bench.stats.frames import load
+from bench.stats.paired import means
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w))")
 _EXAMPLES, _PROMPT_CHARACTERS, _ANSWER_CHARACTERS = 4, 500, 600
@@ -92,3 +107,64 @@ def fenced(text: str, language: str = "text") -> str:
     """A code block whose fence is longer than any run of backticks inside."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return f"{fence}{language}\n{printable(text).rstrip()}\n{fence}"
+
+
+# --- The card of an export ---
+
+
+def own_scores(run: Path, form: str | None = None) -> dict[str, ScoreInterval]:
+    """A run's own scores by metric, with their 95% intervals over the test examples.
+
+    Args:
+        form: of serving; None: the run as it was evaluated.
+    """
+    sweep = load(run.parent)
+    rows: Sequence[Sample | ServedAnswer] = sweep.sample_rows.get(run.name, [])
+    if form is not None:
+        rows = [answer for answer in sweep.answer_rows.get(run.name, []) if answer.form == form]
+    scales = {name: scale for r in sweep.records if r.run_id == run.name and r.evaluate
+              for name, scale in r.evaluate.scales.items()}  # fmt: skip
+    found: dict[str, ScoreInterval] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.scores):
+        values = [row.scores[name] for row in rows if name in row.scores]
+        bounds = scales.get(name, Scale()).bounds
+        estimate = means([np.array([values], dtype=float)], value_range=bounds).of(0)
+        found[name] = ScoreInterval(estimate.mean, *estimate.interval())
+    return found
+
+
+def card(manifest: Manifest) -> str:
+    """The whole text of the card."""
+    loader = jinja2.PackageLoader("bench.report")
+    environment = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"cell": line, "fenced": fenced}
+    text = environment.get_template("card.md.j2").render(manifest=manifest, method=manifest.config.method)
+    content = f"---\n{_metadata(manifest).to_yaml()}\n---\n\n{text}"
+    return str(ModelCard(re.sub(r"\n{3,}", "\n\n", content)))
+
+
+def _metadata(manifest: Manifest) -> ModelCardData:
+    task, on_hub = manifest.config.task, manifest.base.source == "hub"
+    dataset = task.hub_dataset
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset or task.name,
+            dataset_name=task.name,
+            dataset_split="test",
+            metric_type=name,
+            metric_name=f"{name}, 95% interval {score.low:.3f} to {score.high:.3f}",
+            metric_value=round(score.value, 6),
+        )
+        for name, score in manifest.evaluated.scores.items()
+    ]
+    return ModelCardData(
+        base_model=manifest.base.location if on_hub else None,
+        library_name="peft" if manifest.kind == "adapter" else "transformers",
+        license=manifest.license,
+        datasets=dataset,
+        pipeline_tag="text-generation",
+        tags=[manifest.config.method.name, "sft", *(["lora"] if manifest.kind == "adapter" else [])],
+        model_name=manifest.run_id,
+        eval_results=results,
+    )

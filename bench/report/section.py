@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,13 @@ class Section:
     parts: Sequence[Section] = ()
     headline: Headline | None = None
     examples: Examples | None = None
+
+
+def walk(sections: Iterable[Section]) -> Iterator[Section]:
+    """The sections, each followed by its parts."""
+    for section in sections:
+        yield section
+        yield from walk(section.parts)
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,21 @@ def table_of(frame: pd.DataFrame, columns: Sequence[tuple[str, str, Callable[[An
     shown = [column for column in columns if column[1] in frame and frame[column[1]].notna().any()]
     texts = [[write(value) for value in frame[name]] for _, name, write in shown]
     return Table([header for header, *_ in shown], list(zip(*texts, strict=True)), **options)
+
+
+def seeds_table(runs: pd.DataFrame, columns: Sequence[tuple[str, str, int, float]]) -> Table:
+    """A table with one row an arm, over its seeds; columns of which nothing is known are left out.
+
+    Args:
+        runs: one row a run of an arm.
+        columns: (header, column of the frame, decimals, factor).
+    """
+    shown = [column for column in columns if column[1] in runs and runs[column[1]].notna().any()]
+    rows = [
+        [str(arm), *(over_seeds(found[name], digits, scale) for _, name, digits, scale in shown)]
+        for arm, found in runs.groupby("arm", sort=False)
+    ]
+    return Table(["method", *(header for header, *_ in shown)], rows)
 
 
 def joined(words: Sequence[str], last: str = "and") -> str:

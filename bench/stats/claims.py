@@ -32,60 +32,43 @@ number.
 from __future__ import annotations
 
 import ast
-import itertools
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, MethodConfig, suggest, with_settings
-from bench.metrics import METRICS
+from bench.config import ConfigurationError, suggest, with_settings
 from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
-from bench.record import Record
-from bench.stats.compare import match, speed_doubts
-from bench.stats.curves import reach_frame
-from bench.stats.decide import DRAWS, amount_draws
-from bench.stats.frames import Group, family, is_control, is_untrained
-from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
-from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, means
-from bench.stats.rates import best_of_rates, optimum_cell, optimum_draws, tried
-from bench.stats.serving import SERVED, NotMeasuredError, served_draws
+from bench.stats.decide import DRAWS
+from bench.stats.frames import Group
+from bench.stats.paired import Floats
+from bench.stats.quantities import (
+    ARMS,
+    COUNTS,
+    QUANTITIES,
+    SETTINGS,
+    Arm,
+    Drawn,
+    Need,
+    NotMeasuredError,
+    best_rate,
+    drawn,
+    sets,
+)
 
 CLAIMS_FOLDER = CONFIG_FOLDER / "claims"
 HOLDS, FAILS = 0.95, 0.05  # shares of the draws
-SAME = 0.05  # arms agree in a quantity that differs by less
-SPIKE_FACTOR, SPIKE_WINDOW = 3.0, 10  # a gradient norm above so many times the median of so many steps before
-INSTRUCTION_TASKS = ("instructions", "ifeval")  # of the regression suite
-ARMS = ("base", "base_4bit", "full", "lora", "qlora")
-# Quantities: of examples or steps; one number a run (columns of the runs frame); of these counts, which are exact.
-EXAMPLES = ("score", *(f"score_{metric}" for metric in METRICS), "test_loss", "regression_mean",
-            "instruction_following", "gradient_spike_share")  # fmt: skip
-AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_to_target", "cost_usd", "energy_wh")
-COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",
-          "weights_bytes", "gradients_bytes", "optimizer_bytes")  # fmt: skip
-QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, "best_learning_rate")
-_SETTINGS = {"rank": "adapter.rank", "target_modules": "adapter.target_modules", "scheme": "quantization.scheme",
-             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype"}  # fmt: skip
-_PUBLISHED = {"adapter.use_dora": False, "adapter.use_rslora": False, "adapter.init": "default"}  # LoRA, not a variant
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-}  # fmt: skip
 _STRICT = ConfigDict(extra="forbid")
 Word = Literal["holds", "does not hold", "not settled", "not tested"]
-Need = tuple[str, "Arm"]  # a quantity of an arm
-Drawn = tuple[float, Floats, str]  # its value, its draws, what they rest on
-Runs = dict["Arm", list[Record]]
-Formula = Callable[[Mapping[Need, Any]], Any]
 
 
 # --- Reading ---
@@ -112,18 +95,6 @@ class ClaimFile:
 
     source: str  # its title, as a person would look it up
     claims: list[Claim]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Runs by what is trained and how the base is kept, and by settings: (name, value); a pair of ends is a range."""
-
-    family: str
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    def __str__(self) -> str:
-        asked = ", ".join(f"{name}={list(v) if isinstance(v, tuple) else v}" for name, v in self.settings)
-        return f"{self.family}({asked})" if asked else self.family
 
 
 def read_claims(folder: Path = CLAIMS_FOLDER) -> list[Claim]:
@@ -182,14 +153,19 @@ class Check:
     """A comparison of one expression with numbers.
 
     Attributes:
-        needs: the quantities of arms that the expression is made of.
-        value, truth: the expression, and whether the comparison is true, from needs -> numbers or arrays.
+        needs: name in the expression -> the quantity of an arm that it stands for.
+        expression, comparison: of these names, as pandas evaluates them.
     """
 
     text: str
-    needs: tuple[Need, ...]
-    value: Formula
-    truth: Formula
+    needs: dict[str, Need]
+    expression: str
+    comparison: str
+
+    def evaluate(self, known: Mapping[Need, Any]) -> tuple[Floats, NDArray[np.bool_]]:
+        """The expression, and whether the comparison is true, by draw; from arrays of one length."""
+        frame = pd.DataFrame({name: known[need] for name, need in self.needs.items()})
+        return np.asarray(frame.eval(self.expression)), np.asarray(frame.eval(self.comparison))
 
 
 @lru_cache(maxsize=256)
@@ -203,58 +179,49 @@ def parse(text: str) -> Check:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError:
         raise ValueError("not an expression, such as 0.3 <= score(qlora) / score(lora) <= 0.5") from None
-    if not isinstance(tree, ast.Compare) or not all(type(op) in _OPERATORS for op in tree.ops):
+    if not isinstance(tree, ast.Compare) or not all(
+        isinstance(o, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for o in tree.ops
+    ):
         raise ValueError("a check compares an expression with numbers by <, <=, > or >=")
-    needs: list[list[Need]] = [[] for _ in (tree.left, *tree.comparators)]
-    sides = [_formula(side, found) for side, found in zip((tree.left, *tree.comparators), needs, strict=True)]
-    varying = [place for place, found in enumerate(needs) if found]
+    reader = _Arithmetic()
+    sides = [reader.visit(side) for side in (tree.left, *tree.comparators)]
+    varying = [side for side in sides if any(isinstance(node, ast.Name) for node in ast.walk(side))]
     if len(varying) != 1:
         raise ValueError(f"{len(varying)} sides of the comparison name arms; exactly one may, beside plain numbers")
-    compared = [_OPERATORS[type(op)] for op in tree.ops]
-
-    def truth(known: Mapping[Need, Any]) -> Any:
-        values = [side(known) for side in sides]
-        return reduce(operator.and_, map(lambda op, a, b: op(a, b), compared, values, values[1:]))
-
-    return Check(text, tuple(dict.fromkeys(needs[varying[0]])), sides[varying[0]], truth)
+    comparison = ast.Compare(sides[0], tree.ops, sides[1:])
+    return Check(text, reader.needs, ast.unparse(varying[0]), ast.unparse(comparison))
 
 
-def _formula(node: ast.expr, needs: list[Need]) -> Formula:
-    """An expression as a function of what it needs, which is added to `needs`."""
-    match node:
-        case ast.Constant(value=int() | float() as number):
-            return lambda known: number
-        case ast.UnaryOp(op=ast.USub(), operand=inner):
-            negated = _formula(inner, needs)
-            return lambda known: -negated(known)
-        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() as op):
-            left, right, calculate = _formula(node.left, needs), _formula(node.right, needs), _OPERATORS[type(op)]
-            return lambda known: calculate(left(known), right(known))
-        case ast.Call(func=ast.Name(id=name), args=[ast.Name(id=family)], keywords=[]):
-            need = name, _arm(name, family, [])
-        case ast.Call(
-            func=ast.Name(id=name), args=[ast.Call(func=ast.Name(id=family), args=[], keywords=asked)], keywords=[]
-        ):
-            need = name, _arm(name, family, asked)
-        case _:
-            raise ValueError(f"{ast.unparse(node)!r} is not allowed; use numbers, + - * / and quantity(arm)")
-    needs.append(need)
-    return lambda known: known[need]
+class _Arithmetic(ast.NodeTransformer):
+    """Puts a name in the place of every quantity(arm) and refuses all but arithmetic."""
+
+    def __init__(self) -> None:
+        self.needs: dict[str, Need] = {}
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        match node:
+            case ast.Call(ast.Name(quantity), [ast.Name(family)], []):
+                need = quantity, _arm(quantity, family, [])
+            case ast.Call(ast.Name(quantity), [ast.Call(ast.Name(family), [], asked)], []):
+                need = quantity, _arm(quantity, family, asked)
+            case ast.Constant(int() | float()) | ast.UnaryOp(ast.USub()) | ast.USub() | ast.operator():
+                return super().generic_visit(node)
+            case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div()):
+                return super().generic_visit(node)
+            case _:
+                raise ValueError(f"{ast.unparse(node)!r} is not allowed; use numbers, + - * / and quantity(arm)")
+        name = next((name for name, other in self.needs.items() if other == need), f"q{len(self.needs)}")
+        self.needs[name] = need
+        return ast.Name(name, ast.Load())
 
 
 def _arm(quantity: str, family: str, asked: Sequence[ast.keyword]) -> Arm:
-    names = [str(keyword.arg) for keyword in asked]
-    found = [
-        ("quantity", quantity, QUANTITIES),
-        ("arm", family, ARMS),
-        *(("setting", n, tuple(_SETTINGS)) for n in names),
-    ]
-    for word, given, allowed in found:
+    named = [("quantity", quantity, QUANTITIES), ("arm", family, ARMS)]
+    for word, given, allowed in [*named, *(("setting", str(keyword.arg), tuple(SETTINGS)) for keyword in asked)]:
         if given not in allowed:
             raise ValueError(f"no {word} {given!r}{suggest(given, list(allowed))}")
-    values = [ast.literal_eval(keyword.value) for keyword in asked]
-    frozen = [tuple(value) if isinstance(value, list) else value for value in values]
-    return Arm(family, tuple(zip(names, frozen, strict=True)))
+    values = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in asked]
+    return Arm(family, tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in values))
 
 
 # --- Judging ---
@@ -350,197 +317,34 @@ def _unmet(claim: Claim, group: Group) -> str:
 
 def _by_runs(group: Group, check: Check, claim: Claim, rng: np.random.Generator) -> list[Part]:
     """The check on every set of arms that it is about."""
-    arms = list(dict.fromkeys(arm for _, arm in check.needs))
-    names = list(dict.fromkeys(name for name, _ in check.needs))
+    needs = check.needs.values()
+    arms, names = list(dict.fromkeys(arm for _, arm in needs)), list(dict.fromkeys(name for name, _ in needs))
     found: list[Part] = []
     try:
         if "best_learning_rate" in names:
-            known = {("best_learning_rate", arm): _best_rate(group, arm, rng) for arm in arms}
+            known = {("best_learning_rate", arm): best_rate(group, arm, rng) for arm in arms}
             return [_judged(check, tuple(map(str, arms)), known)]
-        for labels, runs in _sets(group, arms, claim.at_equal):
+        for labels, runs in sets(group, arms, claim.at_equal):
             known = {}
             for name in names:
-                wanted = [arm for arm in arms if (name, arm) in check.needs]
-                drawn = _drawn(group, name, [runs[arm] for arm in wanted], rng, claim.at_equal)
-                known |= {(name, arm): one for arm, one in zip(wanted, drawn, strict=True)}
+                wanted = [arm for arm in arms if (name, arm) in needs]
+                found_draws = drawn(group, name, [runs[arm] for arm in wanted], rng, claim.at_equal)
+                known |= {(name, arm): one for arm, one in zip(wanted, found_draws, strict=True)}
             found.append(_judged(check, labels, known))
     except NotMeasuredError as error:
         found.append(Part(check.text, tuple(map(str, arms)), basis=str(error)))
     return found
 
 
-def _best_rate(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
-    searches = tried(_matching(group, arm, searched=True), group.sweep.tunings)
-    if len(searches) != 1:
-        raise NotMeasuredError(f"{len(searches) or 'no'} searches of the learning rate of {arm}")
-    losses = searches[0]
-    return optimum_cell(losses)[0], optimum_draws(losses, rng, DRAWS), f"{len(losses)} rates tried with {arm}"
-
-
 def _judged(check: Check, arms: tuple[str, ...], known: Mapping[Need, Drawn]) -> Part:
-    sampled = {need: values for need, (_, values, _) in known.items()}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(check.value({need: np.float64(one) for need, (one, _, _) in known.items()}))
-        low, high = np.nanquantile(np.broadcast_to(check.value(sampled), DRAWS), (0.025, 0.975))
-        truth = np.broadcast_to(check.truth(sampled), DRAWS)
     basis = "; ".join(dict.fromkeys(basis for _, _, basis in known.values()))
+    value = float(check.evaluate({need: [one] for need, (one, _, _) in known.items()})[0][0])
     if not np.isfinite(value):
         return Part(check.text, arms, basis=f"it would divide by 0 ({basis})")
+    values, truth = check.evaluate({need: sampled for need, (_, sampled, _) in known.items()})
+    with np.errstate(invalid="ignore"):  # between two infinite draws
+        low, high = np.nanquantile(values, (0.025, 0.975))
     return Part(check.text, arms, value, float(low), float(high), float(truth.mean()), basis, truth)
-
-
-def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, list[Record]]:
-    """The group's arms that are meant; of those that differ in the learning rate alone the best, unless `searched`.
-
-    Of several, those called after the family itself are meant: `full` before `full_bf16`.
-    """
-    found = {name: runs for name, runs in group.by_arm.items() if _fits(arm, runs[0])}
-    plain = {name: runs for name, runs in found.items() if runs[0].method == arm.family} or found
-    if not plain:
-        raise NotMeasuredError(f"no finished run of {arm}")
-    return plain if searched else best_of_rates(plain)
-
-
-def _fits(arm: Arm, record: Record) -> bool:
-    method = record.config.method
-    if family(record) != arm.family or is_control(record):
-        return False
-    published = all(_setting(method, path) in (None, usual) for path, usual in _PUBLISHED.items())
-    return published and all(_equal(wanted, _setting(method, _SETTINGS[name])) for name, wanted in arm.settings)
-
-
-def _setting(method: MethodConfig, path: str) -> Any:
-    """A setting of the method by its dotted path; None where the method has no such part."""
-    found: Any = method
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found
-
-
-def _equal(wanted: Any, given: Any) -> bool:
-    if isinstance(wanted, tuple) and not any(isinstance(end, str) for end in wanted):  # a range
-        low, high = wanted
-        return given is not None and (low is None or given >= low) and (high is None or given <= high)
-    return sorted(wanted) == sorted(given) if isinstance(given, list) else bool(wanted == given)
-
-
-def _sets(group: Group, arms: Sequence[Arm], at_equal: str | None) -> list[tuple[tuple[str, ...], Runs]]:
-    """Arms that differ in what the claim names and in the learning rate alone, with their runs matched by seed."""
-    meant = [_matching(group, arm) for arm in arms]
-    free = {name for arm in arms for name, _ in arm.settings}
-    free |= {"alpha"} if "rank" in free else set()
-    found: list[tuple[tuple[str, ...], Runs]] = []
-    reasons: dict[str, None] = {}
-    for names in itertools.product(*meant):
-        runs = [of_arm[name] for of_arm, name in zip(meant, names, strict=True)]
-        if len(set(names)) < len(names) or not _alike(group, [of_arm[0] for of_arm in runs], free, at_equal):
-            continue
-        first = min(range(len(runs)), key=lambda place: is_untrained(runs[place][0]))
-        for place in set(range(len(runs))) - {first}:  # an untrained run is the partner of every seed
-            matching = match(group, names[first], names[place])
-            reasons |= dict.fromkeys(str(reason) for _, reason in matching.refused)
-            runs[first] = [left for left, _ in matching.pairs if left in runs[first]]
-            runs[place] = list({right.run_id: right for _, right in matching.pairs}.values())
-        if all(runs):
-            found.append((names, dict(zip(arms, runs, strict=True))))
-    if not found:
-        who, equal = " and ".join(map(str, arms)), f" and in {at_equal}" if at_equal else ""
-        refused = f"{who} may not be compared: {'; '.join(reasons)}"
-        raise NotMeasuredError(refused if reasons else f"no runs of {who} agree in all other settings{equal}")
-    return found
-
-
-def _alike(group: Group, records: Sequence[Record], free: set[str], at_equal: str | None) -> bool:
-    """Whether parts that several methods have (adapter, quantization) agree but for `free`, and what must be equal."""
-    for part in ("adapter", "quantization"):
-        present = [vars(found) for record in records if (found := getattr(record.config.method, part))]
-        if any(of_one[k] != present[0][k] for of_one in present for k in of_one if k not in free):
-            return False
-    if at_equal == "memory_budget_gib":
-        fitted = all(r.config.train.micro_batch == "auto" for r in records)
-        return fitted and len({r.config.hardware.memory_budget_gib for r in records}) == 1
-    if at_equal is None:
-        return True
-    values = [_column(group, at_equal).get(record.run_id, np.nan) for record in records]
-    return max(values) - min(values) <= SAME * max(values)
-
-
-def _column(group: Group, name: str) -> dict[str, float]:
-    """run_id -> its value in the runs frame, or in that of the target loss, where it is known."""
-    target = name == "seconds_to_target"
-    frame = (reach_frame(group) if target else group.runs).set_index("run_id")
-    known = frame.get("seconds" if target else name, pd.Series(dtype=float)).dropna()
-    return {str(run_id): float(value) for run_id, value in known.items()}
-
-
-def _drawn(
-    group: Group, name: str, arms: Sequence[list[Record]], rng: np.random.Generator, at_equal: str | None
-) -> list[Drawn]:
-    """A quantity of several arms, given by their runs: drawn jointly."""
-    seeds = max(map(len, arms))
-    runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    if name in SERVED:
-        return [served_draws(name, of_arm, rng, DRAWS) for of_arm in arms]
-    if name in EXAMPLES:
-        known = _spikes(group, arms) if name == "gradient_spike_share" else _examples(group, name, arms)
-        if known.examples < FEWEST_EXAMPLES:
-            raise NotMeasuredError(f"only {known.examples} examples")
-        sampled = draws(known, rng, DRAWS, alike=[not is_untrained(of_arm[0]) for of_arm in arms])
-        basis = f"{known.examples} {'steps' if name == 'gradient_spike_share' else 'examples'}, {runs}"
-        return [(float(known.mean[i]), sampled[:, i], basis) for i in range(len(arms))]
-    values = _by_run(group, name, arms, at_equal)
-    if name in COUNTS:
-        return [(float(v.mean()), np.full(DRAWS, v.mean()), "exact") for v in values]
-    sampled = amount_draws(values, rng)
-    return [(float(v.mean()), sampled[:, i], runs) for i, v in enumerate(values)]
-
-
-def _examples(group: Group, name: str, arms: Sequence[list[Record]]) -> Means:
-    tables = measure_tables(group)
-    kind, _, metric = name.partition("_")
-    if kind == "score":
-        found = [m for m in tables if m.kind == "score" and (not metric or m.name == metric)]
-    else:
-        wanted = {"test_loss": ("test",), "regression_mean": (SUITE_MEAN,), "instruction_following": INSTRUCTION_TASKS}
-        found = [m for m in tables if m.name in wanted[name]]
-    if not found:
-        raise NotMeasuredError(f"the sweep measured no {name}")
-    known = means_of(tables[found[0]], arms, (0.0, np.inf) if name == "test_loss" else (0.0, 1.0))
-    if isinstance(known, str):
-        raise NotMeasuredError(known)
-    return known
-
-
-def _spikes(group: Group, arms: Sequence[list[Record]]) -> Means:
-    """Share of steps whose gradient norm is not finite, or far above those before."""
-    rows = []
-    for of_arm in arms:
-        norms = [[s.gradient_norm for s in group.sweep.step_rows.get(run.run_id, ())] for run in of_arm]
-        known = np.array([[np.inf if norm is None else norm for norm in of_run] for of_run in norms], dtype=float)
-        if known.ndim < 2 or known.shape[1] <= SPIKE_WINDOW or not np.isfinite(known).any():
-            raise NotMeasuredError(f"no gradient norms of more than {SPIKE_WINDOW} steps")
-        before = np.lib.stride_tricks.sliding_window_view(known[:, :-1], SPIKE_WINDOW, axis=1)
-        after = known[:, SPIKE_WINDOW:]
-        rows.append((np.isinf(after) | (after > SPIKE_FACTOR * np.median(before, axis=2))).astype(float))
-    if len({of_arm.shape[1] for of_arm in rows}) > 1:
-        raise NotMeasuredError("the runs' steps are not equally many")
-    return means(rows)
-
-
-def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str | None) -> list[Floats]:
-    """One number a run, by arm."""
-    records = [run for of_arm in arms for run in of_arm]
-    batches = {run.train.micro_batch or run.config.train.micro_batch for run in records if run.train}
-    if name in AMOUNTS and at_equal != "memory_budget_gib" and len(batches) > 1:
-        raise NotMeasuredError(f"the micro-batches differ ({', '.join(map(str, sorted(batches, key=str)))})")
-    doubts = dict.fromkeys(text for run in records for text in speed_doubts(run, records[0]))
-    if doubts and name in AMOUNTS and name != "peak_memory_bytes":
-        raise NotMeasuredError("; ".join(doubts))
-    known = _column(group, name)
-    if any(run.run_id not in known for run in records):
-        more = "; set hardware.price_usd_per_hour" if name == "cost_usd" else ""
-        raise NotMeasuredError(f"{name} was not measured{more}")
-    return [np.array([known[run.run_id] for run in of_arm]) for of_arm in arms]
 
 
 # --- By the planner ---
@@ -550,8 +354,8 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
     """Memory is right to about a tenth; time and cost lie between the assumed utilizations, alike for all arms."""
     share = rng.uniform(size=DRAWS)
     known: dict[Need, Drawn] = {}
-    labels = tuple(dict.fromkeys(str(arm) for _, arm in check.needs))
-    for name, arm in check.needs:
+    labels = tuple(dict.fromkeys(str(arm) for _, arm in check.needs.values()))
+    for name, arm in check.needs.values():
         try:
             columns = _planned(tuple(claim.planner), arm)
         except ConfigurationError as error:
@@ -561,8 +365,7 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
             return Part(check.text, labels, basis=f"the planner knows no {name}")
         if isinstance(value, tuple):  # (low, high); what is fast is cheap
             low, high = value[::-1] if name == "tokens_per_second" else value
-            drawn = low * (high / low) ** share
-            known[name, arm] = float(np.sqrt(low * high)), drawn, basis
+            known[name, arm] = float(np.sqrt(low * high)), low * (high / low) ** share, basis
         else:
             scatter = MARGIN / 2 * rng.standard_normal(DRAWS) if name == "peak_memory_bytes" else np.zeros(DRAWS)
             known[name, arm] = float(value), value * np.exp(scatter), basis
@@ -573,7 +376,7 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
 def _planned(overrides: tuple[str, ...], arm: Arm) -> dict[str, Any]:
     """`Plan.columns` of what the overrides describe, trained by the arm's method."""
     ((config, options, machine),) = _planned_runs(overrides)
-    asked = {f"method.{_SETTINGS[name]}": list(v) if isinstance(v, tuple) else v for name, v in arm.settings}
+    asked = {f"method.{SETTINGS[name]}": list(v) if isinstance(v, tuple) else v for name, v in arm.settings}
     config = with_settings(replace(config, method=preset(arm.family)), asked)
     return plan_of(config, options, machine).columns()
 

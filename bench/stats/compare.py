@@ -22,9 +22,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.fairness import Reason, reasons_against
+from bench.fairness import Reason, disturbances, reasons_against
 from bench.record import Record
-from bench.stats.frames import Group, disturbances, family, is_untrained
+from bench.stats.frames import Group, family, is_untrained
 from bench.stats.measures import SUITE_MEAN, Measure, Table, means_of, measure_tables, primary_measure
 from bench.stats.paired import Estimate, holm, verdict
 

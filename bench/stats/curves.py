@@ -1,4 +1,4 @@
-"""Learning curves: when each run reached a target loss, and its loss at equal tokens, equal time and equal memory.
+"""Learning curves: when each run reached a target loss, and its loss at equal tokens and equal time.
 
 Between two held-out points the loss is taken to be linear in the tokens trained on. Time is not linear in tokens, since
 compiling takes the first steps: it is that of the optimizer steps where all are known, linear within a step; else
@@ -23,12 +23,13 @@ import pandas as pd
 
 from bench.fairness import reasons_against
 from bench.record import Record, Step, TrainResult
-from bench.stats.frames import Group, is_control, peak_memory_bytes
+from bench.stats.frames import Group, is_control
 from bench.stats.paired import Floats
 
 _COLUMNS = ["arm", "seed", "run_id", "set", "target", "status", "tokens", "seconds", "seconds_without_compiling",
-            "energy_wh", "energy_is_estimate", "final_loss", "lowest_loss", "lowest_at_step", "loss_at_equal_tokens",
-            "loss_at_equal_seconds", "equal_tokens", "equal_seconds", "peak_memory_bytes"]  # fmt: skip
+            "energy_wh", "final_loss", "loss_at_equal_tokens", "loss_at_equal_seconds", "equal_tokens",
+            "equal_seconds"]  # fmt: skip
+Runs = dict[str, dict[int, tuple[Record, "Curve"]]]  # arm -> seed -> its run
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Curve:
             was not finite) at the held-out points, shape (points,).
         clock: tokens, training seconds, and seconds with the median step in the place of each compiling one (NaN:
             unknown), at the places where the time is known, shape (3, places).
-        energy: training seconds and watt-hours, shape (2, places); None without a counter.
-        energy_is_estimate: the counter was read at the end alone; the power is taken to be constant.
+        energy: training seconds and watt-hours, shape (2, places); None without a counter. Of a counter that was read
+            at the end alone the power is taken to be constant.
     """
 
     steps: list[int]
@@ -49,17 +50,14 @@ class Curve:
     loss: Floats
     clock: Floats
     energy: Floats | None
-    energy_is_estimate: bool
 
     def loss_at(self, tokens: float) -> float:
         """NaN outside of the points, and next to a loss that is not finite."""
         if not self.tokens[0] <= tokens <= self.tokens[-1]:
             return math.nan
-        beside = (
-            self.loss[np.searchsorted(self.tokens, tokens, "right") - 1],
-            self.loss[np.searchsorted(self.tokens, tokens)],
-        )
-        return float(np.interp(tokens, self.tokens, self.loss)) if np.isfinite(beside).all() else math.nan
+        beside = [np.searchsorted(self.tokens, tokens, "right") - 1, np.searchsorted(self.tokens, tokens)]
+        finite = np.isfinite(self.loss[beside]).all()
+        return float(np.interp(tokens, self.tokens, self.loss)) if finite else math.nan
 
     def seconds_at(self, tokens: float, compiling: bool = True) -> float:
         """Training seconds, with or without what compiling took; NaN where unknown."""
@@ -106,12 +104,8 @@ def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
     compiled = not train.environment.compiled.startswith("off") and train.compile_seconds != 0
     if steps and len(steps) == train.steps:
         ordered = sorted(steps, key=lambda step: step.step)
-        median = (
-            math.nan
-            if train.compile_seconds is None or train.step_seconds_median is None
-            else train.step_seconds_median
-        )
-        own = [median if compiled and not step.timed else step.seconds for step in ordered]
+        median = train.step_seconds_median if train.compile_seconds is not None else None
+        own = [median if compiled and not step.timed else step.seconds for step in ordered]  # None becomes NaN
         rows = [[step.tokens for step in ordered], [step.elapsed_seconds for step in ordered], own]
         clock = np.insert(np.array(rows, dtype=float), 0, 0.0, axis=1)
         clock[0], clock[2] = clock[0].cumsum(), clock[2].cumsum()
@@ -120,8 +114,7 @@ def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
         tokens, seconds = np.array(places, dtype=float).T
         clock = np.stack([tokens, seconds, seconds * (math.nan if compiled else 1.0)])
     readings = [(p.train_seconds, p.energy_wh) for p in points if p.step > 0 and p.energy_wh is not None]
-    by_point = bool(readings) and len(readings) == sum(p.step > 0 for p in points)
-    if not by_point:
+    if len(readings) < sum(p.step > 0 for p in points):
         readings = [] if train.energy_wh is None else [(train.train_seconds, train.energy_wh)]
     return Curve(
         steps=[point.step for point in points],
@@ -129,7 +122,6 @@ def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
         loss=np.array([math.inf if point.loss is None else point.loss for point in points]),
         clock=clock,
         energy=np.array([(0.0, 0.0), *readings]).T if readings else None,
-        energy_is_estimate=bool(readings) and not by_point,
     )
 
 
@@ -141,78 +133,47 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
 
     Columns:
         arm, seed, run_id, set, target, status (`Curve.reach`), tokens, seconds, seconds_without_compiling, energy_wh
-        (until the target; energy_is_estimate where the power is supposed constant), final_loss, lowest_loss,
-        lowest_at_step, loss_at_equal_tokens, loss_at_equal_seconds (at equal_tokens, equal_seconds),
-        peak_memory_bytes. Losses in nats a token; NaN where unknown, infinite where not finite.
+        (until the target), final_loss, loss_at_equal_tokens, loss_at_equal_seconds (at equal_tokens, equal_seconds).
+        Losses in nats a token; NaN where unknown, infinite where not finite.
     """
     target = group.target_loss if target is None else target
-    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
-    latest: dict[tuple[str, int], tuple[Record, Curve]] = {}
-    for record in sorted(group.records, key=lambda record: record.started_at):
+    runs: Runs = {arm: {} for arm in group.arms["arm"]}
+    for record in sorted(group.records, key=lambda record: record.started_at):  # of two runs of a seed the later one
         curve = curve_of(record.train, group.sweep.step_rows.get(record.run_id, ())) if record.train else None
         if curve and not is_control(record):
-            latest[arm_of[record.run_id], record.seed] = record, curve
+            runs[group.arm_of[record.run_id]][record.seed] = record, curve
     rows: list[tuple[Any, ...]] = []
-    for place, members in enumerate(_comparable(list(group.arms["arm"]), latest, group.allowed)):
-        runs = {key: entry for key, entry in latest.items() if key[0] in members}
-        finals = [float(curve.loss[-1]) for _, curve in runs.values() if math.isfinite(curve.loss[-1])]
+    for place, members in enumerate(_comparable(runs, group.allowed)):
+        curves = [curve for arm in members for _, curve in runs[arm].values()]
+        finals = [float(curve.loss[-1]) for curve in curves if math.isfinite(curve.loss[-1])]
         goal = max(finals, default=math.nan) if target is None else target
-        ends = [min(float(axis[-1]) for axis in axes) for axes in
-                ([c.tokens for _, c in runs.values()], [c.clock[1] for _, c in runs.values()])]  # fmt: skip
-        rows += [_row(arm, record, curve, place, goal, ends) for (arm, _), (record, curve) in runs.items()]
-    frame = pd.DataFrame(rows, columns=_COLUMNS)
-    order = {arm: place for place, arm in enumerate(group.arms["arm"])}
-    return frame.assign(_order=frame["arm"].map(order)).sort_values(["set", "_order", "seed"], ignore_index=True)[
-        _COLUMNS
-    ]
+        tokens_end = min(float(curve.tokens[-1]) for curve in curves)
+        seconds_end = min(float(curve.clock[1, -1]) for curve in curves)
+        for arm, seed in ((name, seed) for name in members for seed in sorted(runs[name])):
+            record, curve = runs[arm][seed]
+            status, tokens = curve.reach(goal)
+            seconds = curve.seconds_at(tokens)
+            rows.append(
+                (arm, seed, record.run_id, place, goal, status, tokens, seconds,
+                 curve.seconds_at(tokens, compiling=False), curve.energy_at(seconds), float(curve.loss[-1]),
+                 curve.loss_at(tokens_end), curve.loss_after(seconds_end), tokens_end, seconds_end)
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _row(arm: str, record: Record, curve: Curve, number: int, target: float, ends: Sequence[float]) -> tuple[Any, ...]:
-    assert record.train
-    status, tokens = curve.reach(target)
-    seconds, lowest = curve.seconds_at(tokens), int(curve.loss.argmin())
-    energy = curve.energy_at(seconds)
-    inside = bool(0 < seconds < curve.clock[1, -1])
-    return (arm, record.seed, record.run_id, number, target, status, tokens, seconds,
-            curve.seconds_at(tokens, compiling=False), energy, curve.energy_is_estimate and inside,
-            float(curve.loss[-1]), float(curve.loss[lowest]), curve.steps[lowest], curve.loss_at(ends[0]),
-            curve.loss_after(ends[1]), ends[0], ends[1], peak_memory_bytes(record.train))  # fmt: skip
-
-
-def _comparable(
-    arms: Sequence[str], runs: dict[tuple[str, int], tuple[Record, Curve]], allowed: frozenset[str]
-) -> list[list[str]]:
+def _comparable(runs: Runs, allowed: frozenset[str]) -> list[list[str]]:
     """Each arm joins the first set in which it may be compared with every member, by a seed that both have."""
-    by_seed = {arm: {seed: record for (other, seed), (record, _) in runs.items() if other == arm} for arm in arms}
+
+    def fair(arm: str, other: str) -> bool:
+        shared = runs[arm].keys() & runs[other].keys()
+        pairs = [(runs[arm][seed][0], runs[other][seed][0]) for seed in shared]
+        return any({reason.name for reason in reasons_against(*pair)} <= allowed for pair in pairs)
+
     sets: list[list[str]] = []
-    for arm in (arm for arm in arms if by_seed[arm]):
-        for members in sets:
-            pairs = [[(by_seed[arm][s], by_seed[other][s]) for s in by_seed[arm].keys() & by_seed[other].keys()]
-                     for other in members]  # fmt: skip
-            if all(any({r.name for r in reasons_against(*pair)} <= allowed for pair in of_arm) for of_arm in pairs):
-                members.append(arm)
-                break
-        else:
+    for arm in (arm for arm, of_seed in runs.items() if of_seed):
+        found = next((members for members in sets if all(fair(arm, other) for other in members)), None)
+        if found is None:
             sets.append([arm])
+        else:
+            found.append(arm)
     return sets
-
-
-def memory_budgets(frame: pd.DataFrame) -> pd.DataFrame:
-    """The lowest held-out loss within a memory budget: a step function of the budget, one row an arm that just fits.
-
-    Args:
-        frame: of `reach_frame`, of one set. An arm fits when each of its runs does; losses are means over seeds.
-
-    Returns:
-        peak_memory_bytes (rising), arm (with the best final loss of those that fit), final_loss; arms whose peak or
-        loss is unknown take no part.
-    """
-    arms = frame.groupby("arm", sort=False).agg(
-        peak=("peak_memory_bytes", lambda p: p.max(skipna=False)), loss=("final_loss", "mean")
-    )
-    arms = arms[np.isfinite(arms["peak"].astype(float)) & np.isfinite(arms["loss"])].sort_values(["peak", "loss"])
-    arms = arms[~arms["peak"].duplicated()]  # of equal peaks the arm with the lower loss
-    best = [arms.loc[arms["peak"] <= peak, "loss"].idxmin() for peak in arms["peak"]]
-    return pd.DataFrame(
-        {"peak_memory_bytes": arms["peak"].to_numpy(), "arm": best, "final_loss": arms["loss"].loc[best].to_numpy()}
-    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -27,13 +27,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench.compose import RATES_FILE, read_rates
 from bench.config import RunConfig
+from bench.fairness import STAGES, disturbances
 from bench.identity import names_of_arms
 from bench.planner.memory import CUDA_PROCESS_BYTES
 from bench.record import (
     SCHEMA_VERSION,
-    Environment,
     HeldoutPoint,
-    PhaseMemory,
     Record,
     RegressionItem,
     Sample,
@@ -53,21 +52,9 @@ _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not s
     "tokens": "train_tokens",
     "positions": "train_positions",
     "supervised_tokens": "train_supervised_tokens",
-} | {
-    name: name
-    for name in (
-        "data_stream_sha256", "supervised_tokens_per_second", "positions_per_second", "step_seconds_median",
-        "step_seconds_p90", "step_seconds_p99", "train_seconds", "compile_seconds", "parameters_total",
-        "parameters_trainable", "parameters_quantized", "trainable_dtype", "checkpoint_bytes", "checkpoint_dtype",
-        "steps", "timed_steps", "needed_flops_per_second", "matmul_peak_flops_per_second", "mfu", "energy_wh",
-    )
-}  # fmt: skip
-_ENVIRONMENT = ("device", "device_count", "torch", "compute_dtype", "attention", "compiled", "threads", "cpus",
-                "cpu_governor", "other_cpu_cores", "stolen_cpu_cores", "other_gpu_processes")  # fmt: skip
-_STAGES = ("train", "evaluate", "regression", "serve")
-# Above these a stage's speed is in doubt. Threads of a CPU run wait for one another: 0.13 processors taken by others
-# cost matrix products 9%; an idle machine read up to 0.06 (`python -m benchmarks.busy`). A GPU run needs few of them.
-BUSY_CORES, BUSY_SHARE_BESIDE_GPU = 0.1, 0.05
+}
+_NO_COLUMNS = {"heldout", "memory", "breakdown", "spans_seconds", "environment", "step_memory", "per_device",
+               "resumed_at_steps"}  # fields of `TrainResult` with more than one value  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,12 +113,6 @@ class Sweep:
         """run_id, arm, method, seed and the fields of `RegressionItem`; one row an item of the suite."""
         return self._details(self.regression_rows, [f.name for f in fields(RegressionItem)])
 
-    @cached_property
-    def regression_tasks(self) -> pd.DataFrame:
-        """run_id, arm, method, seed, task, metric, value, items, higher_is_better, chance; one row a task of a run."""
-        tasks = {record.run_id: record.regression.tasks for record in self.records if record.regression}
-        return self._details(tasks, ["task", "metric", "value", "items", "higher_is_better", "chance"])
-
     def _details(self, rows: Mapping[str, Iterable[Any]], names: list[str]) -> pd.DataFrame:
         """Rows of each record in turn, led by the columns that name the run."""
         arm_of = arm_names(self.records)
@@ -166,6 +147,18 @@ class Group:
     by_arm: dict[str, list[Record]]
     allowed: frozenset[str] = frozenset()
     target_loss: float | None = None
+
+    @cached_property
+    def arm_of(self) -> dict[str, str]:
+        """run_id -> the name of its arm."""
+        return dict(zip(self.runs["run_id"], self.runs["arm"], strict=True))
+
+    def stages(self) -> Iterator[tuple[str, str, Any]]:
+        """(arm, stage, its result) of every run that finished the stage; serving apart."""
+        for record in self.records:
+            for name in ("train", "evaluate", "regression"):
+                if result := getattr(record, name):
+                    yield self.arm_of[record.run_id], name, result
 
     def without_controls(self) -> Group:
         """The group as charts show it: a model that was wrecked on purpose would set their scales."""
@@ -235,17 +228,6 @@ def load(*folders: str | Path) -> Sweep:
             reason = f"unreadable rates: {_first_line(error)}"
             sweep.problems.append(Problem(folder.name, RATES_FILE, reason, step))
     return sweep
-
-
-def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
-    """The records of a sweep's runs without their details, and what could not be read.
-
-    Raises:
-        FileNotFoundError: when the folder does not exist.
-    """
-    problems: list[Problem] = []
-    found = (_record(run, problems) for run in _run_folders(folder))
-    return [record for record in found if record is not None], problems
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -354,11 +336,6 @@ def arm_names(records: Iterable[Record]) -> dict[str, str]:
     return {run: name for members in by_group.values() for run, name in names_of_arms(members).items()}
 
 
-def phase_memory(memory: Sequence[PhaseMemory], phase: str) -> PhaseMemory | None:
-    """The peak of one phase; None where it was not measured."""
-    return next((entry for entry in memory if entry.phase == phase), None)
-
-
 def peak_memory_bytes(train: TrainResult) -> int | None:
     """The most that one device must have: the highest over the phases of the training stage and over the devices.
 
@@ -367,8 +344,7 @@ def peak_memory_bytes(train: TrainResult) -> int | None:
     largest device's part is then that of its allocated peak. CPU: the resident set of all processes together.
     None where the phase "train" has no peak.
     """
-    training = phase_memory(train.memory, "train")
-    if training is None or training.peak_bytes is None:
+    if not any(entry.phase == "train" and entry.peak_bytes is not None for entry in train.memory):
         return None
     if train.environment.device.startswith("cpu"):
         return max(entry.peak_bytes for entry in train.memory if entry.peak_bytes is not None)
@@ -380,32 +356,6 @@ def peak_memory_bytes(train: TrainResult) -> int | None:
     shares = [share.peak_bytes for share in train.per_device if share.peak_bytes is not None]
     largest = max(shares) / sum(shares) if len(shares) == train.devices > 1 else 1 / train.devices
     return round(max(counts) * largest)
-
-
-def disturbances(record: Record) -> dict[str, str]:
-    """Stage -> what disturbed it, as a clause; only stages that were disturbed."""
-    stages = {"train": record.train, "evaluate": record.evaluate, "regression": record.regression}
-    environments = {name: [stage.environment] for name, stage in stages.items() if stage}
-    if record.serve:
-        environments["serve"] = [record.serve.environment]
-    clauses = {name: next((text for one in found if (text := busy(one))), None) for name, found in environments.items()}
-    return {name: text for name, text in clauses.items() if text}
-
-
-def busy(environment: Environment) -> str | None:
-    """What else used the machine, as a clause; None when nothing did, or nothing is known."""
-    processors = environment.cpus or environment.threads or 1
-    on_cpu = environment.device.startswith("cpu")
-    limit = BUSY_CORES if on_cpu else max(BUSY_CORES, BUSY_SHARE_BESIDE_GPU * processors)
-    others, stolen = environment.other_cpu_cores or 0.0, environment.stolen_cpu_cores or 0.0
-    clauses = []
-    if others and others + stolen > limit:
-        clauses.append(f"other processes used {others:.2f} of its {processors} processors")
-    if stolen and others + stolen > limit:
-        clauses.append(f"the hypervisor took {stolen:.2f} processors away")
-    if environment.other_gpu_processes:
-        clauses.append(f"{environment.other_gpu_processes} other process(es) computed on the GPU")
-    return " and ".join(clauses) or None
 
 
 # --- Runs and arms ---
@@ -469,7 +419,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         row["regression_mean"] = sum(values) / len(values) if values else None
         row["regression_tasks"] = len(record.regression.tasks)
     if stage := record.train or record.evaluate or record.regression:
-        row |= {name: getattr(stage.environment, name) for name in _ENVIRONMENT}
+        row |= asdict(stage.environment)
     row |= {f"{name}_busy": text for name, text in disturbances(record).items()}
     if failure := record.failure:
         row |= {"failure_stage": failure.stage, "failure_message": failure.message}
@@ -478,13 +428,13 @@ def _run_row(record: Record) -> dict[str, Any]:
 
 
 def _train_columns(train: TrainResult, price_usd_per_hour: float | None) -> dict[str, Any]:
-    row: dict[str, Any] = {column: getattr(train, name) for name, column in _TRAIN.items()}
+    row = {_TRAIN.get(name, name): value for name, value in vars(train).items() if name not in _NO_COLUMNS}
     row["cost_usd"] = None if price_usd_per_hour is None else train.train_seconds / 3600 * price_usd_per_hour
     row["trainable_share"] = train.parameters_trainable / train.parameters_total
     row["peak_memory_bytes"] = peak_memory_bytes(train)
-    peak, start = phase_memory(train.memory, "train"), phase_memory(train.memory, "load")
-    row["load_peak_bytes"] = start.peak_bytes if start else None
-    if peak:
+    phases = {entry.phase: entry for entry in train.memory}
+    row["load_peak_bytes"] = phases["load"].peak_bytes if "load" in phases else None
+    if peak := phases.get("train"):
         row |= {"train_peak_bytes": peak.peak_bytes, "reserved_peak_bytes": peak.peak_reserved_bytes}
         row["device_used_bytes"] = peak.device_used_bytes
         if peak.peak_bytes is not None and peak.above_start_bytes is not None:
@@ -521,7 +471,7 @@ def arms_frame(runs: pd.DataFrame) -> pd.DataFrame:
         "failed": (runs["status"] != "ok").groupby([runs[name] for name in by]).sum(),
     }).fillna(0).astype(int)  # fmt: skip
     numbers = [name for name in runs.select_dtypes("number") if name != "seed"]
-    busy = [f"{stage}_busy" for stage in _STAGES if f"{stage}_busy" in runs]
+    busy = [f"{stage}_busy" for stage in STAGES if f"{stage}_busy" in runs]
     frame = runs.drop_duplicates(by)[identity].set_index(by)
     frame = frame.join(counts).join(latest.groupby(by)[numbers].mean()).join(runs.groupby(by)[busy].first())
     frame = frame.reset_index()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,25 @@ class Origin:
         )
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What the parts of the stage share. `tokens`: of the test prompts one after the other, to cut prompts from."""
+
+    context: Context
+    at: Origin
+    memory: Memory
+    tokens: list[int]
+
+    def prompts(self, length: int, size: int) -> torch.Tensor:
+        """(size, length), the same for every form; the tokens are used again from the start when they run out."""
+        tokens = itertools.islice(itertools.cycle(self.tokens), length * size)
+        return torch.tensor(list(tokens)).reshape(size, length)
+
+    def answer(self, model: Any, prompts: torch.Tensor, new_tokens: int, **more: Any) -> torch.Tensor:
+        """`answer`, with the tokenizer's padding."""
+        return answer(model, prompts, new_tokens, self.at.tokenizer.pad_token_id, **more)
+
+
 def run(context: Context) -> ServeResult:
     """Build every form, time them in turn, compare them with the evaluated one, and share a base among adapters."""
     config, clock = context.config, context.clock
@@ -84,17 +103,17 @@ def run(context: Context) -> ServeResult:
     memory.enter("build")
     source = models.locate(config.model, context.cache)
     at = Origin(config, source, context.weights, resolved, models.load_tokenizer(config.model, source))
+    serving = Serving(context, at, memory, [token for row in rows for token in row["prompt_ids"]])
     forms = methods.served_forms(config.method)
     with clock.span("build"):
         for form in forms:
             build(form, at)
-    prompts = Prompts(rows)
     context.load.start()
     with clock.span("latency"):
-        served, generations = time_forms(forms, at, prompts, context, memory)
+        served, generations = time_forms(serving, forms)
     environment = resolved.environment(context.load.read())
-    fidelity = _fidelity(context, forms, at, rows, memory)
-    adapters, skipped = _adapters(context, forms, at, prompts, memory, served)
+    fidelity = _fidelity(serving, forms, rows[: config.serve.fidelity_examples])
+    adapters, skipped = _adapters(serving, forms, served)
     return ServeResult(
         settings=asdict(config.serve),
         forms=served,
@@ -195,18 +214,6 @@ class FirstToken(BaseStreamer):
     def end(self) -> None: ...
 
 
-class Prompts:
-    """Batches of prompts of any length, cut from the test prompts' own tokens; the same for every form."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]]):
-        self._tokens = [token for row in rows for token in row["prompt_ids"]]
-
-    def batch(self, prompt_tokens: int, size: int) -> torch.Tensor:
-        """(size, prompt_tokens); the tokens are used again from the start when they run out."""
-        tokens = itertools.islice(itertools.cycle(self._tokens), prompt_tokens * size)
-        return torch.tensor(list(tokens)).reshape(size, prompt_tokens)
-
-
 def answer(model: Any, prompts: torch.Tensor, new_tokens: int, pad_id: int, **more: Any) -> torch.Tensor:
     """Greedy answers of exactly `new_tokens` tokens; `more` goes to `generate` (streamer, adapter_names)."""
     generation = GenerationConfig(
@@ -219,13 +226,12 @@ def answer(model: Any, prompts: torch.Tensor, new_tokens: int, pad_id: int, **mo
     return output[:, prompts.shape[1] :]
 
 
-def time_forms(
-    forms: Sequence[Form], at: Origin, prompts: Prompts, context: Context, memory: Memory
-) -> tuple[list[ServedForm], list[Generation]]:
+def time_forms(serving: Serving, forms: Sequence[Form]) -> tuple[list[ServedForm], list[Generation]]:
     """(what each form takes to be ready, every timed answer). Peaks go to the phases "load FORM" and "serve FORM"."""
+    context, at, memory = serving.context, serving.at, serving.memory
     clock, repetitions = context.clock, context.config.serve.repetitions
     timed = [form for form in forms if form.timed_as is None]
-    bytes_of: dict[str, tuple[int | None, int]] = {}
+    sizes: dict[str, tuple[int | None, int | None]] = {}
     load_seconds: dict[str, list[float]] = {form.name: [] for form in timed}
     generations: list[Generation] = []
     context.progress.phase("serve", repetitions * len(timed))
@@ -235,49 +241,41 @@ def time_forms(
             started = clock.mark()
             model = load(form, at)
             with inference(model, at.device):
-                answer(model, prompts.batch(1, 1), 1, at.tokenizer.pad_token_id)  # mapped weights are read by then
+                serving.answer(model, serving.prompts(1, 1), 1)  # mapped weights are read by then
             load_seconds[form.name].append(clock.mark() - started)
-            bytes_of[form.name] = disk_bytes(form, model, at), weights_bytes(model)
+            sizes[form.name] = disk_bytes(form, model, at), weights_bytes(model)
             memory.enter(f"serve {form.name}")
-            generations += _answers(model, form.name, repetition, at, prompts, context)
+            generations += _answers(serving, model, form.name, repetition)
             del model
             context.progress.advance(sum(map(len, load_seconds.values())))
     memory.stop()
     served = [
-        ServedForm(
-            form.name, form.is_what, form.timed_as or form.name, form.base,
-            bytes_of[form.name][0] if form.name in bytes_of else None,
-            bytes_of[form.name][1] if form.name in bytes_of else None, load_seconds.get(form.name),
-        )
+        ServedForm(form.name, form.is_what, form.timed_as or form.name, form.base,
+                   *sizes.get(form.name, (None, None)), load_seconds.get(form.name))
         for form in forms
     ]  # fmt: skip
     return served, generations
 
 
-def _answers(
-    model: Any, name: str, repetition: int, at: Origin, prompts: Prompts, context: Context
-) -> Iterator[Generation]:
-    serve, clock, pad_id = context.config.serve, context.clock, at.tokenizer.pad_token_id
-    settings = list(itertools.product(serve.prompt_tokens, serve.batch_sizes))
-    with inference(model, at.device):
+def _answers(serving: Serving, model: Any, name: str, repetition: int) -> Iterator[Generation]:
+    asked, clock = serving.context.config.serve, serving.context.clock
+    settings = list(itertools.product(asked.prompt_tokens, asked.batch_sizes))
+    with inference(model, serving.at.device):
         for length, size in settings:
-            answer(model, prompts.batch(length, size), WARM_UP_TOKENS, pad_id)
+            serving.answer(model, serving.prompts(length, size), WARM_UP_TOKENS)
         for length, size in settings:
-            batch, first = prompts.batch(length, size), FirstToken(clock.mark)
+            batch, first = serving.prompts(length, size), FirstToken(clock.mark)
             started = clock.mark()
-            answer(model, batch, serve.new_tokens, pad_id, streamer=first)
+            serving.answer(model, batch, asked.new_tokens, streamer=first)
             ended = clock.mark()
             assert first.at_seconds is not None  # generate has put the prompt and at least one token
             yield Generation(name, length, size, repetition, first.at_seconds - started, ended - started)
 
 
 # ------------------------------------------------------------------------------------------------------- fidelity
-def _fidelity(
-    context: Context, forms: Sequence[Form], at: Origin, rows: list[dict[str, Any]], memory: Memory
-) -> list[Fidelity]:
+def _fidelity(serving: Serving, forms: Sequence[Form], rows: list[dict[str, Any]]) -> list[Fidelity]:
     """Every form that holds the training compared with the first, which was evaluated; empty for an untrained base."""
-    config, pad_id, size = context.config, at.tokenizer.pad_token_id, context.config.hardware.generate_batch
-    rows = rows[: config.serve.fidelity_examples]
+    context, memory = serving.context, serving.memory
     tuned = [form for form in forms if form.base is not None]
     if not tuned or not rows:
         return []
@@ -288,40 +286,59 @@ def _fidelity(
     for form in tuned:
         context.progress.phase(f"answers of {form.name}", len(rows))
         with context.clock.span("fidelity"):
-            model = load(form, at, as_evaluated=True)
-            with inference(model, at.device):
-                head = SupervisedHead(model)
-                logits = answer_logits(model, head, rows, pad_id, at.device)
-                losses = example_losses(model, head, rows, batch_size=size, pad_id=pad_id, device=at.device)
-                answers = generate(
-                    model, at.tokenizer, [row["prompt_ids"] for row in rows], batch_size=size, device=at.device,
-                    max_new_tokens=config.task.max_new_tokens, advance=context.progress.advance,
-                )  # fmt: skip
-            del model, head
-        texts = [a.text for a in answers]
-        scores = score(config, rows, texts).scores
-        own = [
-            ServedAnswer(form.name, row["example_id"], text, scored, nats if math.isfinite(nats) else None, tokens)
-            for row, text, scored, (nats, tokens) in zip(rows, texts, scores, losses, strict=True)
-        ]
-        ids = [a.ids for a in answers]
-        found.append(_compared(own, logits, ids, reference))
+            answers, ids, logits = _answered(serving, form, rows)
+        losses = [answer.loss for answer in answers if answer.loss is not None]
+        count, tokens = len(answers), sum(answer.loss_tokens for answer in answers)
+        equal = None if reference is None else sum(a == b for a, b in zip(ids, reference[1], strict=True))
+        found.append(
+            Fidelity(
+                form=form.name,
+                examples=count,
+                scores=means(answer.scores for answer in answers),
+                test_loss=sum(losses) / tokens if len(losses) == count else None,
+                logits=None if reference is None else logit_difference(logits, reference[0]),
+                equal_answers=equal,
+            )
+        )
         reference = reference or (logits, ids)
-        served += own
+        served += answers
     memory.stop()
     write_lines(context.folder / "served_answers.jsonl.gz", map(asdict, served))
     return found
+
+
+def _answered(
+    serving: Serving, form: Form, rows: list[dict[str, Any]]
+) -> tuple[list[ServedAnswer], list[tuple[int, ...]], torch.Tensor]:
+    """(a form's answers with their scores and losses, their token ids, its logits at the reference answers)."""
+    context, at = serving.context, serving.at
+    task, size, pad_id = context.config.task, context.config.hardware.generate_batch, at.tokenizer.pad_token_id
+    model = load(form, at, as_evaluated=True)
+    with inference(model, at.device):
+        head = SupervisedHead(model)
+        logits = answer_logits(model, head, rows, pad_id, at.device)
+        losses = example_losses(model, head, rows, batch_size=size, pad_id=pad_id, device=at.device)
+        answers = generate(
+            model, at.tokenizer, [row["prompt_ids"] for row in rows], batch_size=size, device=at.device,
+            max_new_tokens=task.max_new_tokens, advance=context.progress.advance,
+        )  # fmt: skip
+    scores = score(context.config, rows, [a.text for a in answers]).scores
+    served = [
+        ServedAnswer(form.name, row["example_id"], a.text, scored, nats if math.isfinite(nats) else None, tokens)
+        for row, a, scored, (nats, tokens) in zip(rows, answers, scores, losses, strict=True)
+    ]
+    return served, [a.ids for a in answers], logits
 
 
 def answer_logits(
     model: Any, head: SupervisedHead, rows: Sequence[Any], pad_id: int, on: device.Device
 ) -> torch.Tensor:
     """Logits at the first `POSITIONS` positions that predict the rows' answers: (positions, vocabulary), in fp32."""
-    ends = list(itertools.accumulate(len(row["answer_ids"]) for row in rows))
-    chosen = rows[: next((i for i, end in enumerate(ends, start=1) if end >= POSITIONS), len(ends))]
+    ends = itertools.accumulate(len(row["answer_ids"]) for row in rows)
+    count = next((i for i, end in enumerate(ends, start=1) if end >= POSITIONS), len(rows))
     parts = []
-    for start in range(0, len(chosen), LOGIT_BATCH):
-        tensors = data.collate(chosen[start : start + LOGIT_BATCH], pad_id)
+    for start in range(0, count, LOGIT_BATCH):
+        tensors = data.collate(rows[start : min(start + LOGIT_BATCH, count)], pad_id)
         labels = tensors.pop("labels")
         keep = torch.zeros_like(labels, dtype=torch.bool)
         keep[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
@@ -339,45 +356,24 @@ def logit_difference(own: torch.Tensor, reference: torch.Tensor) -> LogitDiffere
     return LogitDifference(len(own), largest if finite else None, mean if finite else None, same)
 
 
-def _compared(
-    answers: Sequence[ServedAnswer],
-    logits: torch.Tensor,
-    ids: Sequence[tuple[int, ...]],
-    reference: tuple[torch.Tensor, list[tuple[int, ...]]] | None,
-) -> Fidelity:
-    """One form's scores and loss, and its difference from the reference's (logits, answers' token ids)."""
-    count, tokens = len(answers), sum(answer.loss_tokens for answer in answers)
-    losses = [answer.loss for answer in answers if answer.loss is not None]
-    return Fidelity(
-        form=answers[0].form,
-        examples=count,
-        scores=means(answer.scores for answer in answers),
-        test_loss=sum(losses) / tokens if len(losses) == count else None,
-        logits=None if reference is None else logit_difference(logits, reference[0]),
-        equal_answers=None if reference is None else sum(a == b for a, b in zip(ids, reference[1], strict=True)),
-    )
-
-
 # ------------------------------------------------------------------------------------------------------- adapters
 def _adapters(
-    context: Context, forms: Sequence[Form], at: Origin, prompts: Prompts, memory: Memory, served: Sequence[ServedForm]
+    serving: Serving, forms: Sequence[Form], served: Sequence[ServedForm]
 ) -> tuple[Adapters | None, dict[str, str]]:
     """(many adapters on one base, what was not measured and why)."""
-    adapter = context.config.method.adapter
+    config = serving.context.config
     beside = next((form for form in forms if form.adapter == "beside"), None)
-    if beside is None or adapter is None or not context.config.serve.adapters:
+    if beside is None or config.method.adapter is None or not config.serve.adapters:
         return None, {}
-    if adapter.use_dora:
+    if config.method.adapter.use_dora:
         return None, {"adapters": "PEFT answers no batch of several adapters with DoRA"}
     copy_bytes = next(form.weights_bytes for form in served if form.form == "merged")
     assert copy_bytes is not None  # the merged form is timed, so it has been loaded
-    with context.clock.span("adapters"):
-        return time_adapters(beside, at, prompts, context, memory, copy_bytes), {}
+    with serving.context.clock.span("adapters"):
+        return time_adapters(serving, beside, copy_bytes), {}
 
 
-def time_adapters(
-    beside: Form, at: Origin, prompts: Prompts, context: Context, memory: Memory, copy_bytes: int
-) -> Adapters:
+def time_adapters(serving: Serving, beside: Form, copy_bytes: int) -> Adapters:
     """Load the largest number of adapters, then answer one batch with the first n of them for every n asked for.
 
     Two ways: `mixed`, requests of all n in one batch; `swapped`, the n in turn, each with its share of the batch (one
@@ -387,49 +383,49 @@ def time_adapters(
         beside: the form with its adapter beside it.
         copy_bytes: memory of the full model that one would serve instead of an adapter.
     """
-    serve, clock, pad_id = context.config.serve, context.clock, at.tokenizer.pad_token_id
-    length, repetitions = min(serve.prompt_tokens), math.ceil(serve.repetitions / 2)
-    batch = prompts.batch(length, max(serve.adapters))
+    context, asked = serving.context, serving.context.config.serve
+    length, repetitions = min(asked.prompt_tokens), math.ceil(asked.repetitions / 2)
+    batch = serving.prompts(length, max(asked.adapters))
     generations: list[AdapterGeneration] = []
-    context.progress.phase("adapters", repetitions * 2 * len(serve.adapters))
+    context.progress.phase("adapters", repetitions * 2 * len(asked.adapters))
 
     def timed(way: Way, count: int, repetition: int, activate: str | None = None, **more: Any) -> None:
         requests = batch if way == "mixed" else batch[: len(batch) // count]
-        started = clock.mark()
+        started = context.clock.mark()
         if activate is not None:
             model.set_adapter(activate)
-        answer(model, requests, serve.new_tokens, pad_id, **more)
-        generations.append(AdapterGeneration(way, count, len(requests), repetition, clock.mark() - started))
+        serving.answer(model, requests, asked.new_tokens, **more)
+        seconds = context.clock.mark() - started
+        generations.append(AdapterGeneration(way, count, len(requests), repetition, seconds))
         context.progress.advance(len(generations))
 
-    model = load(beside, at)
-    names = [f"adapter{number}" for number in range(max(serve.adapters))]
-    load_seconds, activate_seconds, held = _load_adapters(model, names, at, context, memory)
+    model = load(beside, serving.at)
+    names = [f"adapter{number}" for number in range(max(asked.adapters))]
+    load_seconds, activate_seconds, held = _load_adapters(serving, model, names)
     of_one = [p for key, p in model.named_parameters() if f".{names[0]}." in key or key.endswith(f".{names[0]}")]
-    adapter_bytes = total_bytes(of_one)
-    with inference(model, at.device):
-        answer(model, batch, WARM_UP_TOKENS, pad_id)
-        for repetition, count in itertools.product(range(repetitions), serve.adapters):
+    with inference(model, serving.at.device):
+        serving.answer(model, batch, WARM_UP_TOKENS)
+        for repetition, count in itertools.product(range(repetitions), asked.adapters):
             whose = [names[place % count] for place in range(len(batch))]
             timed("mixed", count, repetition, adapter_names=whose)
             timed("swapped", count, repetition, activate=names[count - 1])
-    memory.stop()
-    return Adapters(length, adapter_bytes, copy_bytes, load_seconds, activate_seconds, held, generations)
+    serving.memory.stop()
+    return Adapters(length, total_bytes(of_one), copy_bytes, load_seconds, activate_seconds, held, generations)
 
 
 def _load_adapters(
-    model: Any, names: Sequence[str], at: Origin, context: Context, memory: Memory
+    serving: Serving, model: Any, names: Sequence[str]
 ) -> tuple[list[float], list[float], dict[str, int | None]]:
     """(seconds from disk to being active, seconds to be active again, memory held with each number asked for)."""
-    mark = context.clock.mark
+    mark, memory = serving.context.clock.mark, serving.memory
     load_seconds, activate_seconds = [], []
     held: dict[str, int | None] = {}
     for count, name in enumerate(names, start=1):
         started = mark()
-        model.load_adapter(str(at.weights), adapter_name=name, autocast_adapter_dtype=False)
+        model.load_adapter(str(serving.at.weights), adapter_name=name, autocast_adapter_dtype=False)
         model.set_adapter(name)
         load_seconds.append(mark() - started)
-        if count in context.config.serve.adapters:
+        if count in serving.context.config.serve.adapters:
             memory.enter(f"{count} adapters")  # gives back what loading took
             held[str(count)] = memory.now()[0]
     for name in names:

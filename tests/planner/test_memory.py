@@ -14,14 +14,16 @@ from bench.planner.memory import (
     Batch,
     PlannedStep,
     Terms,
-    adapter_tensors,
-    base_parameters,
     estimate,
     moments,
-    optimizer_bytes,
-    quantized_bytes,
     residual_element,
     saved_by_layer,
+)
+from bench.planner.tensors import (
+    adapter_tensors,
+    base_parameters,
+    optimizer_bytes,
+    quantized_bytes,
     trained_parameters,
 )
 from bench.record import Record, from_json

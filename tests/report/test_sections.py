@@ -18,7 +18,6 @@ from bench.report.section import Section, Table
 from bench.report.sections import (
     SECTIONS,
     answer,
-    change,
     environment,
     examples,
     fairness,
@@ -98,7 +97,7 @@ def test_limits_change_the_answer_and_the_sentence(reference: Group) -> None:
 
 
 def test_what_would_change_the_answer(reference: Group) -> None:
-    section = change.section(reference)
+    section = answer.change(reference)
     assert section is not None
     assert section.chart is not None
     data = section.chart.data
@@ -268,7 +267,7 @@ def test_controls_are_in_the_tables_and_not_in_the_charts(tmp_path: Path) -> Non
         return replace(record, config=replace(record.config, method=replace(record.config.method, control=True)))
 
     (group,) = groups(load(planted(tmp_path / "synthetic", "full-*", wrecked)))
-    sections = [answer.section(group), change.section(group), *(make(group) for make in SECTIONS)]
+    sections = [answer.section(group), answer.change(group), *(make(group) for make in SECTIONS)]
     charts = [section.chart for section in sections if section and section.chart]
     assert charts
     assert all("full" not in set(chart.data.get("arm", [])) for chart in charts)

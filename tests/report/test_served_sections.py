@@ -102,6 +102,28 @@ def test_claims_are_counted_judged_and_explained(reference: Group) -> None:
     assert all(f"({place})" in section.note for place in range(1, len({v.claim.source for v in verdicts}) + 1))
 
 
+def test_claims_that_contradict_one_another_stand_side_by_side(reference: Group) -> None:
+    verdicts = claims.side_by_side(claims.verdicts_of(reference)[0])
+    assert sorted(v.claim.id for v in verdicts) == sorted(claim.id for claim in read_claims())
+    place = {verdict.claim.id: number for number, verdict in enumerate(verdicts)}
+    pairs = [(verdict.claim.id, other) for verdict in verdicts for other in verdict.claim.contradicts]
+    assert [abs(place[own] - place[other]) for own, other in pairs] == [1] * 3
+
+
+def test_a_broken_file_of_claims_is_a_line_of_the_report(
+    reference: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("source: Mine\nclaims: [{id: mine, says: Yes., checks: [scor(lora) > 0]}]")
+    monkeypatch.setattr(claims, "read_claims", lambda: read_claims(tmp_path))
+    (group,) = groups(reference.sweep)
+    section = claims.section(group)
+    assert section is not None
+    assert section.lead.startswith(
+        "Not judged, since the files of claims have mistakes: mine.yaml: mine.checks.0: no qu"
+    )
+    assert claims.verdicts_frame(group).empty
+
+
 def test_the_common_target_and_the_common_ends(reference: Group) -> None:
     section, frame = learning.section(reference), reach_frame(reference)
     assert section is not None

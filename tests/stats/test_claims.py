@@ -15,8 +15,9 @@ from synthetic import ENVIRONMENT, MIB, make_items, make_record, make_samples, m
 
 from bench.config import ConfigurationError, with_settings
 from bench.record import Record, Step, Trial
-from bench.stats.claims import CLAIMS_FOLDER, Arm, Claim, Part, Verdict, judge, parse, read_claims
+from bench.stats.claims import CLAIMS_FOLDER, Claim, Part, Verdict, judge, parse, read_claims
 from bench.stats.frames import Group, Sweep, groups
+from bench.stats.quantities import Arm
 
 EXAMPLES = 400
 FULL, LORA, QLORA = (make_record(method, 0) for method in ("full", "lora", "qlora"))
@@ -127,9 +128,10 @@ def test_nothing_but_arithmetic_is_allowed(check: str, problem: str) -> None:
 def test_a_check_is_arithmetic() -> None:
     check = parse("-1 <= (score(lora(rank=[1, None])) - score(full)) / 2 * 4 + 1 < 3")
     lora, full = ("score", Arm("lora", (("rank", (1, None)),))), ("score", Arm("full"))
-    assert check.needs == (lora, full)
-    assert check.value({lora: 5.0, full: 4.5}) == 2.0
-    assert list(check.truth({lora: np.array([5.0, 5.5, 3.0]), full: 4.5})) == [True, False, False]
+    assert list(check.needs.values()) == [lora, full]
+    value, truth = check.evaluate({lora: [5.0, 5.5, 3.0], full: [4.5] * 3})
+    assert list(value) == [2.0, 3.0, -2.0]
+    assert list(truth) == [True, False, False]
 
 
 # --- Words ---

@@ -1,4 +1,4 @@
-"""Learning curves read by hand: targets, time by the steps, compiling apart, energy, equal tokens, time and memory."""
+"""Learning curves read by hand: targets, time by the steps, compiling apart, energy, equal tokens and time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 from made_up import sweep_of
-from synthetic import ENVIRONMENT, MIB, make_record, make_train
+from synthetic import ENVIRONMENT, make_record, make_train
 
 from bench.config import with_settings
 from bench.record import HeldoutPoint, Record, Step, TrainResult
-from bench.stats.curves import Curve, curve_of, memory_budgets, reach_frame
+from bench.stats.curves import Curve, curve_of, reach_frame
 from bench.stats.frames import groups
 
 Point = tuple[int, float, float | None]  # step, seconds, held-out loss; a step is 100 tokens
@@ -91,13 +90,11 @@ def test_time_is_that_of_the_steps_and_compiling_is_set_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("energy", "total", "expected", "estimate"),
-    [((0.0, 2.0, 3.0), 3.0, 2.5, False), ((), 4.0, 3.0, True), ((), None, math.nan, False)],
+    ("energy", "total", "expected"),
+    [((0.0, 2.0, 3.0), 3.0, 2.5), ((), 4.0, 3.0), ((), None, math.nan)],
 )
-def test_energy(energy: tuple[float, ...], total: float | None, expected: float, estimate: bool) -> None:
-    own = curve(trained(energy=energy, energy_wh=total))
-    assert own.energy_at(150.0) == pytest.approx(expected, nan_ok=True)
-    assert own.energy_is_estimate == estimate
+def test_energy(energy: tuple[float, ...], total: float | None, expected: float) -> None:
+    assert curve(trained(energy=energy, energy_wh=total)).energy_at(150.0) == pytest.approx(expected, nan_ok=True)
 
 
 def run(method: str, points: Sequence[Point], seed: int = 0, **changed: Any) -> Record:
@@ -138,14 +135,3 @@ def test_controls_and_untrained_arms_take_no_part() -> None:
     control = replace(control, config=with_settings(control.config, {"method.control": True}))
     frame = frame_of(make_record("base", 0), control, run("lora", LORA))
     assert frame.index.get_level_values("arm").tolist() == ["lora"]
-
-
-def test_memory_budgets_are_a_falling_step_function() -> None:
-    frame = frame_of(run("full", FULL), run("lora", LORA), run("lora", LORA, seed=1))
-    budgets = memory_budgets(frame.reset_index())
-    assert budgets["arm"].tolist() == ["full"]  # the made-up runs have one peak: full is best at once
-    cheap = [run("lora", LORA, memory=[replace(make_train("lora", 0).memory[1], peak_bytes=2000 * MIB)])]
-    budgets = memory_budgets(frame_of(run("full", FULL), *cheap).reset_index())
-    assert budgets["arm"].tolist() == ["lora", "full"]
-    assert budgets["final_loss"].tolist() == [2.8, 2.5]
-    assert np.diff(budgets["peak_memory_bytes"]).tolist() > [0]

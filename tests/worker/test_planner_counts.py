@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bench.compose import choices, compose
 from bench.config import AdapterConfig, ArchitectureConfig
 from bench.planner.advice import COMPILE_REPAYS_FROM_STEPS, architecture_of
-from bench.planner.memory import adapter_tensors, base_parameters
+from bench.planner.tensors import adapter_tensors, base_parameters
 from bench.worker import device
 from bench.worker.methods import _lora
 

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.compose import compose
 from bench.config import ArchitectureConfig, RunConfig
-from bench.planner.memory import Batch, PlannedStep, adapter_tensors, linears, saved_by_layer
+from bench.planner.memory import Batch, PlannedStep, saved_by_layer
+from bench.planner.tensors import adapter_tensors, linears
 from bench.worker import methods
 from bench.worker.device import compile_layers
 from bench.worker.loss import SupervisedHead

@@ -1,6 +1,6 @@
 """One file a section. Each has a function `section(group) -> Section | None`; `SECTIONS` is their order in the report.
 
-The first two, `answer` and `change`, take the reader's limits too. To add a section: write its file and name it here.
+`answer` comes first: its two sections take the reader's limits too. To add a section: write its file and name it here.
 """
 
 from bench.report.sections import (

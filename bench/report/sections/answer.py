@@ -1,16 +1,18 @@
-"""The first screen: what to use, how sure that is, three numbers a method, and quality against its cost.
+"""The first screen: what to use, how sure that is, three numbers a method, quality against cost; what would change it.
 
 >>> section(group).headline.sentence
 'Use lora.'
+>>> change(group).title
+'What would change it'
 """
 
 from __future__ import annotations
 
 import pandas as pd
 
-from bench.report.charts import Chart, quality_chart
-from bench.report.section import Headline, Section, Table, gib, interval, joined, known, minutes, number
-from bench.stats.decide import SURE, Decision, decide
+from bench.report.charts import Chart, quality_chart, sureness_chart
+from bench.report.section import Headline, Section, Table, gib, interval, joined, known, minutes, number, percent
+from bench.stats.decide import SURE, Decision, decide, sureness_against
 from bench.stats.frames import Group
 from bench.stats.limits import Limits
 from bench.stats.rates import warnings
@@ -25,6 +27,19 @@ _NOTE = (
     "best by no more than the tolerance; the mark on the bar is 95%. In brackets: the 95% interval over seeds and test "
     "examples. Peak memory: the most that one device must have while training. Time: all optimizer steps, without "
     "evaluation. Dashed in the chart: the untrained model, which costs no training; ringed: the answer."
+)
+_LIMITS = {  # of `stats.limits.Limits` -> as a reader sees it
+    "quality_tolerance": "tolerance",
+    "memory_gib": "memory limit, GiB",
+    "time_hours": "time limit, hours",
+    "cost_usd": "cost limit, USD",
+    "forgetting_tolerance": "forgetting allowed, points",
+}
+_CHANGE_NOTE = (
+    "Colour: the method that would be chosen. Height: how sure that choice would be, when this limit alone holds. "
+    "Expected shortfall: how far a method's score is expected to lie below the best of those that meet the limits. "
+    "Within: probability that it falls short by no more than the tolerance. Several limits at once: "
+    "python -m bench report FOLDER memory_gib=24 time_hours=2 mergeable=yes"
 )
 
 
@@ -70,26 +85,66 @@ def _asides(decision: Decision, metric: str) -> list[str]:
 
 
 def _table(arms: pd.DataFrame, metric: str) -> Table:
-    columns = [
-        ("method", list(arms["arm"])),
-        (metric, [interval(*values) for values in zip(arms["score"], arms["low"], arms["high"], strict=True)]),
-        ("peak memory, GiB", [gib(size) for size in arms["peak_memory_bytes"]]),
-        ("training, min", [minutes(seconds) for seconds in arms["train_seconds"]]),
-    ]
-    rows = list(zip(*(texts for _, texts in columns), strict=True))
-    chosen = frozenset(place for place, yes in enumerate(arms["chosen"]) if yes)
-    return Table([header for header, _ in columns], rows, bold=chosen)
+    rows = [
+        [arm["arm"], interval(arm["score"], arm["low"], arm["high"]), gib(arm["peak_memory_bytes"]),
+         minutes(arm["train_seconds"])]
+        for arm in arms.to_dict("records")
+    ]  # fmt: skip
+    return Table(["method", metric, "peak memory, GiB", "training, min"], rows, bold=_chosen(arms))
+
+
+def _chosen(arms: pd.DataFrame) -> frozenset[int]:
+    return frozenset(place for place, yes in enumerate(arms["chosen"]) if yes)
 
 
 def _chart(arms: pd.DataFrame, metric: str) -> Chart | None:
-    costs = [axis for axis, (column, _) in _COSTS.items() if column in arms and arms[column].notna().any()]
-    points = arms[["arm", "score", "low", "high"]].copy()
-    for axis in costs:
-        points[axis] = arms[_COSTS[axis][0]] * _COSTS[axis][1]
-    points["trained"] = arms["trained"]
+    costs = {axis: arms[column] * scale for axis, (column, scale) in _COSTS.items()
+             if column in arms and arms[column].notna().any()}  # fmt: skip
+    points = arms[["arm", "score", "low", "high"]].assign(**costs, trained=arms["trained"])
     points["chosen"] = ["yes" if chosen else "no" for chosen in arms["chosen"]]
     points = points.dropna(subset=["score"])
     if points.empty or not costs:
         return None
-    says = f"{metric} of each method against its {costs[0].split(',')[0]}."
-    return Chart("quality", quality_chart(points, metric, costs), says, points)
+    says = f"{metric} of each method against its {next(iter(costs)).split(',')[0]}."
+    return Chart("quality", quality_chart(points, metric, list(costs)), says, points)
+
+
+def change(group: Group, limits: Limits | None = None) -> Section | None:
+    """None when fewer than two arms can be compared."""
+    decision = decide(group, limits)
+    answers = _answers(group, decision.tolerance, limits)
+    if len(decision.arms) < 2 or answers.empty:
+        return None
+    says = "The chosen method and how sure it is, against each limit and the tolerance."
+    chart = Chart("what_would_change", sureness_chart(answers, list(decision.arms["arm"])), says, answers)
+    table = _reasons(decision.arms, decision.tolerance)
+    return Section("What would change it", chart=chart, table=table, note=_CHANGE_NOTE)
+
+
+def _reasons(arms: pd.DataFrame, tolerance: float) -> Table:
+    headers = ["method", "why", "expected shortfall", f"within {number(tolerance)} of the best", "the best"]
+    rows = [
+        [arm["arm"], "chosen" if arm["chosen"] else arm["why_not"], number(arm["expected_shortfall"]),
+         percent(arm["within"]), percent(arm["probability_best"])]
+        for arm in arms.to_dict("records")
+    ]  # fmt: skip
+    return Table(headers, rows, text_columns=2, bold=_chosen(arms))
+
+
+def _answers(group: Group, tolerance: float, limits: Limits | None) -> pd.DataFrame:
+    """Columns of `sureness_chart`: a value of a limit holds until the next."""
+    frames = []
+    for limit, name in _LIMITS.items():
+        found = sureness_against(group, limit, limits=limits)
+        if len(found) > 1:
+            of_score = limit == "quality_tolerance"
+            found = found.assign(limit=f"{name}, {metric_name(group)}" if of_score else name, start=found["value"])
+            now = tolerance if of_score else getattr(limits, limit, None)
+            found = found.assign(end=found["value"].shift(-1), now=now)
+            frames.append(found.iloc[:-1])
+    if not frames:
+        return pd.DataFrame()
+    answers = pd.concat(frames, ignore_index=True)
+    answers["arm"] = answers["arm"].fillna("none")
+    answers["sureness"] = answers["sureness"].fillna(1.0)
+    return answers[["limit", "start", "end", "arm", "sureness", "now"]]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.report.charts import Chart, regression_chart
-from bench.report.section import Section, Table, interval, known
+from bench.report.section import Section, Table, interval
 from bench.report.sections.quality import difference
 from bench.stats.compare import compare
 from bench.stats.frames import Group
@@ -36,19 +37,17 @@ def section(group: Group) -> Section | None:
     parts = [part for part in (_language(rows), _divergence(group)) if part]
     if not rising:
         return Section("Forgetting", parts=parts)
-    data = pd.DataFrame([_points(row) for row in rising])
+    data = pd.DataFrame([
+        {"task": row["measure"], "arm": row["arm"], "change": 100 * row["difference"], "low": 100 * row["low"],
+         "high": 100 * row["high"], "verdict": row["verdict"], "items": row["examples"]}
+        for row in rising
+    ]).replace([np.inf, -np.inf], np.nan)  # fmt: skip
     says = f"Change of each regression task against {rising[0]['baseline']}."
     means = [row for row in rising if row["measure"] == SUITE_MEAN] or rising
     texts = [[row["arm"], difference(row, 100, 1), row["verdict"]] for row in means]
     table = Table(["method", f"{means[0]['measure']}: change, points [95%]", "verdict"], texts)
     chart = Chart("regression", regression_chart(data), says, data)
     return Section("Forgetting", chart=chart, table=table, note=_NOTE, parts=parts)
-
-
-def _points(row: dict[Any, Any]) -> dict[str, Any]:
-    low, high = (100 * row[end] if known(row[end]) else None for end in ("low", "high"))
-    return {"task": row["measure"], "arm": row["arm"], "change": 100 * row["difference"], "low": low, "high": high,
-            "verdict": row["verdict"], "items": row["examples"]}  # fmt: skip
 
 
 def _language(rows: list[dict[Any, Any]]) -> Section | None:

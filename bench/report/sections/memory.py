@@ -17,7 +17,7 @@ from bench.planner.memory import Terms
 from bench.planner.time import PlanConfig
 from bench.record import Record
 from bench.report.charts import PARTS, Chart, memory_chart
-from bench.report.section import Section, Table, gib, number, over_seeds
+from bench.report.section import Section, Table, gib, number, seeds_table
 from bench.stats.frames import Group
 
 _COLUMNS = {"weights": "weights_bytes", "gradients": "gradients_bytes", "optimizer state": "optimizer_bytes"}
@@ -35,16 +35,11 @@ def section(group: Group) -> Section | None:
     runs = group.runs.dropna(subset=["peak_memory_bytes"]) if "peak_memory_bytes" in group.runs else group.runs.head(0)
     if runs.empty:
         return None
-    parts = _parts(group.without_controls())
-    chart = (
-        Chart("memory", memory_chart(parts), "Peak memory of each method by its parts.", parts) if len(parts) else None
-    )
-    shown = ["peak_memory_bytes", *_COLUMNS.values()]
-    rows = [
-        [str(arm), *(over_seeds(found.get(name, ()), 2, 2**-30) for name in shown)]
-        for arm, found in runs.groupby("arm", sort=False)
-    ]
-    table = Table(["method", "peak, GiB", *(f"{part}, GiB" for part in _COLUMNS)], rows)
+    parts, chart = _parts(group.without_controls()), None
+    if len(parts):
+        chart = Chart("memory", memory_chart(parts), "Peak memory of each method by its parts.", parts)
+    columns = {"peak": "peak_memory_bytes"} | _COLUMNS
+    table = seeds_table(runs, [(f"{part}, GiB", column, 2, 2**-30) for part, column in columns.items()])
     phases = Section("Memory by phase", table=_phases(group), fold=True, note="The highest of the seeds. " + _PHASES)
     shares = _devices(group)
     devices = [Section("By device", table=shares, note="Speeds of one run's devices add up.")] if shares.rows else []
@@ -53,19 +48,11 @@ def section(group: Group) -> Section | None:
 
 def _devices(group: Group) -> Table:
     """One row a device of each run that several trained together."""
-    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
     rows = [
-        [
-            arm_of[record.run_id],
-            str(record.seed),
-            str(share.rank),
-            gib(share.peak_bytes),
-            number(share.tokens_per_second, 0),
-        ]
-        for record in group.records
-        if record.train
-        for share in record.train.per_device
-    ]
+        [group.arm_of[run.run_id], str(run.seed), str(share.rank), gib(share.peak_bytes),
+         number(share.tokens_per_second, 0)]
+        for run in group.records if run.train for share in run.train.per_device
+    ]  # fmt: skip
     return Table(["method", "seed", "device", "peak while training, GiB", "tokens/s"], rows)
 
 
@@ -117,18 +104,12 @@ _FIELDS = ("peak_bytes", "above_start_bytes", "peak_reserved_bytes", "device_use
 
 def _phases(group: Group) -> Table:
     """One row an arm and phase."""
-    sizes: dict[tuple[str, str, str], list[list[int | None]]] = {}
-    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
-    for record in group.records:
-        for name in ("train", "evaluate", "regression"):
-            stage = getattr(record, name)
-            for entry in stage.memory if stage else ():
-                key = (arm_of[record.run_id], name, entry.phase)
-                sizes.setdefault(key, []).append([getattr(entry, field) for field in _FIELDS])
-    order = list(dict.fromkeys(group.runs["arm"]))
-    rows = []
-    for key, found in sorted(sizes.items(), key=lambda item: order.index(item[0][0])):
-        columns = ([size for size in column if size is not None] for column in zip(*found, strict=True))
-        rows.append([*key, *(gib(max(column, default=None)) for column in columns)])
+    sizes = pd.DataFrame([
+        {"arm": arm, "stage": stage, "phase": entry.phase} | {name: getattr(entry, name) for name in _FIELDS}
+        for arm, stage, result in group.stages() for entry in result.memory
+    ]).astype(dict.fromkeys(_FIELDS, float))  # fmt: skip
+    highest = sizes.groupby(["arm", "stage", "phase"], sort=False).max()
+    highest = highest.reindex(group.runs["arm"].unique(), level="arm")
+    rows = [[*key, *map(gib, found)] for key, *found in highest.itertuples()]
     headers = ["method", "stage", "phase", "peak, GiB", "above start", "reserved", "device (NVML)", "anonymous at end"]
     return Table(headers, rows, text_columns=3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bench.report.charts import Chart, step_time_chart
-from bench.report.section import Section, Table, number, over_seeds
+from bench.report.section import Section, Table, number, seeds_table
 from bench.stats.frames import Group
 
 _COLUMNS = [  # header, column of the runs frame, decimals, factor
@@ -36,13 +36,9 @@ _NOTE = (
 def section(group: Group) -> Section | None:
     """None when nothing was trained."""
     runs = group.runs[~group.runs["untrained"].astype(bool)] if len(group.runs) else group.runs
-    shown = [column for column in _COLUMNS if column[1] in runs and runs[column[1]].notna().any()]
-    if not shown:
+    table = seeds_table(runs, _COLUMNS) if len(runs) else None
+    if table is None or len(table.headers) == 1:
         return None
-    rows = [
-        [str(arm), *(over_seeds(found[name], digits, scale) for _, name, digits, scale in shown)]
-        for arm, found in runs.groupby("arm", sort=False)
-    ]
     busy = _busy(group.runs)
     lead = f"Measured while others used the machine, so in doubt: {'; '.join(busy)}." if busy else ""
     seconds = _step_seconds(group.without_controls())
@@ -51,7 +47,6 @@ def section(group: Group) -> Section | None:
         drawing = step_time_chart(seconds, list(group.arms["arm"]))
         chart = Chart("step_times", drawing, "Seconds an optimizer step, by method.", seconds)
     wall = Section("Wall time by stage", table=_wall_time(group), fold=True, note="Seconds, mean over seeds.")
-    table = Table(["method", *(header for header, *_ in shown)], rows)
     return Section("Speed and cost", lead=lead, chart=chart, table=table, note=_NOTE, parts=[wall])
 
 
@@ -79,14 +74,10 @@ def _step_seconds(group: Group) -> pd.DataFrame:
 
 def _wall_time(group: Group) -> Table:
     """Seconds of each stage's named spans by arm; one row a stage and span."""
-    spans: dict[tuple[str, str], dict[str, list[float]]] = {}
-    arm_of = dict(zip(group.runs["run_id"], group.runs["arm"], strict=True))
-    for record in group.records:
-        for name in ("train", "evaluate", "regression"):
-            stage = getattr(record, name)
-            for span, seconds in (stage.spans_seconds if stage else {}).items():
-                spans.setdefault((name, span), {}).setdefault(arm_of[record.run_id], []).append(seconds)
-    arms = list(dict.fromkeys(group.runs["arm"]))
-    rows = [[*key, *(number(pd.Series(found.get(arm, [None]), dtype=float).mean(), 1) for arm in arms)]
-            for key, found in spans.items()]  # fmt: skip
-    return Table(["stage", "span", *arms], rows, text_columns=2)
+    rows = [(stage, span, arm, seconds) for arm, stage, result in group.stages()
+            for span, seconds in result.spans_seconds.items()]  # fmt: skip
+    spans = pd.DataFrame(rows, columns=["stage", "span", "arm", "seconds"])
+    means = spans.pivot_table("seconds", ["stage", "span"], "arm")
+    means = means.reindex(spans.set_index(["stage", "span"]).index.unique(), columns=group.runs["arm"].unique())
+    texts = [[*key, *(number(seconds, 1) for seconds in of_arms)] for key, *of_arms in means.itertuples()]
+    return Table(["stage", "span", *means], texts, text_columns=2)

@@ -110,25 +110,14 @@ def _parameters(arguments: ast.arguments) -> list[str]:
 
 
 def _statements(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    """Kinds of statements, nested ones included, docstrings and other bare constants not."""
+    """Kinds of statements in the order of the source, nested ones included, docstrings and bare constants not."""
+    inside = [node for node in ast.walk(function) if isinstance(node, ast.stmt) and node is not function]
     kinds = Counter(
         type(node).__name__
-        for statement in function.body
-        for node in _walk(statement)
+        for node in sorted(inside, key=lambda node: (node.lineno, node.col_offset))
         if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
     )
     return [kind if count == 1 else f"{kind}*{count}" for kind, count in kinds.items()]
-
-
-def _walk(statement: ast.stmt) -> list[ast.stmt]:
-    """A statement and those inside it, in the order of the source."""
-    found = [statement]
-    for child in ast.iter_child_nodes(statement):
-        if isinstance(child, ast.stmt):
-            found += _walk(child)
-        elif isinstance(child, ast.ExceptHandler | ast.match_case):
-            found += [inner for part in child.body for inner in _walk(part)]
-    return found
 
 
 NEAR_COPY_CHARACTERS = 150  # shorter functions resemble one another by nature

