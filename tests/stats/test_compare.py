@@ -35,7 +35,7 @@ def test_pairs_are_against_base_full_and_lora(findings: Findings) -> None:
     against_base = {("full", "base"), ("lora", "base"), ("qlora", "base")}
     assert pairs == against_base | {("lora", "full"), ("qlora", "full"), ("qlora", "lora")}
     assert findings.refusals == []
-    assert findings.primary == Measure("score", "rougeL")
+    assert findings.primary == Measure("score", "rougeL", value_range=(0.0, 1.0))
 
 
 def test_one_base_run_is_the_partner_of_every_seed(findings: Findings) -> None:
