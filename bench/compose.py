@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from hydra import compose as hydra_compose
@@ -23,14 +23,57 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from bench.config import ConfigurationError, RunConfig, from_mapping, known_keys, roles, suggest
 from bench.identity import content_of, run_id, tuning_key
-from bench.record import Rates
 
 RATES_FILE = "rates.yaml"  # in results/tune/<name>/, and copied into the sweeps that used it
 _DIGEST_SHOWN = 12
+_STRICT = ConfigDict(extra="forbid")
+RATES_VERSION: Literal[1] = 1
+Rate = Annotated[float, Field(gt=0, le=1)]
+Edge = Literal["low", "high"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Trial:
+    """One training run of the search."""
+
+    learning_rate: Rate
+    loss: float | None  # held-out, nats per token, at its last point; None: not finite
+    steps: int  # optimizer steps done
+    seconds: float  # wall time, start of the process included
+    run_id: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Tuning:
+    """The search for one method, model, task and budget."""
+
+    key: str  # identity.tuning_key of the runs that it holds for
+    method: str
+    model: str
+    task: str
+    learning_rate: Rate | None  # the chosen one; None: no trial ended with a finite loss
+    at_edge: Edge | None  # the chosen rate is the lowest or the highest that was tried
+    trials: list[Trial]  # by learning rate
+    seed: int
+    max_steps: int | None  # of a trial; None: as many as a run of the sweep
+    data_fingerprint: str | None  # of the prepared data (`DataSummary.fingerprint`)
+    command: str
+    git_commit: str | None
+    git_dirty: bool | None
+    finished_at: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Rates:
+    """The content of a rates file."""
+
+    tunings: list[Tuning]
+    schema_version: Literal[1] = RATES_VERSION
 
 
 def read_rates(path: Path) -> Rates:

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.config import ConfigurationError, RunConfig, roles, suggest
 from bench.identity import MEASURED, names_of_arms, run_id, settings_with_roles
-from bench.record import Environment, Record, TrainResult
+from bench.record import Environment, EvaluateResult, Record, RegressionResult, TrainResult
 
 COMPUTING_PACKAGES = ("transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "lm-eval")
 DIGEST_SHOWN = 8  # characters
@@ -232,25 +232,52 @@ def reasons_against(left: Record, right: Record) -> list[Reason]:
             reasons.append(Reason("settings", f"their keys differ ({left.comparison_key} and {right.comparison_key})"))
         if left.train is None or right.train is None:
             return [*reasons, Reason("training", "one of them has no training result")]
-        reasons += [*_consumed(left.train, right.train)]
-        if left.data and right.data and left.data.fingerprint != right.data.fingerprint:
-            prints = " and ".join(data.fingerprint[:DIGEST_SHOWN] for data in (left.data, right.data))
-            reasons.append(Reason("stream", f"their prepared data differ (fingerprint {prints})"))
+        reasons += _consumed(left.train, right.train)
+    reasons += _prepared(left, right, ("train", "validation", "test") if trained else ("test",))
     verbs: dict[Reason, list[str]] = {}  # what differs in both stages is named once
-    if trained and left.train and right.train:
-        for reason in [*_measured(left.train.environment, right.train.environment), *_rounding(left, right)]:
-            verbs.setdefault(reason, []).append("trained")
-    stages = [record.evaluate or record.regression for record in (left, right)]
-    if stages[0] and stages[1]:
-        for reason in _measured(stages[0].environment, stages[1].environment):
-            verbs.setdefault(reason, []).append("evaluated")
-    for reason, words in verbs.items():
-        reasons.append(Reason(reason.name, f"they were {' and '.join(words)} with different {reason.text}"))
-    sides = [record.provenance.get("packages", {}) for record in (left, right)]
-    known = [name for name in COMPUTING_PACKAGES if name in sides[0] and name in sides[1]]
-    if other := [f"{n} {sides[0][n]} and {sides[1][n]}" for n in known if sides[0][n] != sides[1][n]]:
-        reasons.append(Reason("software", f"they ran with different packages ({', '.join(other)})"))
+    evaluated = left.evaluate or left.regression, right.evaluate or right.regression
+    for verb, stages in (("trained", (left.train, right.train) if trained else ()), ("evaluated", evaluated)):
+        sides = [_facts(record, stage) for record, stage in zip((left, right), stages, strict=False) if stage]
+        for name, text in set.intersection(*map(set, sides)) if len(sides) > 1 else ():
+            one, other = (side[name, text] for side in sides)
+            if one != other:
+                verbs.setdefault(Reason(name, f"{text} ({one} and {other})"), []).append(verb)
+    for reason in sorted(verbs, key=lambda reason: (list(REQUIREMENTS).index(reason.name), reason.text)):
+        text = f"they were {' and '.join(verbs[reason])} with different {reason.text}"
+        reasons.append(Reason(reason.name, text))
     return reasons
+
+
+Measuring = TrainResult | EvaluateResult | RegressionResult
+
+
+def _facts(record: Record, stage: Measuring) -> dict[tuple[str, str], Any]:
+    """(requirement, what it is called) -> value: what a stage shows of itself; what is unknown is left out."""
+    facts = {
+        (name, text): getattr(stage.environment, of)
+        for name, all_of in _MEASURED.items()
+        for of, text in all_of.items()
+    }
+    facts |= {("software", name): _program(record, stage).get("packages", {}).get(name) for name in COMPUTING_PACKAGES}
+    facts["model", "revisions of the model"] = getattr(stage, "model_revision", None)
+    if stage is record.train:
+        facts["numerics", "compilation"] = compilation(stage.environment.compiled)
+        facts["numerics", "method.adapter.add_in_fp32"] = adds_in_fp32(record)
+    return {what: value for what, value in facts.items() if value is not None}
+
+
+def _program(record: Record, stage: Measuring) -> dict[str, Any]:
+    """The program and machine of a stage; of the run, where the stage does not say."""
+    return stage.made.provenance if stage.made else record.provenance
+
+
+def _prepared(left: Record, right: Record, splits: Sequence[str]) -> Iterator[Reason]:
+    """Splits of the prepared data that differ; of the test split the questions and references, not the tokens."""
+    sides = [record.data.fingerprints if record.data else {} for record in (left, right)]
+    for split in splits:
+        prints = [side[split][:DIGEST_SHOWN] for side in sides if split in side]
+        if len(set(prints)) > 1:
+            yield Reason("stream", f"their prepared data differ ({split}: fingerprint {' and '.join(prints)})")
 
 
 def _consumed(left: TrainResult, right: TrainResult) -> Iterator[Reason]:
@@ -260,26 +287,29 @@ def _consumed(left: TrainResult, right: TrainResult) -> Iterator[Reason]:
         yield Reason("stream", f"they consumed different data (data_stream_sha256 {digests})")
     if left.steps != right.steps:
         yield Reason("budget", f"they took different numbers of steps ({left.steps} and {right.steps})")
-    if left.model_revision != right.model_revision and left.model_revision and right.model_revision:
-        yield Reason("model", f"they loaded different revisions ({left.model_revision} and {right.model_revision})")
 
 
-def _measured(left: Environment, right: Environment) -> Iterator[Reason]:
-    for name, facts in _MEASURED.items():
-        for fact, text in facts.items():
-            values = getattr(left, fact), getattr(right, fact)
-            if values[0] != values[1] and None not in values:
-                yield Reason(name, f"{text} ({values[0]} and {values[1]})")
-
-
-def _rounding(left: Record, right: Record) -> Iterator[Reason]:
-    """What decides where training rounds to bf16."""
-    compiled = [record.train.environment.compiled for record in (left, right) if record.train]
-    if compilation(compiled[0]) != compilation(compiled[1]):
-        yield Reason("numerics", f"numerics (compiled: {compiled[0]} and {compiled[1]})")
-    added = adds_in_fp32(left), adds_in_fp32(right)
-    if added[0] != added[1] and None not in added:
-        yield Reason("numerics", f"numerics (method.adapter.add_in_fp32: {added[0]} and {added[1]})")
+def program_caveats(by_arm: Mapping[str, Sequence[Record]]) -> list[str]:
+    """What a reader must know of the program that measured the arms: several versions of it, or one of no commit."""
+    found: dict[str, dict[str, None]] = {}  # version -> what it measured
+    codes: set[str | None] = set()
+    for arm, record in ((arm, record) for arm, records in by_arm.items() for record in records):
+        for verb, stage in (
+            ("trained", record.train),
+            ("evaluated", record.evaluate),
+            ("regression", record.regression),
+        ):
+            if stage is not None:
+                program = _program(record, stage)
+                changes = " with uncommitted changes" if program.get("git_dirty") else ""
+                version = f"{str(program.get('git_commit') or 'an unknown commit')[:DIGEST_SHOWN]}{changes}"
+                found.setdefault(version, {})[f"{arm} {verb}"] = None
+                codes.add(program.get("code"))
+    if len(found) > 1:
+        same = ", though its code was the same" if len(codes) == 1 and None not in codes else ""
+        listed = "; ".join(f"{version}: {', '.join(what)}" for version, what in found.items())
+        return [f"Measured by different versions of the program{same} ({listed})."]
+    return [f"Measured by {version}: no commit gives this program back." for version in found if " with" in version]
 
 
 def adds_in_fp32(record: Record) -> bool | None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import ContentConfig, Role, RunConfig, flat, roles, to_mapping
+from bench.metrics import code_files
 
 MEASURED = ("data", "training", "evaluation")  # the stages whose settings a run is named by
 _DIGITS, _CONTENT_DIGITS = 12, 16
@@ -73,11 +74,8 @@ def run_id(config: RunConfig) -> str:
     >>> run_id(config)
     'lora-smollm2-135m-docstrings-s0-1f2e3d4c'
     """
-    return _named(config, digest(settings_of_stages(config, *MEASURED)))
-
-
-def _named(config: RunConfig, hashed: str) -> str:
     seed = f"s{config.seed}" if roles()["seed"].applies(config) else "s-"
+    hashed = digest(settings_of_stages(config, *MEASURED))
     parts = [config.method.name, config.model.name, config.task.name, seed, hashed[:8]]
     return "-".join(part.replace("/", "_") for part in parts)
 
@@ -105,8 +103,8 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def artifact_folder(config: RunConfig) -> Path:
-    """A training's weights: disposable, never needed to read a run; runs of one `training_key` share them."""
-    return Path(config.paths.artifacts) / _named(config, training_key(config))
+    """A run's weights: disposable, never needed to read it. No other run writes there."""
+    return Path(config.paths.artifacts) / config.sweep / run_id(config)
 
 
 def data_folder(config: RunConfig) -> Path:
@@ -193,6 +191,7 @@ def _files_of(config: RunConfig, parts: Collection[str]) -> dict[str, list[Path]
         own = [path for path in Path(config.suite.path).rglob("*") if "__pycache__" not in path.parts]
         words = {word for path in own if path.suffix == ".yaml" for word in _words(path)}
         found["suite"] = own + [Path(word) for word in words]  # data files, relative to here
+    found["metrics"] = code_files(task.metrics)
     return {name: sorted(filter(_is_readable, files)) for name, files in found.items() if name in parts}
 
 
@@ -213,7 +212,7 @@ def _digest_of_files(config: RunConfig, part: str, files: list[Path]) -> str | N
         cut = [split for split in ("validation", "test") if part == "train_file" and not getattr(task, f"{split}_file")]
         return digest([sha256_of(files[0], kept), *cut])[:_CONTENT_DIGITS]
     root = Path(config.suite.path or "") if part == "suite" else Path(config.model.location)
-    places = [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in files]
+    places = [path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name for path in files]
     return digest([[place, sha256_of(path, kept)] for place, path in zip(places, files, strict=True)])[:_CONTENT_DIGITS]
 
 
@@ -237,6 +236,8 @@ def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
 # --- Files that are whole ---
 
 CHECKSUMS = "checksums.json"  # in a folder of the cache: SHA-256 of its files
+# What makes a model or an adapter, without the tokenizer.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json")
 
 
 def sha256_of(path: Path, kept: Path | None = None) -> str:
@@ -264,7 +265,7 @@ def checksums(folder: Path, kept: Path | None = None, patterns: Collection[str] 
     return {path.relative_to(folder).as_posix(): sha256_of(path, kept) for path in sorted(paths)}
 
 
-def damaged(folder: Path, expected: Mapping[str, str], kept: Path) -> list[str]:
+def damaged(folder: Path, expected: Mapping[str, str], kept: Path | None) -> list[str]:
     """The files of a folder that are missing or not what they were."""
     return [n for n, sha in expected.items() if not (folder / n).is_file() or sha256_of(folder / n, kept) != sha]
 

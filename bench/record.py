@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from dataclasses import field
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from bench.config import PositiveInt, RunConfig, checked
+from bench.config import RunConfig
 from bench.metrics import Scale
 
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
@@ -131,7 +130,6 @@ class Fidelity:
     scores: dict[str, float]  # metric -> mean over these examples
     test_loss: float | None  # of the reference answers, nats a token
     logits: LogitDifference | None = None  # None: it is the reference itself
-    token_agreement: float | None = None  # mean over examples: share of the longer answer before the first difference
     equal_answers: int | None = None  # of `examples`, token by token
 
 
@@ -175,7 +173,7 @@ class Adapters:
     generations: list[AdapterGeneration]
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 T = TypeVar("T")
 Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export"]
@@ -264,6 +262,16 @@ class Environment:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Made:
+    """When, from what, by which program and on which machine a stage made its result; written by the parent."""
+
+    started_at: str | None  # ISO 8601, UTC; None: unknown
+    wall_seconds: float  # child start to exit
+    provenance: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)  # split -> its fingerprint; "weights" -> digest of those read
+
+
+@dataclass(frozen=True, config=_STRICT)
 class TrainResult:
     """The training stage."""
 
@@ -299,12 +307,15 @@ class TrainResult:
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
     parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: not counted
     step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
-    stopped_early: str | None = None  # why a trial of `bench tune` ended before its last step
     devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
     strategy: str = "none"  # how they shared it
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
     micro_batch: int | None = None  # examples per forward pass; None: unknown
     resumed_at_steps: list[int] = field(default_factory=list)  # steps done when it went on after a stop; empty: never
+    weights: dict[str, str] = field(
+        default_factory=dict
+    )  # file that training wrote -> SHA-256; empty: unknown, or none
+    made: Made | None = None  # None: the parent did not see the end of the stage; as in the results below
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -323,6 +334,8 @@ class EvaluateResult:
     environment: Environment
     scales: dict[str, Scale] = field(default_factory=dict)  # name of a score -> its range and direction
     unscored: dict[str, str] = field(default_factory=dict)  # metric -> on how many examples it failed, and why first
+    model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
+    made: Made | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -331,7 +344,7 @@ class RegressionTask:
 
     task: str
     metric: str  # acc, exact_match, bits_per_byte, ...
-    value: float
+    value: float | None  # None: not finite, because a score of its items is not
     items: int
     higher_is_better: bool
     chance: float | None = None  # score of guessing
@@ -347,6 +360,7 @@ class RegressionResult:
     spans_seconds: dict[str, float]
     environment: Environment
     divergence_unknown: str | None = None  # why the divergence from the base is not among the tasks
+    made: Made | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -362,7 +376,7 @@ class ServeResult:
     memory: list[PhaseMemory]  # phases "load FORM", "serve FORM", "N adapters", ...
     spans_seconds: dict[str, float]
     environment: Environment  # while the latency was measured
-    provenance: dict[str, Any] = field(default_factory=dict)  # of the serving, which may be later than the run
+    made: Made | None = None  # the serving may be later than the run
     price_usd_per_hour: float | None = None  # of the machine, as the serving's command stated it
 
 
@@ -388,7 +402,7 @@ class RegressionItem:
     task: str
     item_id: str
     metric: str
-    score: float  # 0/1 for accuracy; bits per byte of the document for bits_per_byte
+    score: float | None  # 0/1 for accuracy; bits per byte of the document for bits_per_byte; None: not finite
     weight: float = 1.0  # bytes of the document for bits_per_byte
 
 
@@ -435,16 +449,16 @@ class Record:
     seed: int
     status: Status
     config: RunConfig
-    provenance: dict[str, Any]  # versions, git commit, command, machine
-    started_at: str  # ISO 8601, UTC
-    wall_seconds: float
+    provenance: dict[str, Any]  # versions, git commit, command, machine of the call that finished it; by stage: `Made`
+    started_at: str  # ISO 8601, UTC; of that call
+    wall_seconds: float  # of that call, and of the stages that earlier ones made
     data: DataSummary | None = None
     fit: Fit | None = None  # None: train.micro_batch was given as a number
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
     regression: RegressionResult | None = None
     failure: Failure | None = None
-    stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage
+    stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage, reused ones too
     reused_stages: list[str] = field(default_factory=list)  # finished by an earlier, interrupted call
     reused_from: str | None = None  # the sweep whose equal, untrained run was taken over
     serve: ServeResult | None = None  # None: not asked for, or `serve_failure` says why not
@@ -537,90 +551,3 @@ class Manifest:
     files: dict[str, ExportedFile]  # by path inside the folder, this manifest left out
     form: str | None = None  # of serving (merged, merged_nf4, ...); None: as it was trained
     schema_version: int = MANIFEST_VERSION
-
-
-BUNDLE_MANIFEST = "bundle-manifest.json"
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Bundle:
-    """What a bundle holds."""
-
-    python: str  # the wheels are for this version and platform
-    platform: str
-    fetched_at: str  # ISO 8601, UTC
-    files: dict[str, ExportedFile]  # by path inside the folder, the manifest left out
-    schema_version: int = 1
-
-
-def bundle_environment(folder: Path, online: bool) -> dict[str, str]:
-    """The environment in which Hugging Face's libraries and NLTK use a bundle, and nothing else unless `online`."""
-    names = {"HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets", "NLTK_DATA": "nltk"}
-    there = {variable: str(folder / name) for variable, name in names.items()}
-    return there if online else there | {"HF_HUB_OFFLINE": "1"}
-
-
-RATES_VERSION: Literal[1] = 1
-Rate = Annotated[float, Field(gt=0, le=1)]
-Edge = Literal["low", "high"]
-
-
-@dataclass(frozen=True, config=_STRICT)
-class TuneConfig:
-    """How rates are searched; the same for every method. The settings are explained in `conf/tune.yaml`."""
-
-    points: PositiveInt = 1
-    factor: Annotated[float, Field(gt=1)] = 2.5
-    max_points: PositiveInt = 5
-    rates: Annotated[list[Rate], Field(min_length=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
-    max_steps: PositiveInt | None = None
-    heldout_points: PositiveInt = 2
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Trial:
-    """One training run of the search."""
-
-    learning_rate: Rate
-    loss: float | None  # held-out, nats per token, at its last point; None: not finite
-    steps: int  # optimizer steps done
-    seconds: float  # wall time, start of the process included
-    run_id: str
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Tuning:
-    """The search for one method, model, task and budget."""
-
-    key: str  # identity.tuning_key of the runs that it holds for
-    method: str
-    model: str
-    task: str
-    learning_rate: Rate | None  # the chosen one; None: no trial ended with a finite loss
-    at_edge: Edge | None  # the chosen rate is the lowest or the highest that was tried
-    trials: list[Trial]  # by learning rate
-    seed: int
-    max_steps: int | None  # of a trial; None: as many as a run of the sweep
-    data_fingerprint: str | None  # of the prepared data (`DataSummary.fingerprint`)
-    command: str
-    git_commit: str | None
-    git_dirty: bool | None
-    finished_at: str  # ISO 8601, UTC
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Rates:
-    """The content of a rates file."""
-
-    tunings: list[Tuning]
-    schema_version: Literal[1] = RATES_VERSION
-
-
-def tune_config(mapping: dict[str, Any]) -> TuneConfig:
-    """Check the settings of a search.
-
-    Raises:
-        ConfigurationError: with every mistake found.
-    """
-    return checked(TuneConfig, mapping, "tune")

@@ -20,6 +20,7 @@ from bench.fairness import (
     allowed_names,
     differences,
     groups_of,
+    program_caveats,
     reasons_against,
     refused_settings,
     to_json,
@@ -44,7 +45,7 @@ def group_of(*overrides: str) -> Group:
 
 @cache
 def record_of(method: str) -> Record:
-    return from_json(Record, next(REFERENCE.glob(f"{method}-*-s0-*/record.json")).read_bytes())
+    return from_json(Record, min(REFERENCE.glob(f"{method}-*/record.json")).read_bytes())
 
 
 def pair_of(group: Group, left: str, right: str) -> Pair:
@@ -193,3 +194,64 @@ def test_an_unknown_fact_and_the_reason_for_no_compilation_are_no_reasons() -> N
              for r, c in ((full, "off"), (lora, "off: no compiler"))]  # fmt: skip
     assert reasons_against(*plain) == []
     assert reasons_against(full, replace(lora, provenance={})) == []
+
+
+# --- What went into a stage, and who made it ---
+
+
+STAGES = ("train", "evaluate", "regression")
+
+
+def made_by(record: Record, *stages: str, **program: object) -> Record:
+    """The record with another program behind some of its stages."""
+    for stage in stages:
+        result = getattr(record, stage)
+        made = replace(result.made, provenance=result.made.provenance | program)
+        record = replace(record, **{stage: replace(result, made=made)})
+    return record
+
+
+def test_a_base_that_was_asked_other_questions_is_not_compared() -> None:
+    base, lora = record_of("base"), record_of("lora")
+    assert reasons_against(base, lora) == []
+    other = replace(lora, data=replace(lora.data, fingerprints=lora.data.fingerprints | {"test": "0" * 64}))
+    (reason,) = reasons_against(base, other)
+    assert (reason.name, "test: fingerprint" in reason.text) == ("stream", True)
+    trained_on_others = replace(
+        lora, data=replace(lora.data, fingerprints=lora.data.fingerprints | {"train": "0" * 64})
+    )
+    assert reasons_against(base, trained_on_others) == []
+    assert [reason.name for reason in reasons_against(record_of("full"), trained_on_others)] == ["stream"]
+
+
+def test_another_model_behind_the_same_name_is_refused() -> None:
+    base, lora = record_of("base"), record_of("lora")
+    other = with_settings(base.config, {"content.weights": "0" * 16})
+    (reason,) = reasons_against(replace(base, config=other), lora)
+    assert reason.name == "model"
+    commits = [
+        replace(r, evaluate=replace(r.evaluate, model_revision=c)) for r, c in ((base, "a" * 40), (lora, "b" * 40))
+    ]
+    (reason,) = reasons_against(*commits)
+    assert reason.name == "model"
+    assert "evaluated with different revisions of the model" in reason.text
+
+
+def test_packages_are_compared_stage_by_stage() -> None:
+    packages = record_of("lora").provenance["packages"] | {"peft": "0.1"}
+    (reason,) = reasons_against(record_of("full"), made_by(record_of("lora"), "evaluate", packages=packages))
+    assert reason.name == "software"
+    assert reason.text.startswith("they were evaluated with different peft (")
+
+
+def test_versions_of_the_program_are_a_caveat() -> None:
+    full, lora = record_of("full"), record_of("lora")
+    assert program_caveats({"full": [full], "lora": [lora]}) == []
+    (text,) = program_caveats({"full": [full], "lora": [made_by(lora, "evaluate", git_commit="f" * 40)]})
+    assert "Measured by different versions of the program (" in text
+    assert "ffffffff: lora evaluated" in text
+    one, other = (made_by(record, *STAGES, code="c") for record in (full, lora))
+    (text,) = program_caveats({"full": [one], "lora": [made_by(other, "evaluate", git_commit="f" * 40)]})
+    assert "though its code was the same" in text
+    (text,) = program_caveats({run.method: [made_by(run, *STAGES, git_dirty=True)] for run in (full, lora)})
+    assert text.endswith("with uncommitted changes: no commit gives this program back.")

@@ -101,7 +101,8 @@ def test_methods_share_data_and_comparison_and_evaluations_share_weights() -> No
     assert len({run_id(run) for run in runs}) == 7
     one_training = compose(["method=lora", "suite=none,quick"], multirun=True)
     assert len({run_id(run) for run in one_training}) == 2
-    assert len({artifact_folder(run) for run in one_training}) == 1
+    assert len({training_key(run) for run in one_training}) == 1
+    assert len({artifact_folder(run) for run in one_training}) == 2
 
 
 def test_every_setting_has_a_role_and_a_known_requirement() -> None:

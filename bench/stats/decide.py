@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.fairness import program_caveats
 from bench.record import Record
 from bench.stats.compare import match
 from bench.stats.frames import Group, Sweep, family, groups, is_control, is_untrained
@@ -561,6 +562,7 @@ def _caveats(group: Group, evidence: Evidence, choice: Choice) -> list[str]:
         if low > 0:
             caveats.append(f"{evidence.arms[choice.arm]} forgot: the regression suite's mean lost {lost.mean():.1f} "
                            f"points [{low:.1f}, {high:.1f}] against the base.")  # fmt: skip
+    caveats += program_caveats({arm: group.by_arm[arm] for arm in evidence.arms if arm in group.by_arm})
     caveats += [f"{arm}: {why}." for arm, why in evidence.out.items()]
     failed = group.arms[(group.arms["failed"] > 0) & group.arms["arm"].isin(evidence.arms)]
     caveats += [f"{row.arm}: {row.failed} of its {row.runs} runs failed." for row in failed.itertuples()]

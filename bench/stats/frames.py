@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from bench.compose import RATES_FILE, read_rates
+from bench.compose import RATES_FILE, Tuning, read_rates
 from bench.config import RunConfig
 from bench.fairness import STAGES, disturbances
 from bench.identity import names_of_arms
@@ -39,7 +39,6 @@ from bench.record import (
     ServedAnswer,
     Step,
     TrainResult,
-    Tuning,
     from_json,
 )
 
@@ -416,7 +415,8 @@ def _run_row(record: Record) -> dict[str, Any]:
         row["generate_tokens_per_second"] = result.generate_tokens_per_second
     if record.regression:
         values = [task.value for task in record.regression.tasks if task.higher_is_better]
-        row["regression_mean"] = sum(values) / len(values) if values else None
+        known = [value for value in values if value is not None]  # a mean without the task that is not finite is none
+        row["regression_mean"] = sum(known) / len(values) if values and len(known) == len(values) else None
         row["regression_tasks"] = len(record.regression.tasks)
     if stage := record.train or record.evaluate or record.regression:
         row |= asdict(stage.environment)

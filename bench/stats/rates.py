@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
+from bench.compose import Edge, Rate, Trial, Tuning
+from bench.config import PositiveInt, checked
 from bench.identity import canonical_json, tuning_key
-from bench.record import Edge, Record, Trial, TuneConfig, Tuning
+from bench.record import Record
 
 if TYPE_CHECKING:  # `tune` searches without pandas and scipy
     from bench.stats.frames import Group
@@ -30,6 +34,28 @@ OPEN_SIDE = 10.0  # beyond the lowest or highest rate tried, the optimum is look
 
 
 # --- The search ---
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TuneConfig:
+    """How rates are searched; the same for every method. The settings are explained in `conf/tune.yaml`."""
+
+    points: PositiveInt = 1
+    factor: Annotated[float, Field(gt=1)] = 2.5
+    max_points: PositiveInt = 5
+    rates: Annotated[list[Rate], Field(min_length=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
+    max_steps: PositiveInt | None = None
+    heldout_points: PositiveInt = 2
+
+
+def tune_config(mapping: dict[str, Any]) -> TuneConfig:
+    """Check the settings of a search.
+
+    Raises:
+        ConfigurationError: with every mistake found.
+    """
+    return checked(TuneConfig, mapping, "tune")
 
 
 def best(trials: Iterable[Trial]) -> Trial | None:

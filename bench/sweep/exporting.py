@@ -12,7 +12,6 @@ tuned.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.config import ConfigurationError, PathsConfig, RunConfig
-from bench.identity import artifact_folder, weights_sha256, write_atomic
+from bench.identity import WEIGHTS, artifact_folder, is_whole, sha256_of, weights_sha256, write_atomic
 from bench.record import (
     CARD,
     MANIFEST,
@@ -45,7 +44,6 @@ from bench.record import (
 from bench.sweep.child import Watch, run_stage
 from bench.sweep.execute import read_record, weights_are_whole
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json")
 MEANING = {  # by the beginning of a file's name: what it means that its content is another
     "chat_template": "changed chat template: prompts would not be those that the model was trained and evaluated with",
     "tokenizer": "mismatched tokenizer: not the one that the model was trained with",
@@ -89,10 +87,9 @@ def exportable(run: Path, form: str | None = None) -> Exportable:
     except (OSError, ValueError):
         config = record.config
     weights = artifact_folder(config)
-    if not weights_are_whole(weights, record.train.checkpoint_bytes):
-        raise ConfigurationError(
-            [f"{run}: its weights are no longer whole in {weights}; put them there, or delete {run} and run it again"]
-        )
+    if not weights_are_whole(config, record.train):
+        lost = f"its weights are no longer there as training wrote them ({weights})"
+        raise ConfigurationError([f"{run}: {lost}; put them back, or delete {run} and run it again"])
     if form is None:
         return Exportable(run, record, config, weights)
     scored = {entry.form: entry.examples for entry in (record.serve.fidelity if record.serve else [])}
@@ -100,6 +97,8 @@ def exportable(run: Path, form: str | None = None) -> Exportable:
     if form not in built:
         there = f"it has {', '.join(built)}" if built else "it has none; serve it: the sweep's command with serve=full"
         raise ConfigurationError([f"form={form}: {run} was not served in it; {there}"])
+    if not is_whole(weights / "forms" / form, Path(config.paths.cache)):
+        raise ConfigurationError([f"form={form}: {weights / 'forms' / form} is not as it was built; serve it again"])
     if scored[form] < record.evaluate.examples:
         count = f"{scored[form]} of {record.evaluate.examples}"
         raise ConfigurationError([f"form={form}: scored on {count} test examples; set serve.fidelity_examples=null"])
@@ -214,12 +213,6 @@ def checksums(folder: Path, manifest: str = MANIFEST) -> dict[str, ExportedFile]
         for name, path in paths.items()
         if name != manifest and not name.startswith(".") and path.suffix != ".lock"
     }
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def changed_files(folder: Path, files: dict[str, ExportedFile]) -> Iterator[str]:

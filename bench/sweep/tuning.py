@@ -25,11 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 from yaml import YAMLError
 
-from bench.compose import CONFIG_FOLDER, RATES_FILE, compose, read_rates
+from bench.compose import CONFIG_FOLDER, RATES_FILE, Rates, Trial, Tuning, compose, read_rates
 from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig
 from bench.identity import sweep_folder, tuning_key, write_atomic
-from bench.record import Rates, Record, Trial, TuneConfig, Tuning, tune_config
-from bench.stats.rates import best, edge, next_rate, remarks
+from bench.record import Record
+from bench.stats.rates import TuneConfig, best, edge, next_rate, remarks, tune_config
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, is_finished, run_one
 from bench.sweep.fetching import prepare_all

@@ -112,7 +112,7 @@ def divergence(model: Any, reference: Reference, device: Device) -> Outcome:
         top, rest = (tensor[rows].to(device.type) for tensor in kept)
         values[place] = _kl(top, rest, *_split(log_probabilities, reference.top_ids[rows].to(device.type)))
     items = [
-        RegressionItem(entry.task, entry.text_id, KL_METRIC, values[place], float(entry.positions))
+        RegressionItem(entry.task, entry.text_id, KL_METRIC, finite(values[place]), float(entry.positions))
         for place, entry in enumerate(reference.texts)
     ]
     tasks = []
@@ -122,9 +122,15 @@ def divergence(model: Any, reference: Reference, device: Device) -> Outcome:
     return Outcome(tasks, items)
 
 
-def weighted_mean(items: Sequence[RegressionItem]) -> float:
-    """The mean of the items' scores by their weights."""
-    return math.fsum(i.score * i.weight for i in items) / math.fsum(i.weight for i in items)
+def weighted_mean(items: Sequence[RegressionItem]) -> float | None:
+    """The mean of the items' scores by their weights; None: one of them is not finite."""
+    scores = [item.score * item.weight for item in items if item.score is not None]
+    return math.fsum(scores) / math.fsum(item.weight for item in items) if len(scores) == len(items) else None
+
+
+def finite(value: float) -> float | None:
+    """The number, or None where it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _stored_path(config: RunConfig, source: str, texts: list[Text], device: Device) -> Path | None:

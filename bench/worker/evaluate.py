@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from bench import metrics
-from bench.config import RunConfig
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import data_folder
 from bench.record import EvaluateResult, Sample
 from bench.worker import data, device, methods, models
@@ -66,6 +66,7 @@ def run(context: Context) -> EvaluateResult:
         environment=resolved.environment(context.load.read()),
         scales=scored.scales,
         unscored=_unscored(samples),
+        model_revision=getattr(model.config, "_commit_hash", None),
     )
 
 
@@ -103,8 +104,18 @@ def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
         resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
         how = {"attn_implementation": resolved.attention}
         model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype, **how)
+    if not config.untrained:
+        _refuse_another_base(context, getattr(model.config, "_commit_hash", None))
     context.load.start()  # other load counts from here: evaluation, not loading
     return model, tokenizer, resolved, memory
+
+
+def _refuse_another_base(context: Context, commit: str | None) -> None:
+    """By its name alone a hub's model is the newest, which may be newer than the one that was trained."""
+    trained = json.loads((context.folder / "train.json").read_bytes()).get("model_revision")
+    if commit and trained and commit != trained:
+        problem = f"model.revision: the hub's newest {context.config.model.location} is {commit}; trained was {trained}"
+        raise ConfigurationError([f"{problem}. Set model.revision to one of them"])
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.config import ConfigurationError, RunConfig
-from bench.identity import artifact_folder, write_atomic
-from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, bundle_environment, from_json, to_json
+from bench.identity import artifact_folder, changed_inputs, damaged, data_folder, is_whole, write_atomic
+from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, TrainResult, from_json, to_json
 from bench.worker.instruments.clock import Clock, Load, open_load
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ def main(folder: Path, stage: str) -> int:
         team = Team.of_this_process() if together else ALONE
         context = Context(folder, config, progress, team)
         context.clock.spans_seconds["import"] = time.perf_counter() - started
+        refuse_changed_inputs(config, folder, stage)
         _limit_memory(config.hardware.memory_limit_gib)
         result = run(context)
         if team.is_first:
@@ -170,6 +171,25 @@ def main(folder: Path, stage: str) -> int:
         with suppress(OSError):  # the log may be on a full disk
             traceback.print_exc()
         return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error) else EXIT_ERROR)
+
+
+def refuse_changed_inputs(config: RunConfig, folder: Path, stage: str) -> None:
+    """Hold what a stage reads against what the run is named by, and what earlier stages wrote against their checksums.
+
+    Raises:
+        ConfigurationError: with every file or part that is another.
+    """
+    problems, kept = changed_inputs(config, stage), Path(config.paths.cache)
+    if stage in ("train", "evaluate", "serve") and not is_whole(data_folder(config), kept):
+        problems.append(
+            f"{data_folder(config)}: prepared data are gone or changed; the same command prepares them again"
+        )
+    if stage in ("evaluate", "regression", "serve") and not config.untrained:
+        trained, weights = from_json(TrainResult, (folder / "train.json").read_bytes()), artifact_folder(config)
+        lost = ", ".join(damaged(weights, trained.weights, kept))
+        problems += [f"{weights}: not as training wrote it: {lost}; the same command trains again"] if lost else []
+    if problems:
+        raise ConfigurationError(problems)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -219,6 +239,13 @@ def _confine(config: RunConfig, stage: str) -> None:
     # cuDNN attention plans each new (batch, length) for 0.2 s; the other kernels are as fast (docs/gpu-measured.md).
     os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
+
+
+def bundle_environment(folder: Path, online: bool) -> dict[str, str]:
+    """The environment in which Hugging Face's libraries and NLTK use a bundle, and nothing else unless `online`."""
+    names = {"HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets", "NLTK_DATA": "nltk"}
+    there = {variable: str(folder / name) for variable, name in names.items()}
+    return there if online else there | {"HF_HUB_OFFLINE": "1"}
 
 
 def die_with_parent() -> None:

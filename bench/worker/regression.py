@@ -32,7 +32,7 @@ from lm_eval.models.huggingface import HFLM
 from bench.config import ConfigurationError, SuiteConfig
 from bench.record import RegressionItem, RegressionResult, RegressionTask
 from bench.worker import device, models
-from bench.worker.divergence import Outcome, Reference, divergence, reference_of, weighted_mean
+from bench.worker.divergence import Outcome, Reference, divergence, finite, reference_of, weighted_mean
 from bench.worker.evaluate import load_tuned
 from bench.worker.loss import inference
 from bench.worker.main import Context, write_lines
@@ -174,7 +174,7 @@ def _outcome(tasks: dict[str, Task], metrics: dict[str, str], samples: dict[str,
         own = [_item(name, metric, sample) for sample in kept]
         value = weighted_mean(own)
         expected = float(aggregates[f"{metric},{kept_filter}"])
-        if not math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9):
+        if value is not None and not math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9):
             raise AssertionError(f"{name}: the mean of the items is {value}, lm-eval's {metric} is {expected}")
         better = bool(task.higher_is_better().get(metric, True))
         records.append(RegressionTask(name, metric, value, len(own), better, _chance(task, metric, kept)))
@@ -187,8 +187,9 @@ def _item(task: str, metric: str, sample: dict[str, Any]) -> RegressionItem:
     item_id = f"{sample['doc_id']:05d}-{sample['doc_hash'][:12]}"
     if metric == "bits_per_byte":
         nats, byte_count = sample[metric]  # log-likelihood of the text, its length
-        return RegressionItem(task, item_id, metric, -nats / (byte_count * math.log(2)), float(byte_count))
-    return RegressionItem(task, item_id, metric, float(sample[metric]))
+        bits = -nats / (byte_count * math.log(2))
+        return RegressionItem(task, item_id, metric, finite(bits), float(byte_count))
+    return RegressionItem(task, item_id, metric, finite(float(sample[metric])))
 
 
 def _chance(task: Task, metric: str, samples: list[dict[str, Any]]) -> float | None:

@@ -3,8 +3,8 @@
 `transformers.Trainer` writes a checkpoint: what is trained, optimizer, schedule and random numbers. The instruments'
 readings are written beside them last, so `seen.json` marks the checkpoint as whole:
 
-    artifacts/<run_id>/trainer/checkpoint-40/model.safetensors, optimizer.pt, scheduler.pt, rng_state.pth, ...
-    artifacts/<run_id>/trainer/checkpoint-40/seen.json
+    artifacts/<sweep>/<run_id>/trainer/checkpoint-40/model.safetensors, optimizer.pt, scheduler.pt, rng_state.pth, ...
+    artifacts/<sweep>/<run_id>/trainer/checkpoint-40/seen.json
 
 A resumed run ends as one that was never stopped. The examples of the finished steps are counted and hashed again; if
 the hash differs, the data changed, and training starts anew. SIGTERM, by which schedulers announce that they take a
@@ -32,7 +32,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from bench.config import RunConfig
-from bench.identity import flush_to_disk, write_atomic
+from bench.identity import checksums, damaged, data_folder, flush_to_disk, write_atomic
 from bench.record import HeldoutPoint, PhaseMemory, Step, from_json, to_json
 from bench.worker import data
 from bench.worker.device import Device
@@ -51,7 +51,7 @@ class Seen:
 
     step: int
     made_by: dict[str, str]
-    files: dict[str, int]  # name -> bytes
+    files: dict[str, str]  # name -> SHA-256
     data_stream_sha256: str
     steps: list[Step]
     heldout: list[HeldoutPoint]
@@ -63,8 +63,8 @@ class Seen:
 class Keeper(TrainerCallback):
     """Marks checkpoints as whole, resumes from the last one, and stops behind one when the process is asked to end."""
 
-    def __init__(self, folder: Path, config: RunConfig, device: Device, observer: Observer):
-        self._folder, self._made_by, self._observer = folder, made_by(config, device), observer
+    def __init__(self, folder: Path, config: RunConfig, device: Device, observer: Observer, model: Any):
+        self._folder, self._made_by, self._observer = folder, made_by(config, device, model), observer
         self._asked_to_end = self._stops = False
 
     def train(self, trainer: Any) -> None:
@@ -105,7 +105,7 @@ class Keeper(TrainerCallback):
         seen = Seen(
             step=step,
             made_by=self._made_by,
-            files=_files_of(folder),
+            files={name: sha for name, sha in checksums(folder).items() if name != _MARK},
             data_stream_sha256=observer.tokens.hexdigest(),
             steps=observer.steps,
             heldout=observer.heldout,
@@ -156,10 +156,12 @@ class Keeper(TrainerCallback):
             signal.signal(signal.SIGTERM, before)
 
 
-def made_by(config: RunConfig, device: Device) -> dict[str, str]:
-    """Facts that decide numbers and speed: a run goes on only if they are unchanged."""
+def made_by(config: RunConfig, device: Device, model: Any) -> dict[str, str]:
+    """Facts that decide numbers and speed, the base's content or hub commit too: a run goes on only if they stay."""
     environment = device.environment(OtherLoad())
     facts = {name: str(getattr(environment, name)) for name in _MADE_BY}
+    base = config.content.weights or getattr(model.config, "_commit_hash", None)
+    facts |= {"base": str(base), "prepared data": data_folder(config).name}
     return facts | {"micro_batch": str(config.train.micro_batch), "transformers": transformers.__version__}
 
 
@@ -189,8 +191,7 @@ def _last_whole(folder: Path, now: Mapping[str, str]) -> tuple[Path, Seen] | Non
         except (FileNotFoundError, ValidationError):
             trouble = "it was not written to its end"
         else:
-            sizes = _files_of(path)
-            torn = [name for name, size in seen.files.items() if sizes.get(name) != size]
+            torn = damaged(path, seen.files, None)
             then = seen.made_by
             changed = [f"{k} {then.get(k)}, now {now.get(k)}" for k in {**then, **now} if then.get(k) != now.get(k)]
             if not torn and not changed:
@@ -198,8 +199,3 @@ def _last_whole(folder: Path, now: Mapping[str, str]) -> tuple[Path, Seen] | Non
             trouble = f"torn: {', '.join(torn)}" if torn else f"it was written with {'; '.join(changed)}"
         print(f"{path.name} is not used: {trouble}")
     return None
-
-
-def _files_of(folder: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's files by name."""
-    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file() and p.name != _MARK}

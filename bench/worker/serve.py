@@ -3,7 +3,7 @@
 It runs after the evaluation on finished weights and changes nothing that was measured before.
 
 - Forms (`methods.served_forms`): base, adapter beside it, merged, merged and quantized. Merging adds the adapter's
-  product in fp32 and rounds once; what is built lies below `artifacts/<run_id>/forms/<form>`, ready for any server.
+  product in fp32 and rounds once; what is built lies in `forms/<form>` beside the weights, ready for any server.
 - Latency: every form is loaded anew in each repetition and alone in memory, so its peak is its own; the order rotates,
   so that what slows the machine for a while falls on all of them. Answers have a fixed number of tokens.
 - Fidelity: scores, loss and answers of each form on the test examples, and its logits against the evaluated form's.

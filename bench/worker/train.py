@@ -1,7 +1,7 @@
 """The training stage: one SFT run by `transformers.Trainer`, with our loss, data order and instruments.
 
-Everything here is the same for every method; what differs is in `methods`. The result is the saved weights, with the
-marker `complete` written last, `steps.jsonl`, and a `TrainResult`.
+Everything here is the same for every method; what differs is in `methods`. The result is the saved weights,
+`steps.jsonl`, and a `TrainResult` with the checksums of the weights.
 
     >>> run(context).train_tokens_per_second
     482.1
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from bench.config import DEEPSPEED, RunConfig
-from bench.identity import data_folder, flush_to_disk
+from bench.identity import WEIGHTS, checksums, data_folder, flush_to_disk
 from bench.planner.time import LinearCosts, needed_flops
 from bench.record import TrainResult
 from bench.worker import data, device, methods, models, multi, resume
@@ -74,12 +74,13 @@ def run(context: Context) -> TrainResult:
     trainer.keeper.train(trainer) if trainer.keeper else trainer.train()
     environment = resolved.environment(context.load.read())
     observer.energy.stop()
-    checkpoint_bytes = _save(model, trainer, config, context, memory)
+    checkpoint_bytes, weights = _save(model, trainer, config, context, memory)
     return TrainResult(
         **_observed(resolved, observer, costs, sum(team.all(peak))),
         **parameters,
         **multi.memory_of_all(team, config, observer),
         checkpoint_bytes=checkpoint_bytes,
+        weights=weights,
         micro_batch=config.train.fitted_micro_batch,
         spans_seconds=clock.read() | {"train_steps": sum(step.seconds for step in observer.own_steps)},
         environment=environment,
@@ -93,7 +94,7 @@ def _trainer(
 ) -> SftTrainer:  # fmt: skip
     """The trainer of a run; `rows` are in the order of training."""
     kept = context.weights / resume.FOLDER
-    keeper = Keeper(kept, config, resolved, observer) if config.train.checkpoint_every_steps else None
+    keeper = Keeper(kept, config, resolved, observer, model) if config.train.checkpoint_every_steps else None
     arguments = training_arguments(config, resolved, steps, kept, context.team)
     return SftTrainer(
         model=model,
@@ -315,15 +316,17 @@ def parameter_counts(config: RunConfig, model: Any) -> dict[str, Any]:
     }
 
 
-def _save(model: Any, trainer: SftTrainer, config: RunConfig, context: Context, memory: Memory) -> int | None:
-    """Write the weights, then the marker that they are whole; the first process does, and all must call.
+def _save(
+    model: Any, trainer: SftTrainer, config: RunConfig, context: Context, memory: Memory
+) -> tuple[int | None, dict[str, str]]:
+    """Write the weights; the first process does, and all must call.
 
     Returns:
-        bytes of the weights; None: a trial keeps none, and only the first process knows.
+        bytes of the weights, and SHA-256 by file; None and none: a trial keeps none, and only the first process knows.
     """
     context.progress.phase("save")
     memory.enter("save")
-    folder, size_bytes = context.weights, None
+    folder, size_bytes, weights = context.weights, None, dict[str, str]()
     with context.clock.span("save"):
         state = multi.whole_state(trainer, config)
         if context.team.is_first and config.trial is not None:
@@ -332,8 +335,8 @@ def _save(model: Any, trainer: SftTrainer, config: RunConfig, context: Context, 
             resume.delete_older_weights(folder)
             methods.save_trained(model, config.method, folder, state)
             flush_to_disk(folder)
-            (folder / "complete").touch()
+            weights = checksums(folder, context.cache, WEIGHTS)
             shutil.rmtree(folder / resume.FOLDER, ignore_errors=True)
             size_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         context.team.wait()
-    return size_bytes
+    return size_bytes, weights

@@ -66,6 +66,16 @@ def parent_killed(finished: Place, base: Path) -> tuple[Place, bool]:
     return where, not ends(child)
 
 
+def parent_killed_in_a_step(finished: Place, base: Path) -> tuple[Place, Record]:
+    """With checkpoints the child ends its step, and the same command comes meanwhile."""
+    where, command = finished.copy(base), ("method=full", "train.checkpoint_every_steps=100")
+    plan, fault = base / "plan.json", Fault("orphan", "forward", SECOND_STEP_FORWARD)
+    plan.write_text(to_json(where.config(*command)))
+    killed = subprocess.run([sys.executable, "-c", EXECUTE, plan], cwd=ROOT, env=fault.environment())
+    assert killed.returncode == -signal.SIGKILL
+    return where, where.execute(*command)
+
+
 def ctrl_c(finished: Place, base: Path) -> tuple[Place, int, str, bool]:
     """Exit code, messages, and whether the child outlived the sweep."""
     where = finished.copy(base)
@@ -85,6 +95,7 @@ CASES: dict[str, Callable[[Place, Path], object]] = {
     "SIGTERM": partial(ended_in_evaluation, "term"),
     "SIGSEGV": partial(ended_in_evaluation, "segfault"),
     "parent": parent_killed,
+    "orphan": parent_killed_in_a_step,
     "ctrl-c": ctrl_c,
 }
 
@@ -146,6 +157,18 @@ def test_no_child_outlives_a_killed_parent(cases, finished, shows) -> None:
     assert files_of(where.folder("method=lora")) == files_of(finished.folder("method=lora"))
     injected = "SIGKILL to the parent while its child trains"
     shows("the sweep is killed", injected, "no record; the child ends too, the run is free", "the other run")
+
+
+def test_a_child_that_ends_its_step_holds_the_run_until_then(cases, shows) -> None:
+    where, record = cases("orphan")
+    assert record.status is Status.OK
+    steps = [
+        json.loads(line)["step"] for line in (where.folder("method=full") / "steps.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(1, record.train.steps + 1))
+    assert record.train.resumed_at_steps == [2]  # the checkpoint that the orphan left was waited for
+    injected = "SIGKILL to the parent in its child's second step, checkpoints on, and the same command at once"
+    shows("the sweep is killed in a step", injected, how(record), "the steps until then; none is written twice")
 
 
 def test_ctrl_c_stops_cleanly(cases, finished, shows) -> None:

@@ -106,7 +106,7 @@ def _fidelity(name: str, fact: Facts, answers: list[ServedAnswer], reference: st
     if name == reference:
         return Fidelity(name, EXAMPLES, scores, 2.5)
     logits = LogitDifference(256, 20 * fact[6], fact[6], 0.95)
-    return Fidelity(name, EXAMPLES, scores, 2.5, logits, token_agreement=0.9, equal_answers=EXAMPLES - 4)
+    return Fidelity(name, EXAMPLES, scores, 2.5, logits, equal_answers=EXAMPLES - 4)
 
 
 def _adapters() -> Adapters:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.compose import Trial, Tuning
 from bench.config import RunConfig, with_settings
 from bench.identity import tuning_key
 from bench.record import (
@@ -36,8 +37,6 @@ from bench.record import (
     Status,
     Step,
     TrainResult,
-    Trial,
-    Tuning,
     to_json,
 )
 from bench.stats.rates import best, edge

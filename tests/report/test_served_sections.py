@@ -9,7 +9,8 @@ import pytest
 from served import build_served_sweep
 from synthetic import build_sweep, make_record, make_tuning
 
-from bench.record import Rates, Trial, to_json
+from bench.compose import Rates, Trial
+from bench.record import to_json
 from bench.report.section import Section
 from bench.report.sections import claims, learning, rates, serving
 from bench.stats.claims import judge, read_claims

@@ -13,8 +13,9 @@ import yaml
 from served import served
 from synthetic import ENVIRONMENT, MIB, make_items, make_record, make_samples, make_steps, make_tuning, with_rate
 
+from bench.compose import Trial
 from bench.config import ConfigurationError, with_settings
-from bench.record import Record, Step, Trial
+from bench.record import Record, Step
 from bench.stats.claims import CLAIMS_FOLDER, Claim, Part, Verdict, judge, parse, read_claims
 from bench.stats.frames import Group, Sweep, groups
 from bench.stats.quantities import Arm

@@ -115,9 +115,9 @@ FULL, LORA = make_record("full", 0), make_record("lora", 0)
         (replace(LORA, train=None), "training", "no training result"),
         (in_environment(LORA, device="cuda: synthetic"), "device", "trained and evaluated"),
         (in_environment(LORA, threads=8), "threads", "8"),
-        (in_environment(LORA, compiled="off"), "numerics", "compiled"),
+        (in_environment(LORA, compiled="off"), "numerics", "compilation"),
         (in_environment(LORA, torch="2.0"), "software", "torch"),
-        (replace(LORA, provenance={"packages": {"peft": "0.1"}}), "software", "peft 0.21.2 and 0.1"),
+        (replace(LORA, provenance={"packages": {"peft": "0.1"}}), "software", "peft (0.21.2 and 0.1)"),
     ],
 )
 def test_reasons_against(other: Record, name: str, text: str) -> None:

@@ -10,11 +10,22 @@ import numpy as np
 import pytest
 from synthetic import make_record, make_tuning, with_rate
 
+from bench.compose import Trial
 from bench.config import with_settings
-from bench.record import Record, Trial, TuneConfig
+from bench.record import Record
 from bench.stats import rates
 from bench.stats.frames import Group, Sweep, groups
-from bench.stats.rates import best, best_of_rates, edge, is_tuned, next_rate, optimum_cell, remarks, warnings
+from bench.stats.rates import (
+    TuneConfig,
+    best,
+    best_of_rates,
+    edge,
+    is_tuned,
+    next_rate,
+    optimum_cell,
+    remarks,
+    warnings,
+)
 
 LORA = with_rate(make_record("lora", 0), 2e-4)
 

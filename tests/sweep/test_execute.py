@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +15,19 @@ import pytest
 
 from bench.compose import compose
 from bench.config import RunConfig
-from bench.identity import artifact_folder, data_folder, run_folder, write_atomic
+from bench.identity import artifact_folder, data_folder, run_folder, training_key, write_atomic
 from bench.planner.advice import Machine
-from bench.record import DataSummary, Failure, Fit, Record, Status, TrainResult, from_json, to_json
+from bench.record import DataSummary, Failure, Fit, Made, Record, Status, TrainResult, from_json, to_json
 from bench.sweep import execute
 from bench.sweep.child import Outcome
 from bench.sweep.execute import write_record
 
 HERE = {
-    "python": "3.11", "packages": {"torch": "2"}, "git_commit": "abc", "git_dirty": False,
+    "python": "3.11", "packages": {"torch": "2"}, "code": "abc", "git_commit": "abc", "git_dirty": False,
     "platform": "p", "processor": "c", "cores": 2, "memory_bytes": 1,
 }  # fmt: skip
-OTHERS = [
-    {"git_commit": "def"}, {"git_dirty": True}, {"packages": {"torch": "3"}}, {"processor": "another"},
-]  # fmt: skip
+OTHERS = [{"code": "def"}, {"packages": {"torch": "3"}}, {"processor": "another"}]
+INPUTS = {"train": "1", "validation": "2"}
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 
@@ -122,33 +123,102 @@ def test_a_trained_run_is_not_taken_over(smoke, here) -> None:
     assert execute.take_over(config, run_folder(config)) is None
 
 
-def trained(config: RunConfig) -> TrainResult:
-    """A finished training in the run's folder, with weights of its size."""
+def trained(config: RunConfig, weights: bytes = b"12345", **program: str) -> TrainResult:
+    """A finished training in the run's folder, with weights."""
     (source,) = REFERENCE.glob("lora-*-s0-*")
-    result = replace(from_json(Record, (source / "record.json").read_bytes()).train, checkpoint_bytes=5)
-    folder, weights = run_folder(config), artifact_folder(config)
+    name, folder = "adapter_model.safetensors", run_folder(config)
+    result = replace(
+        from_json(Record, (source / "record.json").read_bytes()).train,
+        weights={name: hashlib.sha256(weights).hexdigest()},
+        made=Made(None, 40.0, HERE | program, INPUTS),
+    )
     write_atomic(folder / "train.json", to_json(result))
     write_atomic(folder / "steps.jsonl", (source / "steps.jsonl").read_bytes())
-    write_atomic(weights / "adapter_model.safetensors", b"12345")
-    write_atomic(weights / "complete", b"")
+    write_atomic(artifact_folder(config) / name, weights)
+    execute.write_plan(config)
     return result
 
 
 @pytest.mark.parametrize("other", [{}, *OTHERS])
-def test_a_training_is_taken_over_by_a_run_that_is_evaluated_otherwise(smoke, monkeypatch, other) -> None:
+def test_a_training_is_taken_over_by_a_run_that_is_evaluated_otherwise(smoke, here, other) -> None:
     config, more = (configured(smoke, "method=lora", f"task.max_new_tokens={tokens}") for tokens in (8, 9))
     assert run_folder(config) != run_folder(more)
-    assert artifact_folder(config) == artifact_folder(more)
-    monkeypatch.setattr(execute, "provenance", lambda: HERE | other)
-    result = trained(config)
-    execute.keep_training(config, run_folder(config))
-    monkeypatch.setattr(execute, "provenance", lambda: HERE)
-    found = execute.finished_stage(more, run_folder(more), "train")
+    assert training_key(config) == training_key(more)
+    result = trained(config, **other)
+    found = execute.finished_stage(more, run_folder(more), "train", INPUTS)
     assert found == (None if other else result)
     assert (run_folder(more) / "steps.jsonl").exists() == (not other)
-    if not other:
-        (artifact_folder(config) / "complete").unlink()
-        assert execute.finished_stage(more, run_folder(more), "train") is None
+
+
+def test_a_training_on_other_data_or_with_damaged_weights_is_not_finished(smoke, here) -> None:
+    config = configured(smoke, "method=lora")
+    result = trained(config)
+    assert execute.finished_stage(config, run_folder(config), "train", INPUTS) == result
+    assert execute.finished_stage(config, run_folder(config), "train", INPUTS | {"train": "3"}) is None
+    (artifact_folder(config) / "adapter_model.safetensors").write_bytes(b"12354")  # as many bytes
+    assert execute.finished_stage(config, run_folder(config), "train", INPUTS) is None
+
+
+def test_what_one_run_writes_or_deletes_another_keeps(smoke, here) -> None:
+    """Runs of one training in two sweeps, and one that trains anew."""
+    config, other = (configured(smoke, "method=lora", f"sweep={name}") for name in ("monday", "friday"))
+    result = trained(config)
+    assert execute.finished_stage(other, run_folder(other), "train", INPUTS) == result
+    assert execute.weights_are_whole(other, result)
+    anew = trained(other, b"67890")
+    assert execute.weights_are_whole(other, anew)
+    assert execute.weights_are_whole(config, result)
+    shutil.rmtree(artifact_folder(other))
+    assert execute.weights_are_whole(config, result)
+
+
+def test_an_evaluation_of_other_weights_is_not_finished(smoke, here) -> None:
+    config = configured(smoke, "method=lora")
+    first = trained(config)
+    (source,) = REFERENCE.glob("lora-*-s0-*")
+    summary = DataSummary("f", 1, 1, 1, {}, 20.0, 33, "here", {"train": "1", "validation": "2", "test": "3"})
+    inputs = execute.inputs_of("evaluate", summary, first)
+    assert set(inputs) == {"test", "weights"}
+    result = replace(
+        from_json(Record, (source / "record.json").read_bytes()).evaluate, made=Made(None, 1.0, HERE, inputs)
+    )
+    write_atomic(run_folder(config) / "evaluate.json", to_json(result))
+    shutil.copy(source / "samples.jsonl.gz", run_folder(config))
+    assert execute.finished_stage(config, run_folder(config), "evaluate", inputs) == result
+    retrained = execute.inputs_of("evaluate", summary, trained(config, b"67890"))
+    assert execute.finished_stage(config, run_folder(config), "evaluate", retrained) is None
+
+
+# --- What a stage leaves ---
+
+
+def test_a_result_that_cannot_be_read_back_is_a_failure(smoke, here, monkeypatch) -> None:
+    config = configured(smoke, "method=base", "suite=quick")
+    folder = execute.write_plan(config)
+
+    def run_stage(folder: Path, stage: str, timeout_seconds: float, watch: Any) -> Outcome:
+        (folder / f"{stage}.json").write_text('{"suite": "quick", "tasks": null}')  # NaN is written as null
+        return Outcome(Status.OK, 1.0)
+
+    monkeypatch.setattr(execute, "run_stage", run_stage)
+    result, outcome = execute.make_stage(config, folder, "regression", {}, lambda progress: None)
+    assert (result, outcome.status) == (None, Status.ERROR)
+    assert "regression.json cannot be read back" in outcome.failure.message
+
+
+def test_the_wall_time_of_a_run_counts_the_stages_of_earlier_calls(smoke, here, monkeypatch) -> None:
+    config = configured(smoke, "method=lora", "suite=none")
+    trained(config)
+    summary = DataSummary("f", 1, 1, 1, {}, 20.0, 33, "here", {"train": "1", "validation": "2", "test": "3"})
+    write_atomic(data_folder(config) / "summary.json", to_json(summary))
+    failure = Failure("evaluate", "load", "no", "-", 1, "")
+    monkeypatch.setattr(execute, "run_stage", lambda *_: Outcome(Status.ERROR, 7.0, failure))
+    record = execute.execute(config)
+    (data_folder(config) / "summary.json").unlink()
+    assert record.reused_stages == ["train"]
+    assert record.stage_wall_seconds == {"train": 40.0, "evaluate": 7.0}
+    assert record.wall_seconds == pytest.approx(40.0, abs=5.0)  # the second stage took no time here
+    assert record.train.made.provenance == HERE
 
 
 # --- train.micro_batch=auto ---

@@ -13,11 +13,12 @@ from bench.cli import main
 from bench.compose import compose
 from bench.config import ConfigurationError
 from bench.identity import run_folder
-from bench.record import Status, bundle_environment
+from bench.record import Status
 from bench.sweep import fetching
 from bench.sweep.execute import read_record
 from bench.sweep.fetching import bundle_problems, read_bundle, refusals
 from bench.worker import models
+from bench.worker.main import bundle_environment
 
 
 @pytest.fixture

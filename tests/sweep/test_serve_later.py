@@ -38,7 +38,7 @@ def test_serving_is_added_to_what_is_there(
     assert (after.train, after.evaluate, after.started_at) == (before.train, before.evaluate, before.started_at)
     assert (run_folder(config) / "train.json").stat().st_mtime_ns == trained
     assert after.serve.generations
-    assert after.serve.provenance["packages"]["peft"]
+    assert after.serve.made.provenance["packages"]["peft"]
     report = (tmp_path / "results" / "smoke" / "report.md").read_text()
     assert "## Serving" in report
 
@@ -48,7 +48,7 @@ def test_serving_is_added_to_what_is_there(
 
     shutil.rmtree(artifact_folder(config))
     assert main(smoke("method=lora", *SERVED, "serve.new_tokens=4")) == 1
-    assert "the weights of this run are no longer whole" in capfd.readouterr().out
+    assert "the weights of this run are no longer as it wrote them" in capfd.readouterr().out
     kept = read_record(run_folder(config))
     assert (kept.status, kept.serve) == (Status.OK, after.serve)
     assert kept.serve_failure.phase == "weights"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.compose import compose, read_rates
+from bench.compose import Trial, Tuning, compose, read_rates
 from bench.config import ConfigurationError, RunConfig
 from bench.identity import comparison_key, data_key, run_id, tuning_key
-from bench.record import Trial, TuneConfig, Tuning
+from bench.stats.rates import TuneConfig
 from bench.sweep.execute import stages
 from bench.sweep.tuning import compose_tuning, keep_rates, keep_tuning, trial
 

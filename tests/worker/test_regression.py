@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench.compose import compose
 from bench.config import ConfigurationError, ModelConfig, SuiteConfig
-from bench.record import KL_METRIC
+from bench.record import KL_METRIC, from_json, to_json
 from bench.worker import device, divergence, models
 from bench.worker.divergence import Outcome
 from bench.worker.loss import inference
@@ -102,6 +102,18 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(model, tokenizer, tmp_path)
     documents = {task.name: task.documents for task in quick_tasks()}
     assert [task.value for task in outcome.tasks] == pytest.approx([math.log2(257)] * 2)
     assert [i.weight for i in outcome.items[:4]] == [len(d["text"].encode()) for d in documents["prose"][:4]]
+
+
+def test_a_score_that_is_not_finite_is_unknown_and_can_be_read_back(model, tokenizer, tmp_path) -> None:
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    outcome = run(quick(tasks=("prose", "addition")), model, tokenizer, tmp_path)
+    by_task = {task.task: task for task in outcome.tasks}
+    assert by_task["prose"].value is None  # bits per byte
+    assert by_task["addition"].value is not None  # right or wrong is always known
+    assert {item.score for item in outcome.items if item.task == "prose"} == {None}
+    for part in [*outcome.tasks, *outcome.items]:
+        assert from_json(type(part), to_json(part)) == part
 
 
 def test_ties_score_no_more_than_chance(model, tokenizer, tmp_path) -> None:

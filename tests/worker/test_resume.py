@@ -120,7 +120,7 @@ def test_what_is_not_the_same_run_starts_anew(smoke, tmp_path: Path, monkeypatch
     stopped_in(5, config, tmp_path, monkeypatch)
     if change == "device":
         real = resume.made_by
-        monkeypatch.setattr(resume, "made_by", lambda config, device: real(config, device) | {"threads": "512"})
+        monkeypatch.setattr(resume, "made_by", lambda *given: real(*given) | {"threads": "512"})
     else:
         real_consume = resume.consume
         monkeypatch.setattr(resume, "consume", lambda stream, trainer, steps: real_consume(stream, trainer, steps - 1))

@@ -13,7 +13,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from bench.compose import compose
 from bench.config import RunConfig
-from bench.identity import artifact_folder, data_folder
+from bench.identity import artifact_folder, damaged, data_folder
 from bench.record import TrainResult
 from bench.worker import data, methods, models
 from bench.worker import prepare as prepare_stage
@@ -172,11 +172,12 @@ def test_one_warm_up_step_is_taken_apart(smoke, tmp_path: Path) -> None:
     assert all(step["timed"] for step in steps)
 
 
-def test_weights_are_whole_or_not_marked_as_such(smoke, tmp_path: Path) -> None:
+def test_weights_are_written_with_their_checksums(smoke, tmp_path: Path) -> None:
     config = configured(smoke, "method=full")
     result, _ = trained(config, tmp_path / "run")
     weights = artifact_folder(config)
-    assert (weights / "complete").exists()
+    assert set(result.weights) == {"model.safetensors", "config.json", "generation_config.json"}
+    assert damaged(weights, result.weights, None) == []
     assert result.checkpoint_bytes == sum(f.stat().st_size for f in weights.glob("*.safetensors"))
     assert result.checkpoint_bytes == pytest.approx(2 * result.parameters_total, rel=0.05)
     assert dataclasses.is_dataclass(result)

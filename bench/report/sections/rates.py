@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from bench.record import Tuning
+from bench.compose import Tuning
 from bench.report.charts import Chart, rates_chart
 from bench.report.section import Section, Table, known, number
 from bench.stats.frames import Group

@@ -82,6 +82,7 @@ DEEDS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "hang": lambda: time.sleep(3600),
+    "orphan": lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(3)),
 }
 
 
