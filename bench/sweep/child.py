@@ -202,19 +202,13 @@ def _resident_peak_bytes(pid: int) -> int | None:
 
     Of one that started others to train together: the most of any of them.
     """
-    peaks = [_resident_peak_bytes(child) for child in _workers_of(pid)]
+    peaks: list[int] = []
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                peaks.append(int(line.split()[1]) * 1024)
-    return max((peak for peak in peaks if peak is not None), default=None)
-
-
-def _workers_of(pid: int) -> list[int]:
-    """The processes that one has started from its main thread (Linux)."""
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        peaks += [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():  # of its main thread
+            peaks.append(_resident_peak_bytes(int(child)) or 0)
+    return max(peaks, default=None)
 
 
 def _kernel_oom_kills() -> int:

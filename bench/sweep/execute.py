@@ -69,7 +69,9 @@ from bench.sweep.tracking import track
 
 COMMAND = "BENCH_COMMAND"  # environment variable: in a job of a launcher, the command that sent it
 COMMAND_AGAIN = "The same command again runs only what is missing."
-ITEMS_OF: dict[Stage, str] = {"evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz"}
+ITEMS_OF: dict[Stage, str] = {
+    "train": "steps.jsonl", "evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz",
+}  # fmt: skip
 RESULT_OF: dict[Stage, type] = {
     "train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult, "serve": ServeResult,
 }  # fmt: skip
@@ -117,7 +119,7 @@ def execute(config: RunConfig, watch: Watch = lambda progress: None) -> Record:
             run_stage(folder, "prepare", config.hardware.stage_timeout_seconds, watch)
         if record is None or not ended_well(config, record):
             (folder / "record.json").unlink(missing_ok=True)
-            record = take_over(config, folder) or _run_stages(config, folder, watch)
+            record = _run_stages(config, folder, watch)
             write_record(folder, record)
         if record.status is Status.OK and not is_served(config, record):
             record = with_serving(config, record, watch)
@@ -246,17 +248,26 @@ def memory_budget_gib(config: RunConfig) -> float | None:
 
 
 def finished_stage(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str]) -> Any:
-    """A stage's result from an earlier call; None when it, its weights or its items are missing, torn or of others.
+    """A stage's result from an earlier call, else from an equal run of another sweep; None: it must be made.
+
+    Taken over from other sweeps are trainings, and the stages of untrained runs.
 
     Args:
         inputs: what it would read now; a result that was made from other inputs is made again.
     """
+    own = _whole_result(config, folder, stage, inputs)
+    if own is not None or not (stage == "train" or config.untrained):
+        return own
+    return take_over(config, folder, stage, inputs)
+
+
+def _whole_result(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str]) -> Any:
+    """A stage's result in a folder; None when it, its weights or its items are missing, torn or of other inputs."""
     result: Any = read_file(RESULT_OF[stage], folder / f"{stage}.json")
-    current = result is not None and result.made is not None and result.made.inputs == inputs
-    if stage == "train":
-        whole = current and weights_are_whole(config, result)
-        return result if whole else take_over_training(config, folder, inputs)
-    return result if current and _is_whole_gzip(folder / ITEMS_OF[stage]) else None
+    if result is None or result.made is None or result.made.inputs != inputs:
+        return None
+    whole = weights_are_whole(config, result) if stage == "train" else _is_whole_gzip(folder / ITEMS_OF[stage])
+    return result if whole else None
 
 
 def _is_whole_gzip(path: Path) -> bool:
@@ -356,23 +367,23 @@ def claim_training(config: RunConfig) -> contextlib.AbstractContextManager[None]
     return contextlib.nullcontext() if config.untrained else claim(held)
 
 
-def take_over_training(config: RunConfig, folder: Path, inputs: dict[str, str]) -> TrainResult | None:
-    """The result of an equal training, in whatever sweep, by the same program and machine; None: there is none.
+def take_over(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str]) -> Any:
+    """The result of an equal stage by the same program and machine; None: there is none.
 
-    Its files are copied into `folder`, its weights linked into the run's own folder of them: what one run deletes or
+    Its files are copied into `folder`, weights are linked into the run's own folder of them: what one run deletes or
     writes anew, the other keeps.
     """
-    program = provenance()
+    key, program, name = training_key if stage == "train" else run_id, provenance(), ITEMS_OF[stage]
     for plan in sorted(Path(config.paths.results).glob(f"*/{glob.escape(config.method.name)}-*/plan.json")):
-        theirs, result = read_file(RunConfig, plan), read_file(TrainResult, plan.with_name("train.json"))
-        if theirs is None or result is None or result.made is None or plan.parent == folder:
+        theirs = read_file(RunConfig, plan) if plan.parent != folder else None
+        if theirs is None or key(theirs) != key(config):
             continue
-        alike = training_key(theirs) == training_key(config) and result.made.inputs == inputs
-        if alike and is_same(result.made.provenance, program) and weights_are_whole(theirs, result):
-            for name in result.weights:
-                _link(artifact_folder(theirs) / name, artifact_folder(config) / name)
-            write_atomic(folder / "steps.jsonl", plan.with_name("steps.jsonl").read_bytes())
-            write_atomic(folder / "train.json", to_json(result))
+        result = _whole_result(theirs, plan.parent, stage, inputs)
+        if result is not None and is_same(result.made.provenance, program):
+            for file in result.weights if stage == "train" else ():
+                _link(artifact_folder(theirs) / file, artifact_folder(config) / file)
+            write_atomic(folder / name, (plan.parent / name).read_bytes())
+            write_atomic(folder / f"{stage}.json", to_json(result))
             return result
     return None
 
@@ -385,22 +396,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def take_over(config: RunConfig, folder: Path) -> Record | None:
-    """The record of an equal, untrained run of another sweep, its files copied into `folder`; None: there is none."""
-    if not config.untrained:
-        return None
-    here = provenance()
-    for other in sorted(Path(config.paths.results).glob(f"*/{folder.name}")):
-        record = read_record(other) if other != folder else None
-        if record is None or record.status is not Status.OK or not is_same(record.provenance, here):
-            continue
-        for file in other.iterdir():
-            if file.suffix in (".gz", ".json", ".jsonl") and file.name not in ("record.json", "plan.json"):
-                shutil.copy2(file, folder / file.name)
-        return replace(record, sweep=config.sweep, reused_from=record.reused_from or record.sweep)
-    return None
 
 
 def is_same(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
@@ -426,8 +421,6 @@ def provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
-        "load_average_1min": os.getloadavg()[0],
-        "cpu_governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
     }
 
 
@@ -448,16 +441,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def _processor() -> str:
-    names = (line for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
-    return next((line.split(":", 1)[1].strip() for line in names), platform.processor() or platform.machine())
-
-
-def _first_line(path: str) -> str | None:
-    return next(iter(_lines(path)), None)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

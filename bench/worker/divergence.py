@@ -30,7 +30,7 @@ from bench.identity import digest, write_atomic
 from bench.record import KL_METRIC, RegressionItem, RegressionTask
 from bench.worker import data
 from bench.worker.device import Device
-from bench.worker.loss import inference
+from bench.worker.loss import finite, inference
 from bench.worker.models import load_weights, origin
 from bench.worker.suites.quick import text_tasks
 
@@ -126,11 +126,6 @@ def weighted_mean(items: Sequence[RegressionItem]) -> float | None:
     """The mean of the items' scores by their weights; None: one of them is not finite."""
     scores = [item.score * item.weight for item in items if item.score is not None]
     return math.fsum(scores) / math.fsum(item.weight for item in items) if len(scores) == len(items) else None
-
-
-def finite(value: float) -> float | None:
-    """The number, or None where it is not finite."""
-    return value if math.isfinite(value) else None
 
 
 def _stored_path(config: RunConfig, source: str, texts: list[Text], device: Device) -> Path | None:

@@ -11,6 +11,7 @@ gradient equal the plain loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -109,3 +110,8 @@ def example_losses(
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
     """Nats per token over all examples together."""
     return sum(nats for nats, _ in losses) / sum(tokens for _, tokens in losses)
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None where it is none or not finite."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -13,7 +13,6 @@ each times its own step from a common start; the first collects and writes what 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from bench.worker.device import graphs_compiled
 from bench.worker.instruments.energy import Energy
 from bench.worker.instruments.memory import Memory, breakdown
 from bench.worker.instruments.tokens import TokenCounts, TokenStream
-from bench.worker.loss import Batch
+from bench.worker.loss import Batch, finite
 from bench.worker.main import Context
 from bench.worker.multi import is_idle, whole_step
 
@@ -157,8 +156,8 @@ class Observer(TrainerCallback):
             return
         step = Step(
             step=state.global_step,
-            loss=_finite(self._loss),
-            gradient_norm=_finite(logs["grad_norm"]),
+            loss=finite(self._loss),
+            gradient_norm=finite(logs["grad_norm"]),
             learning_rate=logs["learning_rate"],
             seconds=self._seconds,
             tokens=self._step_counts.tokens,
@@ -188,7 +187,7 @@ class Observer(TrainerCallback):
         with self._clock.span("heldout"):
             loss = self._measure_heldout()
         energy_wh = self.energy.used_wh("train")
-        self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, _finite(loss), energy_wh))
+        self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, finite(loss), energy_wh))
 
     def _enter(self, phase: str, total: int | None = None) -> None:
         self.memory.enter(phase)
@@ -214,7 +213,3 @@ def heldout_steps(total_steps: int, points: int) -> set[int]:
 
 def _line(step: Step) -> str:
     return json.dumps(asdict(step)) + "\n"
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None

@@ -32,9 +32,9 @@ from lm_eval.models.huggingface import HFLM
 from bench.config import ConfigurationError, SuiteConfig
 from bench.record import RegressionItem, RegressionResult, RegressionTask
 from bench.worker import device, models
-from bench.worker.divergence import Outcome, Reference, divergence, finite, reference_of, weighted_mean
+from bench.worker.divergence import Outcome, Reference, divergence, reference_of, weighted_mean
 from bench.worker.evaluate import load_tuned
-from bench.worker.loss import inference
+from bench.worker.loss import finite, inference
 from bench.worker.main import Context, write_lines
 from bench.worker.scoring import PrefixScorer
 from bench.worker.suites.lm_eval_tasks import load_tasks, quiet

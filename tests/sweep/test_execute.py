@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import shutil
 import time
@@ -17,10 +16,20 @@ from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder, run_folder, training_key, write_atomic
 from bench.planner.advice import Machine
-from bench.record import DataSummary, Failure, Fit, Made, Record, Status, TrainResult, from_json, to_json
+from bench.record import (
+    DataSummary,
+    EvaluateResult,
+    Failure,
+    Fit,
+    Made,
+    Record,
+    Status,
+    TrainResult,
+    from_json,
+    to_json,
+)
 from bench.sweep import execute
 from bench.sweep.child import Outcome
-from bench.sweep.execute import write_record
 
 HERE = {
     "python": "3.11", "packages": {"torch": "2"}, "code": "abc", "git_commit": "abc", "git_dirty": False,
@@ -87,40 +96,30 @@ def test_two_processes_do_not_run_the_same_run_at_once(tmp_path: Path) -> None:
 # --- What is taken over ---
 
 
-def finished_elsewhere(config: RunConfig, **changes: Any) -> None:
-    record = Record(
-        run_id=run_folder(config).name, comparison_key="k", sweep="earlier", method="base", model="m", task="t",
-        suite="s", seed=0, status=Status.OK, config=config, provenance=HERE,
-        started_at="2026-01-01T00:00:00+00:00", wall_seconds=9.0,
-    )  # fmt: skip
-    folder = run_folder(replace(config, sweep="earlier"))
-    write_record(folder, replace(record, **changes))
-    (folder / "samples.jsonl.gz").write_bytes(b"samples")
-    (folder / "plan.json").write_text(json.dumps("another plan"))
+def evaluated(config: RunConfig, inputs: dict[str, str], **program: Any) -> EvaluateResult:
+    """A finished evaluation in a run's folder."""
+    (source,), folder = REFERENCE.glob("lora-*-s0-*"), execute.write_plan(config)
+    result = from_json(Record, (source / "record.json").read_bytes()).evaluate
+    result = replace(result, made=Made(None, 9.0, HERE | program, inputs))
+    write_atomic(folder / "evaluate.json", to_json(result))
+    shutil.copy(source / "samples.jsonl.gz", folder)
+    return result
 
 
-def test_an_equal_base_run_of_another_sweep_is_taken_over(smoke, here) -> None:
-    config = configured(smoke, "method=base")
-    finished_elsewhere(config)
-    folder = run_folder(config)
-    folder.mkdir(parents=True)
-    record = execute.take_over(config, folder)
-    assert (record.sweep, record.reused_from) == (config.sweep, "earlier")
-    assert (folder / "samples.jsonl.gz").read_bytes() == b"samples"
-    assert not (folder / "plan.json").exists()
+@pytest.mark.parametrize("other", [{}, *OTHERS])
+def test_an_equal_stage_of_an_untrained_run_of_another_sweep_is_taken_over(smoke, here, other) -> None:
+    config, inputs = configured(smoke, "method=base"), {"test": "3"}
+    result, folder = evaluated(replace(config, sweep="earlier"), inputs, **other), execute.write_plan(config)
+    assert execute.finished_stage(config, folder, "evaluate", {"test": "4"}) is None  # other questions
+    assert execute.finished_stage(config, folder, "evaluate", inputs) == (None if other else result)
+    assert (folder / "samples.jsonl.gz").exists() == (not other)
+    assert from_json(RunConfig, (folder / "plan.json").read_bytes()).sweep == config.sweep
 
 
-@pytest.mark.parametrize("changes", [{"status": Status.ERROR}, *({"provenance": HERE | other} for other in OTHERS)])
-def test_anything_that_could_matter_prevents_it(smoke, here, changes: dict[str, Any]) -> None:
-    config = configured(smoke, "method=base")
-    finished_elsewhere(config, **changes)
-    assert execute.take_over(config, run_folder(config)) is None
-
-
-def test_a_trained_run_is_not_taken_over(smoke, here) -> None:
-    config = configured(smoke, "method=lora")
-    finished_elsewhere(config)
-    assert execute.take_over(config, run_folder(config)) is None
+def test_an_evaluation_of_a_trained_run_is_not_taken_over(smoke, here) -> None:
+    config, inputs = configured(smoke, "method=lora"), {"test": "3", "weights": "4"}
+    evaluated(replace(config, sweep="earlier"), inputs)
+    assert execute.finished_stage(config, run_folder(config), "evaluate", inputs) is None
 
 
 def trained(config: RunConfig, weights: bytes = b"12345", **program: str) -> TrainResult:
@@ -175,15 +174,10 @@ def test_what_one_run_writes_or_deletes_another_keeps(smoke, here) -> None:
 def test_an_evaluation_of_other_weights_is_not_finished(smoke, here) -> None:
     config = configured(smoke, "method=lora")
     first = trained(config)
-    (source,) = REFERENCE.glob("lora-*-s0-*")
     summary = DataSummary("f", 1, 1, 1, {}, 20.0, 33, "here", {"train": "1", "validation": "2", "test": "3"})
     inputs = execute.inputs_of("evaluate", summary, first)
     assert set(inputs) == {"test", "weights"}
-    result = replace(
-        from_json(Record, (source / "record.json").read_bytes()).evaluate, made=Made(None, 1.0, HERE, inputs)
-    )
-    write_atomic(run_folder(config) / "evaluate.json", to_json(result))
-    shutil.copy(source / "samples.jsonl.gz", run_folder(config))
+    result = evaluated(config, inputs)
     assert execute.finished_stage(config, run_folder(config), "evaluate", inputs) == result
     retrained = execute.inputs_of("evaluate", summary, trained(config, b"67890"))
     assert execute.finished_stage(config, run_folder(config), "evaluate", retrained) is None
