@@ -66,6 +66,7 @@ from bench.stats.quantities import (
 )
 
 CLAIMS_FOLDER = CONFIG_FOLDER / "claims"
+LONGEST = 300  # characters of a check
 HOLDS, FAILS = 0.95, 0.05  # shares of the draws
 _STRICT = ConfigDict(extra="forbid")
 Word = Literal["holds", "does not hold", "not settled", "not tested"]
@@ -175,6 +176,8 @@ def parse(text: str) -> Check:
     Raises:
         ValueError: what is not allowed, and what is.
     """
+    if len(text) > LONGEST:  # what is nested deeper than Python can follow is longer
+        raise ValueError(f"it has {len(text)} characters; at most {LONGEST} are allowed")
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError:

@@ -119,6 +119,7 @@ def test_a_contradiction_names_a_claim(tmp_path: Path) -> None:
         ("score(lora) ** 2 > 0", "is not allowed"),
         ("__import__('os').getcwd() > 0", "is not allowed"),
         ("score(lora(rank=open('x'))) > 0", "malformed node"),
+        ("-" * 1000 + "score(lora) > 0", "at most 300"),
     ],
 )
 def test_nothing_but_arithmetic_is_allowed(check: str, problem: str) -> None:
