@@ -32,148 +32,6 @@ from bench.identity import DOCSTRING_PACKAGES, package_versions
 from bench.worker.sources import Example, Loaded, content_hash
 from bench.worker.sources.files import Row, fill, template_problems
 
-CHARACTERS = (15, 120)
-WORDS_MINIMUM = 3
-WORDS_COMPARED_MINIMUM = 4
-
-_ROLE = re.compile(r":[a-zA-Z][\w:+-]*:`([^`]*)`")  # :func:`~a.b.c`
-_LITERAL = re.compile(r"`+([^`]*)`+_?")
-_EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}([A-Za-z_]\w*)\*{1,2}(?![\w*])")
-_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!cf)(?<!vs)(?<!Eq)(?<!Ref)(?<!resp)[.!?](?=\s|$)")
-_SIGNATURE = re.compile(r"^[\w.]+\(.*?\)\s*(->|=|$)")  # numpy repeats it in front of the text
-_NOISE = re.compile(
-    r">>>|->|::|\.\. |\.\.\.|https?:|[Dd]eprecat|TODO|FIXME|XXX|\bref\b|"
-    r"[{}|@$\\<>~^]|%[(sd]|:[a-z]+:|\[\d+\]|={2,}|-{3,}"
-)
-_EMPTY_WORDS = re.compile(
-    r"^(See|Same as|Refer|Alias|Override|Overrides|Overridden|Inherited|Docstring|Note|Notes|Args|Arguments|"
-    r"Parameters|Returns?:|Example|Examples|Usage|Copied|This (method|function) (is|was)|Test|Tests|Warning|"
-    r"Initiali[sz]e self|Ditto|Like)\b"
-)
-_STOP_WORDS = {
-    *("a", "an", "the", "of", "to", "in", "on", "for", "and", "or", "is", "are", "be", "by", "with", "from"),
-    *("this", "that", "given", "if", "it", "its"),
-}
-
-
-def first_sentence(docstring: str) -> str | None:
-    """The first sentence, cleaned, ending in a full stop; None when it is not worth learning."""
-    paragraph = inspect.cleandoc(docstring).split("\n\n", 1)[0]
-    text = _ROLE.sub(_role_text, " ".join(paragraph.split()))  # without reStructuredText's roles, literals, emphasis
-    text = _EMPHASIS.sub(r"\1", _LITERAL.sub(r"\1", text))
-    end = _END.search(text)
-    sentence = text[: end.end()] if end else text
-    if sentence[-1:].isalnum() or sentence[-1:] in "'\")":
-        sentence += "."
-    whole = sentence[:1].isupper() and sentence[-1:] in ".!?" and len(sentence.split()) >= WORDS_MINIMUM
-    fits = CHARACTERS[0] <= len(sentence) <= CHARACTERS[1] and sentence.isascii()
-    noisy = _NOISE.search(sentence) or _EMPTY_WORDS.search(sentence) or _SIGNATURE.search(sentence)
-    return sentence if whole and fits and not noisy else None
-
-
-def _role_text(role: re.Match[str]) -> str:
-    """`~a.b.c` shows as c, `text <target>` as text."""
-    content = role[1].split(" <")[0]
-    return content.rpartition(".")[2] if content.startswith("~") else content
-
-
-def near_keys(sentence: str) -> set[str]:
-    """Keys of which two sentences share one when their words differ by at most one substitution.
-
-    Compared without case, order, endings in s, and little words. A sentence of fewer than four words left has a
-    single key: "Return the graph." is no variation of "Return the tree.".
-    """
-    found = re.findall(r"[a-z0-9_]+", sentence.lower())
-    words = sorted({word.rstrip("s") for word in found if word not in _STOP_WORDS})
-    keys = {" ".join(words)}
-    if len(words) >= WORDS_COMPARED_MINIMUM:
-        keys |= {" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))}
-    return keys
-
-
-def outline(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """A function in one line of an invented notation, which follows from its code alone."""
-    return f"<{' ! '.join([function.name, *_parameters(function.args)])}> {{{' '.join(_statements(function))}}}"
-
-
-def _parameters(arguments: ast.arguments) -> list[str]:
-    positional = [*arguments.posonlyargs, *arguments.args]
-    without = len(positional) - len(arguments.defaults)
-    found = [a.arg + "~" * (place >= without) for place, a in enumerate(positional)]
-    if arguments.vararg:
-        found.append(f"*{arguments.vararg.arg}")
-    for keyword, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        found.append(f":{keyword.arg}" + "~" * (default is not None))
-    if arguments.kwarg:
-        found.append(f"**{arguments.kwarg.arg}")
-    return found
-
-
-def _statements(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    """Kinds of statements in the order of the source, nested ones included, docstrings and bare constants not."""
-    inside = [node for node in ast.walk(function) if isinstance(node, ast.stmt) and node is not function]
-    kinds = Counter(
-        type(node).__name__
-        for node in sorted(inside, key=lambda node: (node.lineno, node.col_offset))
-        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-    )
-    return [kind if count == 1 else f"{kind}*{count}" for kind, count in kinds.items()]
-
-
-NEAR_COPY_CHARACTERS = 150  # shorter functions resemble one another by nature
-
-_COMMENT = re.compile(r"#.*")
-_WORD = re.compile(r"[A-Za-z_]\w*")
-
-
-def distinct(rows: Iterator[Row], dropped: Counter[str]) -> list[Row]:
-    """One row a name, a sentence and a code; the first by the hash of its name stays."""
-    kept = []
-    seen: dict[str, set[str]] = {"name": set(), "docstring": set(), "code": set()}
-    for row in sorted(rows, key=lambda r: content_hash(r.where)):
-        own_name = row.columns["name"].rpartition(".")[2]
-        keys = {
-            "name": row.where,
-            "docstring": " ".join(_WORD.findall(row.columns["docstring"].lower())),
-            # Without comments, white space and its own name: equal for copies under another name.
-            "code": "".join(_COMMENT.sub("", row.columns["code"]).split()).replace(own_name, ""),
-        }
-        repeated = next((kind for kind, key in keys.items() if key in seen[kind]), None)
-        if repeated:
-            dropped[f"duplicate: same {repeated}"] += 1
-            continue
-        for kind, key in keys.items():
-            seen[kind].add(key)
-        kept.append(row)
-    return kept
-
-
-def renamed(code: str) -> str:
-    """Code with its words numbered in order of appearance: equal for copies with other names throughout."""
-    numbers: dict[str, str] = {}
-    return "".join(_WORD.sub(lambda m: numbers.setdefault(m[0], f"v{len(numbers)}"), _COMMENT.sub("", code)).split())
-
-
-def without_near_copies(
-    train: list[Example], held_out: list[Example], rows: dict[str, Row], dropped: Counter[str]
-) -> list[Example]:
-    """Held-out examples whose answer or code is not a variation of one in the training split."""
-    train_rows = [rows[e.example_id].columns for e in train]
-    answers = {key for r in train_rows for key in near_keys(str(r["docstring"]))}
-    codes = {renamed(str(r["code"])) for r in train_rows}
-    kept = []
-    for example in held_out:
-        columns = rows[example.example_id].columns
-        code = str(columns["code"])
-        if not answers.isdisjoint(near_keys(str(columns["docstring"]))):
-            dropped["held out: the docstring is a training one but for a word"] += 1
-        elif len(code) >= NEAR_COPY_CHARACTERS and renamed(code) in codes:
-            dropped["held out: the code is a training one but for names"] += 1
-        else:
-            kept.append(example)
-    return kept
-
-
 COLUMNS = ("code", "docstring", "name", "module", "outline")
 # Tests say little in their docstrings; `models` of transformers are copies of one another; the others are left
 # out of the standard library by some Linux distributions, and would make the data differ between machines.
@@ -313,3 +171,152 @@ def _is_placeholder(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Pass) or (
         isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     )
+
+
+# --- The sentence that is learned ---
+
+CHARACTERS = (15, 120)
+WORDS_MINIMUM = 3
+WORDS_COMPARED_MINIMUM = 4
+
+_ROLE = re.compile(r":[a-zA-Z][\w:+-]*:`([^`]*)`")  # :func:`~a.b.c`
+_LITERAL = re.compile(r"`+([^`]*)`+_?")
+_EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}([A-Za-z_]\w*)\*{1,2}(?![\w*])")
+_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!cf)(?<!vs)(?<!Eq)(?<!Ref)(?<!resp)[.!?](?=\s|$)")
+_SIGNATURE = re.compile(r"^[\w.]+\(.*?\)\s*(->|=|$)")  # numpy repeats it in front of the text
+_NOISE = re.compile(
+    r">>>|->|::|\.\. |\.\.\.|https?:|[Dd]eprecat|TODO|FIXME|XXX|\bref\b|"
+    r"[{}|@$\\<>~^]|%[(sd]|:[a-z]+:|\[\d+\]|={2,}|-{3,}"
+)
+_EMPTY_WORDS = re.compile(
+    r"^(See|Same as|Refer|Alias|Override|Overrides|Overridden|Inherited|Docstring|Note|Notes|Args|Arguments|"
+    r"Parameters|Returns?:|Example|Examples|Usage|Copied|This (method|function) (is|was)|Test|Tests|Warning|"
+    r"Initiali[sz]e self|Ditto|Like)\b"
+)
+_STOP_WORDS = {
+    *("a", "an", "the", "of", "to", "in", "on", "for", "and", "or", "is", "are", "be", "by", "with", "from"),
+    *("this", "that", "given", "if", "it", "its"),
+}
+
+
+def first_sentence(docstring: str) -> str | None:
+    """The first sentence, cleaned, ending in a full stop; None when it is not worth learning."""
+    paragraph = inspect.cleandoc(docstring).split("\n\n", 1)[0]
+    text = _ROLE.sub(_role_text, " ".join(paragraph.split()))  # without reStructuredText's roles, literals, emphasis
+    text = _EMPHASIS.sub(r"\1", _LITERAL.sub(r"\1", text))
+    end = _END.search(text)
+    sentence = text[: end.end()] if end else text
+    if sentence[-1:].isalnum() or sentence[-1:] in "'\")":
+        sentence += "."
+    whole = sentence[:1].isupper() and sentence[-1:] in ".!?" and len(sentence.split()) >= WORDS_MINIMUM
+    fits = CHARACTERS[0] <= len(sentence) <= CHARACTERS[1] and sentence.isascii()
+    noisy = _NOISE.search(sentence) or _EMPTY_WORDS.search(sentence) or _SIGNATURE.search(sentence)
+    return sentence if whole and fits and not noisy else None
+
+
+def _role_text(role: re.Match[str]) -> str:
+    """`~a.b.c` shows as c, `text <target>` as text."""
+    content = role[1].split(" <")[0]
+    return content.rpartition(".")[2] if content.startswith("~") else content
+
+
+def near_keys(sentence: str) -> set[str]:
+    """Keys of which two sentences share one when their words differ by at most one substitution.
+
+    Compared without case, order, endings in s, and little words. A sentence of fewer than four words left has a
+    single key: "Return the graph." is no variation of "Return the tree.".
+    """
+    found = re.findall(r"[a-z0-9_]+", sentence.lower())
+    words = sorted({word.rstrip("s") for word in found if word not in _STOP_WORDS})
+    keys = {" ".join(words)}
+    if len(words) >= WORDS_COMPARED_MINIMUM:
+        keys |= {" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))}
+    return keys
+
+
+# --- The outline: a notation that no model has seen ---
+
+
+def outline(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """A function in one line of an invented notation, which follows from its code alone."""
+    return f"<{' ! '.join([function.name, *_parameters(function.args)])}> {{{' '.join(_statements(function))}}}"
+
+
+def _parameters(arguments: ast.arguments) -> list[str]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    without = len(positional) - len(arguments.defaults)
+    found = [a.arg + "~" * (place >= without) for place, a in enumerate(positional)]
+    if arguments.vararg:
+        found.append(f"*{arguments.vararg.arg}")
+    for keyword, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        found.append(f":{keyword.arg}" + "~" * (default is not None))
+    if arguments.kwarg:
+        found.append(f"**{arguments.kwarg.arg}")
+    return found
+
+
+def _statements(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """Kinds of statements in the order of the source, nested ones included, docstrings and bare constants not."""
+    inside = [node for node in ast.walk(function) if isinstance(node, ast.stmt) and node is not function]
+    kinds = Counter(
+        type(node).__name__
+        for node in sorted(inside, key=lambda node: (node.lineno, node.col_offset))
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    )
+    return [kind if count == 1 else f"{kind}*{count}" for kind, count in kinds.items()]
+
+
+# --- Copies, and nearly copies ---
+
+NEAR_COPY_CHARACTERS = 150  # shorter functions resemble one another by nature
+
+_COMMENT = re.compile(r"#.*")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+def distinct(rows: Iterator[Row], dropped: Counter[str]) -> list[Row]:
+    """One row a name, a sentence and a code; the first by the hash of its name stays."""
+    kept = []
+    seen: dict[str, set[str]] = {"name": set(), "docstring": set(), "code": set()}
+    for row in sorted(rows, key=lambda r: content_hash(r.where)):
+        own_name = row.columns["name"].rpartition(".")[2]
+        keys = {
+            "name": row.where,
+            "docstring": " ".join(_WORD.findall(row.columns["docstring"].lower())),
+            # Without comments, white space and its own name: equal for copies under another name.
+            "code": "".join(_COMMENT.sub("", row.columns["code"]).split()).replace(own_name, ""),
+        }
+        repeated = next((kind for kind, key in keys.items() if key in seen[kind]), None)
+        if repeated:
+            dropped[f"duplicate: same {repeated}"] += 1
+            continue
+        for kind, key in keys.items():
+            seen[kind].add(key)
+        kept.append(row)
+    return kept
+
+
+def renamed(code: str) -> str:
+    """Code with its words numbered in order of appearance: equal for copies with other names throughout."""
+    numbers: dict[str, str] = {}
+    return "".join(_WORD.sub(lambda m: numbers.setdefault(m[0], f"v{len(numbers)}"), _COMMENT.sub("", code)).split())
+
+
+def without_near_copies(
+    train: list[Example], held_out: list[Example], rows: dict[str, Row], dropped: Counter[str]
+) -> list[Example]:
+    """Held-out examples whose answer or code is not a variation of one in the training split."""
+    train_rows = [rows[e.example_id].columns for e in train]
+    answers = {key for r in train_rows for key in near_keys(str(r["docstring"]))}
+    codes = {renamed(str(r["code"])) for r in train_rows}
+    kept = []
+    for example in held_out:
+        columns = rows[example.example_id].columns
+        code = str(columns["code"])
+        if not answers.isdisjoint(near_keys(str(columns["docstring"]))):
+            dropped["held out: the docstring is a training one but for a word"] += 1
+        elif len(code) >= NEAR_COPY_CHARACTERS and renamed(code) in codes:
+            dropped["held out: the code is a training one but for names"] += 1
+        else:
+            kept.append(example)
+    return kept

@@ -46,6 +46,8 @@ def _pairs(sentence: str) -> Iterator[tuple[str, str]]:
             yield good, bad
 
 
+# --- Geography ---
+
 ITEMS_PER_TASK = 120  # at most
 _SMALLEST_POPULATION = 100_000  # below it are islands and territories that no small model knows
 _CONTINENTS = {
@@ -118,6 +120,8 @@ def currencies() -> QuickTask:
     return choice_task("currencies", by_hash(questions, salt="currencies:countries")[:ITEMS_PER_TASK])
 
 
+# --- Arithmetic ---
+
 ITEMS = 100
 _LARGEST_TERM = 15
 
@@ -135,6 +139,8 @@ def addition() -> QuickTask:
         questions.append((context, f" {a + b}", wrong))
     return choice_task("addition", questions)
 
+
+# --- Texts ---
 
 TEXTS_PER_TASK = 32
 _SHORTEST_CHARACTERS, _LONGEST_CHARACTERS = 240, 600
@@ -190,6 +196,8 @@ def text_tasks() -> list[QuickTask]:
     """Prose and code: the texts on which the divergence from the base is measured, too."""
     return [prose(), code()]
 
+
+# --- Instructions, which a program checks ---
 
 MAX_NEW_TOKENS = 20
 ITEMS_PER_RULE = 10
