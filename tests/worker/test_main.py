@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from bench.config import RunConfig
-from bench.worker.main import _confine, is_out_of_memory
+from bench.config import ConfigurationError, RunConfig, with_settings
+from bench.identity import WEIGHTS, artifact_folder, checksums, data_folder, make_once, write_atomic
+from bench.record import Record, from_json, to_json
+from bench.worker.main import _confine, is_out_of_memory, refuse_changed_inputs
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
 
@@ -47,3 +54,39 @@ def test_the_child_keeps_its_caches_and_avoids_cudnn_attention(monkeypatch, smok
     _confine(smoke_config, "train")
     assert environment["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "1"
     assert environment["TRITON_CACHE_DIR"] == f"{smoke_config.paths.cache}/triton"
+
+
+@pytest.fixture
+def planned(smoke_config: RunConfig, tmp_path: Path) -> RunConfig:
+    """A run with prepared data, and weights that its training wrote."""
+    config = with_settings(smoke_config, {"paths.cache": str(tmp_path / "cache")})
+    make_once(data_folder(config), lambda target: write_atomic(target / "test" / "data.arrow", "rows"), tmp_path)
+    write_atomic(artifact_folder(config) / "adapter_model.safetensors", "weights")
+    record = from_json(Record, next(REFERENCE.glob("lora-*/record.json")).read_bytes())
+    trained = replace(record.train, weights=checksums(artifact_folder(config), patterns=WEIGHTS))
+    write_atomic(tmp_path / "train.json", to_json(trained))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [("data", ["train", "evaluate"]), ("weights", ["evaluate", "regression"]), ("sums.jsonl", ["prepare"])],
+)
+def test_a_stage_refuses_what_is_not_what_it_was(
+    planned: RunConfig, tmp_path: Path, file: str, stages: list[str]
+) -> None:
+    asked = ("prepare", "train", "evaluate", "regression")
+    for stage in asked:
+        refuse_changed_inputs(planned, tmp_path, stage)
+    places = {"data": data_folder(planned) / "test" / "data.arrow",
+              "weights": artifact_folder(planned) / "adapter_model.safetensors"}  # fmt: skip
+    path = places.get(file, tmp_path / file)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")  # as long as before
+    refused = []
+    for stage in asked:
+        try:
+            refuse_changed_inputs(planned, tmp_path, stage)
+        except ConfigurationError as error:
+            assert {"weights": path.name, "data": "prepared data"}.get(file, file) in error.problems[0]
+            refused.append(stage)
+    assert refused == stages
