@@ -32,7 +32,6 @@ from bench.identity import content_of, run_id, tuning_key
 RATES_FILE = "rates.yaml"  # in results/tune/<name>/, and copied into the sweeps that used it
 _DIGEST_SHOWN = 12
 _STRICT = ConfigDict(extra="forbid")
-RATES_VERSION: Literal[1] = 1
 Rate = Annotated[float, Field(gt=0, le=1)]
 Edge = Literal["low", "high"]
 
@@ -73,7 +72,7 @@ class Rates:
     """The content of a rates file."""
 
     tunings: list[Tuning]
-    schema_version: Literal[1] = RATES_VERSION
+    schema_version: Literal[1] = 1
 
 
 def read_rates(path: Path) -> Rates:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from bench.compose import Edge, Rate, Trial, Tuning
-from bench.config import PositiveInt, checked
+from bench.config import PositiveInt
 from bench.identity import canonical_json, tuning_key
 from bench.record import Record
 
@@ -47,15 +47,6 @@ class TuneConfig:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
     max_steps: PositiveInt | None = None
     heldout_points: PositiveInt = 2
-
-
-def tune_config(mapping: dict[str, Any]) -> TuneConfig:
-    """Check the settings of a search.
-
-    Raises:
-        ConfigurationError: with every mistake found.
-    """
-    return checked(TuneConfig, mapping, "tune")
 
 
 def best(trials: Iterable[Trial]) -> Trial | None:

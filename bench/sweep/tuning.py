@@ -26,10 +26,10 @@ from pydantic import TypeAdapter
 from yaml import YAMLError
 
 from bench.compose import CONFIG_FOLDER, RATES_FILE, Rates, Trial, Tuning, compose, read_rates
-from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig
+from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig, checked
 from bench.identity import sweep_folder, tuning_key, write_atomic
 from bench.record import Record
-from bench.stats.rates import TuneConfig, best, edge, next_rate, remarks, tune_config
+from bench.stats.rates import TuneConfig, best, edge, next_rate, remarks
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, is_finished, run_one
 from bench.sweep.fetching import prepare_all
@@ -142,7 +142,7 @@ def compose_tuning(overrides: Sequence[str]) -> tuple[TuneConfig, list[RunConfig
     problems: list[str] = []
     settings, arms = TuneConfig(), list[RunConfig]()
     try:
-        settings = tune_config(_tune_mapping([text for text in overrides if text.startswith(PREFIX)]))
+        settings = checked(TuneConfig, _tune_mapping([text for text in overrides if text.startswith(PREFIX)]), "tune")
     except ConfigurationError as error:
         problems += error.problems
     try:
