@@ -78,7 +78,7 @@ def cache_of(exported: dict[str, Path]) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_exported_is_checked_with_its_base(exported, method: str, capfd) -> None:
-    (base,) = (cache_of(exported) / "models").iterdir()
+    (base,) = (cache_of(exported) / "models").glob("tiny-*")
     assert check(exported[method], f"base={base}") == 0
     assert "every file is the one that was written" in capfd.readouterr().out
 
@@ -97,7 +97,7 @@ def test_a_served_form_is_exported_with_its_own_scores(exported, tmp_path: Path,
 
 
 def test_others_can_load_it(exported) -> None:
-    (base,) = (cache_of(exported) / "models").iterdir()
+    (base,) = (cache_of(exported) / "models").glob("tiny-*")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), exported["lora"])
     full = AutoModelForCausalLM.from_pretrained(exported["full"])
     tokenizer = AutoTokenizer.from_pretrained(exported["lora"])
@@ -181,7 +181,7 @@ def test_a_changed_file_is_refused(spoil: Callable[[Path], None], words: str, co
 
 
 def test_a_wrong_base_is_refused(exported, tmp_path: Path, capfd) -> None:
-    (base,) = (cache_of(exported) / "models").iterdir()
+    (base,) = (cache_of(exported) / "models").glob("tiny-*")
     other = Path(shutil.copytree(base, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
