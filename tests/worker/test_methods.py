@@ -90,7 +90,7 @@ def test_the_stored_base_is_the_quantized_one(source: str, tmp_path: Path, schem
         )
     )
     stored = methods.load_base(config, source, "cpu", torch.bfloat16)
-    (folder,) = (tmp_path / "quantized").iterdir()
+    (folder,) = (tmp_path / "quantized").glob("[!.]*")
     assert scheme in folder.name
     assert stored.name_or_path == str(folder)
     with torch.no_grad():
