@@ -251,6 +251,9 @@ def _problems(override: Override) -> Iterator[str]:
     key = override.key_or_group
     if key.startswith("hydra"):
         return
+    if key.startswith("content"):
+        yield f"{key}: follows from what the inputs hold, and cannot be set"
+        return
     if _is_group(key):
         allowed = choices(key)
         for choice in _chosen(override):

@@ -40,6 +40,11 @@ def test_no_yaml_file_is_missed() -> None:
     assert len(FILES) == 67, "a new YAML file: count it here"
 
 
+def test_what_the_inputs_hold_cannot_be_set() -> None:
+    with pytest.raises(ConfigurationError, match=r"content\.weights: follows from what the inputs hold"):
+        explicit(["content.weights=abc"])
+
+
 def test_all_wrong_overrides_are_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         explicit(["method=lorra", "train.epoch=2", "nonsense", "seeds=1"])
