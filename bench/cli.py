@@ -14,21 +14,24 @@ finished is kept.
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import math
+import os
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
-from bench.config import ConfigurationError, RunConfig, suggest
-from bench.fairness import FILE, REQUIREMENTS, allowed_names, groups_of, to_json
+from bench.config import ConfigurationError, RunConfig, all_of, names_in, suggest
+from bench.fairness import FILE, REQUIREMENTS, groups_of, to_json
 from bench.identity import sweep_folder, write_atomic
 from bench.planner.advice import plans
+from bench.planner.table import WORDS, plan_notes, plan_table
 from bench.record import Status
 from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
@@ -54,6 +57,9 @@ class Given:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
     try:
         given = parse(list(sys.argv[1:] if arguments is None else arguments))
         if "--help" in given.flags:
@@ -74,9 +80,11 @@ def parse(arguments: Sequence[str]) -> Given:
     Raises:
         ConfigurationError: unknown commands or flags, and paths where none belong or none where some do.
     """
+    if broken := [text for text in arguments if text.encode(errors="ignore").decode() != text]:
+        raise ConfigurationError([f"{text!a}: not valid UTF-8; write it in UTF-8" for text in broken])
     flags = {"--help" if text == "-h" else text for text in arguments if text.startswith("-")}
     words = [text for text in arguments if not text.startswith("-")]
-    settings = [text for text in words if "=" in text and not Path(text).is_dir()]
+    settings = [text for text in words if "=" in text and not os.path.isdir(text)]  # Path's raises for a long name
     paths = [text for text in words if text not in settings]
     command = "sweep" if not paths or words[0] in settings else paths.pop(0)
     if command not in COMMANDS:
@@ -144,7 +152,7 @@ def sweep(given: Given) -> int:
     searching = multirun and is_search(overrides)
     launcher = launchers.chosen_launcher(overrides)
     launchers.check(overrides, multirun, searching)
-    allowed = allowed_names(own["allow_different"]) if own else frozenset[str]()
+    allowed = names_in("allow_different", own.get("allow_different"), REQUIREMENTS)
     configs = compose(overrides, multirun)
     pending = [config for config in configs if searching or not is_finished(config)]
     if searching:
@@ -183,20 +191,35 @@ def _keep_plan(configs: list[RunConfig]) -> None:
 
 def _report(folder: Path, allowed: frozenset[str], config: RunConfig) -> bool:
     """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written."""
-    from bench.report.build import NoRecordsError, build_report  # charts take a second to import
-
     try:
-        with claim(folder), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            path = build_report(folder, allowed=allowed)
-            _answer([folder], allowed)
-            console.say(f"Report: {path}")
-    except (OSError, NoRecordsError) as error:
+        with claim(folder.resolve()):
+            _write_report([folder], allowed)
+    except (OSError, ConfigurationError) as error:
         console.problem(f"The report could not be written: {error}. Every record is kept. {COMMAND_AGAIN}")
         return False
     if trouble := track_report(config, folder):
         console.problem(trouble)
     return True
+
+
+def _write_report(
+    folders: Sequence[Path], allowed: frozenset[str], target_loss: float | None = None, limits: Limits | None = None,
+    formats: frozenset[str] = frozenset(),
+) -> None:  # fmt: skip
+    """Write the report of the folders, and say what to use: the decision of every model, task and suite."""
+    from bench.report.build import NoRecordsError, read_groups, write_report  # charts take a second to import
+    from bench.stats.decide import decide
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            sweep, found = read_groups(*folders, allowed=allowed, target_loss=target_loss)
+        except (FileNotFoundError, NoRecordsError) as error:
+            raise ConfigurationError([str(error)]) from None
+        path = write_report(sweep, found, limits, formats)
+        for group in found:
+            console.answer(group.name, decide(group, limits))
+    console.say(f"Report: {path}")
 
 
 def report(given: Given) -> int:
@@ -212,44 +235,34 @@ def report(given: Given) -> int:
     target_loss=NATS            held-out loss whose time and tokens are reported; default: the worst final one
     export=FORMAT,...           tables and charts in further formats
     """
-    from bench.report.build import NoRecordsError, build_report, formats_of  # only when there is work
+    from bench.report.build import FORMATS  # only when there is work
     from bench.stats.limits import limits_from_words
 
     own, words = take(given.settings, "allow_different", "target_loss", "export")
-    problems = [f"{path}: no such folder; sweeps are in results/<sweep>" for path in given.paths if not path.is_dir()]
-    readers: dict[str, Callable[[], Any]] = {
-        "allowed": lambda: allowed_names(own["allow_different"]) if "allow_different" in own else frozenset(),
-        "target_loss": lambda: _loss(own["target_loss"]) if "target_loss" in own else None,
-        "formats": lambda: formats_of(own["export"]) if "export" in own else frozenset(),
-        "limits": lambda: limits_from_words(words),
-    }
-    read: dict[str, Any] = {}
-    for name, reader in readers.items():
-        try:
-            read[name] = reader()
-        except ConfigurationError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigurationError(problems)
+    _, *options = all_of(
+        lambda: _existing(given.paths),
+        lambda: names_in("allow_different", own.get("allow_different"), REQUIREMENTS),
+        lambda: _loss(own.get("target_loss")),
+        lambda: limits_from_words(words),
+        lambda: names_in("export", own.get("export"), FORMATS),
+    )
     try:
-        path = build_report(*given.paths, **read)
-    except (FileNotFoundError, NoRecordsError) as error:
-        raise ConfigurationError([str(error)]) from None
-    _answer(given.paths, read["allowed"], read["limits"])
-    console.say(f"Report: {path}")
+        _write_report(given.paths, *options)
+    except OSError as error:
+        console.problem(f"The report could not be written: {error}.")
+        return 1
     return 0
 
 
-def _answer(folders: Sequence[Path], allowed: frozenset[str], limits: Limits | None = None) -> None:
-    """Say what to use: the decision of every model, task and suite."""
-    from bench.stats.decide import decide
-    from bench.stats.frames import groups, load
-
-    for group in groups(load(*folders), allowed=allowed):
-        console.answer(group.name, decide(group, limits))
+def _existing(folders: Sequence[Path]) -> None:
+    missing = [folder for folder in folders if not os.path.isdir(folder)]
+    if missing:
+        raise ConfigurationError([f"{folder}: no such folder; sweeps are in results/<sweep>" for folder in missing])
 
 
-def _loss(text: str) -> float:
+def _loss(text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
         value = float(text)
     except ValueError:
@@ -272,7 +285,9 @@ def plan(given: Given) -> int:
     if "--json" in given.flags:
         print(json.dumps([asdict(plan) for plan in made], indent=1))
     else:
-        console.memory(made)
+        console.table(*plan_table(made), WORDS, as_text=False)
+        for line in plan_notes(made):
+            console.say(line)
     return 0
 
 
@@ -294,18 +309,18 @@ def export(given: Given) -> int:
     python -m bench export results/default/lora-... to=FOLDER license=apache-2.0
     python -m bench export results/default/lora-... form=merged         a form that serving built
     python -m bench export exports/lora-... check=true [base=FOLDER]    its files and its base against its manifest
+
+    Code that comes with a model runs only by model.trust_remote_code=true given here, whatever the run's files say.
+    paths.artifacts, paths.cache and paths.bundle as in a sweep; the weights are looked for where the record says.
     """
-    names = ("to", "form", "license", "check", "base")
-    own, others = take(given.settings, *names)
+    own, others = take(given.settings, *exporting.SETTINGS)
     if others:
-        wrong = {text: text.partition("=")[0] for text in others}
-        raise ConfigurationError(
-            [f"{text}: export has no such setting{suggest(name, [*names])}" for text, name in wrong.items()]
-        )
+        hints = {text: suggest(text.partition("=")[0], [*exporting.SETTINGS]) for text in others}
+        raise ConfigurationError([f"{text}: export has no such setting{hint}" for text, hint in hints.items()])
     (folder,) = given.paths
     if is_true("check", own.get("check", "false")):
         return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
-    run = exporting.exportable(folder, own.get("form"))
+    run = exporting.exportable(folder, own.get("form"), own)
     target = Path(own.get("to", Path("exports") / run.name))
     from bench.report.markdown import card, own_scores  # pandas and jinja2: only when there is work
 

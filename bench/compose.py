@@ -10,25 +10,41 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bench.config import ConfigurationError, RunConfig, from_mapping, known_keys, roles, suggest
+from bench.config import (
+    ConfigurationError,
+    RunConfig,
+    all_of,
+    checked,
+    first_mistake,
+    flat,
+    from_mapping,
+    known_keys,
+    roles,
+    suggest,
+)
 from bench.identity import content_of, run_id, tuning_key
+from bench.trust import masked
 
+T = TypeVar("T")
 RATES_FILE = "rates.yaml"  # in results/tune/<name>/, and copied into the sweeps that used it
 _DIGEST_SHOWN = 12
 _STRICT = ConfigDict(extra="forbid")
@@ -84,11 +100,8 @@ def read_rates(path: Path) -> Rates:
     """
     try:
         return TypeAdapter(Rates).validate_python(yaml.safe_load(path.read_bytes()))
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ValueError(first_mistake(error)) from None
 
 
 def with_tuned_rate(config: RunConfig) -> RunConfig:
@@ -130,10 +143,20 @@ def with_tuned_rate(config: RunConfig) -> RunConfig:
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 LAUNCHER = ("hydra/launcher", "hydra.launcher")  # who runs the runs is none of their settings: `sweep.launchers`
-TEMPLATES = ("task.prompt", "task.target", "task.system", "task.train_prompt", "task.train_target")
+TEMPLATES = (
+    "task.prompt",
+    "task.target",
+    "task.system",
+    "task.train_prompt",
+    "task.train_target",
+    "model.chat_template",
+)
+PATHS = ("model.location", "task.train_file", "task.validation_file", "task.test_file", "suite.path", "rates",
+         "paths.results", "paths.artifacts", "paths.cache", "paths.bundle")  # fmt: skip
+_FUNCTION = re.compile(r"(choice|glob|shuffle|sort|tag)\(")  # of Hydra's grammar, in the place of a value
 
 
-def explicit(overrides: list[str]) -> list[str]:
+def explicit(overrides: list[str], multirun: bool = True) -> list[str]:
     """The overrides in the form that Hydra takes for every setting of the spec, named in the YAML or not.
 
     Raises:
@@ -141,7 +164,7 @@ def explicit(overrides: list[str]) -> list[str]:
     """
     problems: list[str] = []
     result = []
-    for text in map(_quoted_template, overrides):
+    for text in (_literal(text, multirun) for text in overrides):
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
@@ -157,13 +180,22 @@ def explicit(overrides: list[str]) -> list[str]:
     return result
 
 
-def _quoted_template(text: str) -> str:
-    """Let `task.prompt={question}` mean its text: without quotes, Hydra's grammar takes braces for a dictionary."""
+def _literal(text: str, multirun: bool) -> str:
+    """Let templates and paths mean their text: Hydra's grammar would take braces, spaces, = and # for its own.
+
+    Commas belong to a template; in a path they separate the values of a sweep.
+    """
     key, equals, value = text.partition("=")
-    if key not in TEMPLATES or not equals or value[:1] in ("'", '"'):
+    is_path = key.lstrip("+") in PATHS and not _FUNCTION.match(value)
+    if not equals or value[:1] in ("'", '"') or not (is_path or key.lstrip("+") in TEMPLATES):
         return text
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    values = value.split(",") if is_path and multirun else [value]
+    return f"{key}={','.join(part if part == 'null' else quoted(part) for part in values)}"
+
+
+def quoted(text: str) -> str:
+    """A text that Hydra's grammar reads as it is."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def compose(overrides: list[str], multirun: bool, key: Callable[[RunConfig], str] = run_id) -> list[RunConfig]:
@@ -172,24 +204,55 @@ def compose(overrides: list[str], multirun: bool, key: Callable[[RunConfig], str
     Raises:
         ConfigurationError: with the mistakes of all runs.
     """
-    overrides = [text for text in explicit(overrides) if not text.startswith(LAUNCHER)]
+    overrides = [text for text in explicit(overrides, multirun) if not text.startswith(LAUNCHER)]
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
     if {"rates", "method.learning_rate"} <= given:
         raise ConfigurationError(["method.learning_rate: given together with rates, which sets it; leave one out"])
-    configs: dict[str, RunConfig] = {}
-    problems: dict[str, None] = {}  # an ordered set: the same mistake in every run is told once
+
+    def composed(job: list[str]) -> RunConfig:
+        with as_mistakes():
+            return to_run_config(hydra_compose("config", overrides=job))
+
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        for job in _listed_jobs(overrides) if multirun else [overrides]:
-            try:
-                config = to_run_config(hydra_compose("config", overrides=job))
-                configs.setdefault(key(config), config)
-            except ConfigurationError as error:
-                problems |= dict.fromkeys(error.problems)
-            except (HydraException, OmegaConfBaseException) as error:
-                problems[" ".join(str(error).split())] = None
-    if problems:
-        raise ConfigurationError(list(problems))
-    return list(configs.values())
+        with as_mistakes():  # a sweeper or launcher that is not installed
+            jobs = list(_jobs(overrides)) if multirun else [overrides]
+        configs: list[RunConfig] = all_of(*(partial(composed, job) for job in jobs))
+    unique: dict[str, RunConfig] = {}
+    for config in configs:
+        unique.setdefault(key(config), config)
+    return list(unique.values())
+
+
+@contextmanager
+def as_mistakes() -> Iterator[None]:
+    """Hydra's errors as mistakes of the configuration."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError([first_mistake(error)]) from None
+
+
+def compose_beside(
+    kind: type[T], name: str, overrides: Sequence[str], key: Callable[[RunConfig], str] = run_id
+) -> tuple[T, list[RunConfig]]:
+    """(a command's own settings: conf/NAME.yaml with NAME.KEY=VALUE; the runs that the other overrides describe).
+
+    Raises:
+        ConfigurationError: with the mistakes of both.
+    """
+    own = [text.removeprefix(f"{name}.") for text in overrides if text.startswith(f"{name}.")]
+    others = [text for text in overrides if not text.startswith(f"{name}.")]
+
+    def settings() -> T:
+        try:
+            merged = OmegaConf.merge(OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml"), OmegaConf.from_dotlist(own))
+            mapping: Any = OmegaConf.to_container(merged)
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigurationError([f"{name}: {first_mistake(error)}"]) from None
+        return checked(kind, mapping, name)
+
+    made, configs = all_of(settings, lambda: compose(others, multirun=True, key=key))
+    return made, configs
 
 
 def default_settings() -> str:
@@ -216,15 +279,13 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     if missing:
         raise ConfigurationError([f"{key}: must be given, for example {key}=..." for key in missing])
     mapping: Any = OmegaConf.to_container(composed, resolve=True)
+    if exposed := [key for key, value in flat(mapping).items() if masked(str(value)) != str(value)]:
+        how = "leave it in the environment (HF_TOKEN, WANDB_API_KEY, ...), where the libraries look for it"
+        raise ConfigurationError(
+            [f"{key}: holds a token or password, and a run writes this down; {how}" for key in exposed]
+        )
     config = from_mapping(mapping)
     return with_tuned_rate(replace(config, content=content_of(config)))
-
-
-def _listed_jobs(overrides: list[str]) -> list[list[str]]:
-    try:
-        return list(_jobs(overrides))
-    except (HydraException, OmegaConfBaseException) as error:  # a sweeper or launcher that is not installed
-        raise ConfigurationError([" ".join(str(error).split())]) from None
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:

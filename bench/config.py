@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
 from dataclasses import dataclass as plain_dataclass
 from functools import cache
@@ -26,10 +26,12 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from bench.metrics import METRICS, column_name, is_own, normalised_label
+from bench.trust import checked_name, shortened
 
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid")
 PositiveInt = Annotated[int, Field(gt=0)]
+Name = Annotated[str, AfterValidator(checked_name)]  # becomes part of paths and of lines on a terminal
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -49,6 +51,23 @@ class ConfigurationError(Exception):
         count = len(self.problems)
         head = "1 problem" if count == 1 else f"{count} problems"
         return "\n".join([f"Configuration: {head}; nothing was run."] + [f"  - {p}" for p in self.problems])
+
+
+def all_of(*steps: Callable[[], Any]) -> list[Any]:
+    """What each of the steps returns.
+
+    Raises:
+        ConfigurationError: with the mistakes of all steps, each mistake once.
+    """
+    results, problems = [], dict[str, None]()
+    for step in steps:
+        try:
+            results.append(step())
+        except ConfigurationError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigurationError(list(problems))
+    return results
 
 
 # --- What a setting is for ---
@@ -187,7 +206,7 @@ Dtype = Literal["bfloat16", "float32"]
 class ModelConfig:
     """A causal language model and where it comes from."""
 
-    name: str
+    name: Name
     source: Literal["gguf_package", "hub", "folder", "random"]
     # hub id, folder (whose content counts, not its place), or the Python package that carries the GGUF file
     location: str = ""
@@ -227,7 +246,7 @@ class AdapterConfig:
 class MethodConfig:
     """What is trained, and how the frozen rest is kept. The only place where the methods differ."""
 
-    name: str
+    name: Name
     trains: Literal["nothing", "all_weights", "adapter"]
     weights_dtype: Dtype = "bfloat16"  # of the loaded weights; the master weights when all are trained
     quantization: QuantizationConfig | None = None
@@ -249,7 +268,7 @@ class MethodConfig:
 class TaskConfig:
     """Prompt -> answer examples, their splits, and the metrics of the answers."""
 
-    name: str
+    name: Name
     source: Literal["docstrings", "files", "hub"]
     prompt: str = "{prompt}"  # template over an example's columns
     target: str = "{target}"
@@ -282,7 +301,7 @@ class TaskConfig:
 class SuiteConfig:
     """The general-capability regression suite: lm-eval tasks, the same items for base and tuned."""
 
-    name: str
+    name: Name
     source: Literal["none", "quick", "lm_eval", "local"]
     tasks: list[str] = field(default_factory=list)
     items_per_task: PositiveInt | None = None  # None: all
@@ -296,7 +315,7 @@ class TrainConfig:
 
     max_length: Annotated[PositiveInt, Role("data", "budget")] = 1024  # tokens of prompt and answer together
     epochs: PositiveInt = 1
-    max_steps: PositiveInt | None = None  # optimizer steps; None: what the epochs give
+    max_steps: PositiveInt | None = None  # optimizer steps, in as many epochs as they take; None: what `epochs` gives
     batch_size: PositiveInt = 16  # examples per optimizer step, whatever the micro-batch
     # examples per forward pass; auto: the most that fit
     micro_batch: Annotated[PositiveInt | Literal["auto"], Role("training", keeps_rate=True, applies=_trained)] = 4
@@ -305,6 +324,8 @@ class TrainConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     heldout_points: Annotated[PositiveInt, _MEASURE] = 4  # held-out losses during training, the last at its end
+    # of validation, the first in content order, which is a fixed shuffle; None: all there are
+    heldout_examples: Annotated[PositiveInt | None, _MEASURE] = 256
     untimed_steps: Annotated[int, Field(ge=0), _MEASURE] = 3  # warm-up steps left out of the speed
     gradient_checkpointing: Annotated[bool, _MEASURE] = False
     compile: Annotated[Literal["auto", "off", "regional"], _TRAINING_NUMERICS] = "auto"  # torch.compile by layer
@@ -335,7 +356,7 @@ CUTS_WEIGHTS = ("fsdp", "zero3")
 class HardwareConfig:
     """The machine, its limits and its price."""
 
-    name: Annotated[str, NO_RESULT]
+    name: Annotated[Name, NO_RESULT]
     device: Annotated[Literal["auto", "cpu", "cuda"], Role("training", "device", keeps_rate=True)] = "auto"
     compute_dtype: Annotated[Literal["auto", "bfloat16", "float32"], _NUMERICS] = "auto"  # of the autocast region
     attention: Annotated[Literal["auto", "sdpa", "flash_attention_2", "eager"], _NUMERICS] = "auto"
@@ -362,7 +383,7 @@ class HardwareConfig:
 class TrackingConfig:
     """Where a finished record is sent besides its folder."""
 
-    name: str
+    name: Name
     kind: Literal["none", "wandb", "tensorboard"] = "none"
     project: str = "bench"
     mode: Literal["offline", "online"] = "offline"
@@ -382,7 +403,7 @@ class PathsConfig:
 class ServeConfig:
     """What serving the result costs, measured when a run is finished; never part of what names a run."""
 
-    name: str = "none"
+    name: Name = "none"
     prompt_tokens: list[PositiveInt] = field(default_factory=list)  # lengths of prompts; empty: nothing is served
     batch_sizes: list[PositiveInt] = field(default_factory=lambda: [1])  # requests answered together
     new_tokens: Annotated[int, Field(gt=1)] = 16  # of every answer; the end token is kept from coming
@@ -426,7 +447,7 @@ class RunConfig:
         int, Field(ge=0, lt=2**31),
         Role("training", keeps_rate=True, applies=_reads_training_examples, in_data=_prompted),
     ] = 0  # fmt: skip
-    sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), NO_RESULT] = "default"
+    sweep: Annotated[Name, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"), NO_RESULT] = "default"
     rates: Annotated[str | None, NO_RESULT] = None  # file of `tune` that the learning rate is taken from
     learning_rate_source: Annotated[str, NO_RESULT] = "config"  # or "tuned: FILE sha256 ..."; filled in by `compose`
     # true: a trial of `tune`, which trains and measures held-out loss, evaluates nothing and keeps no weights
@@ -585,6 +606,16 @@ def checked(kind: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
         raise ConfigurationError(explained) from None
 
 
+def first_mistake(error: Exception) -> str:
+    """What is wrong with a file that cannot be read, in one line."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split()) or type(error).__name__
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return shortened(f"{where + ': ' if where else ''}{first['msg']}{more}", 300)
+
+
 _UNION_MEMBERS = ("str", "list[str]", "constrained-int", "literal['auto']")  # as pydantic names what it tried
 
 
@@ -597,9 +628,8 @@ def _explain(kind: type, name: str, error: Any) -> str:
         return f"{key}: no such setting{suggest(location[-1], allowed)}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing"
-    if error["type"] == "value_error":
-        return f"{key}: {error['input']}: {error['ctx']['error']}"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
+    message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    return f"{key}: {message[0].lower()}{message[1:]}; given {shortened(repr(error['input']), 200)}"
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
@@ -637,6 +667,19 @@ def known_keys(path: list[str]) -> list[str]:
     prefix = "".join(f"{part}." for part in path)
     below = [key.removeprefix(prefix) for key in roles() if key.startswith(prefix)]
     return [key for key in below if "." not in key]
+
+
+def names_in(setting: str, value: str | None, allowed: Collection[str]) -> frozenset[str]:
+    """The names in a command's setting, separated by commas; none where the setting is not given.
+
+    Raises:
+        ConfigurationError: unknown names, or an empty list.
+    """
+    names = [] if value is None else [name.strip() for name in value.split(",")]
+    wrong = [name for name in names if name not in allowed]
+    if wrong:
+        raise ConfigurationError([f"{setting}={name}: no such name{suggest(name, [*allowed])}" for name in wrong])
+    return frozenset(names)
 
 
 def suggest(given: str, allowed: list[str]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.config import ConfigurationError, RunConfig, roles, suggest
+from bench.config import RunConfig, roles
 from bench.identity import MEASURED, names_of_arms, run_id, settings_with_roles
 from bench.record import Environment, EvaluateResult, Record, RegressionResult, TrainResult
 
@@ -64,25 +64,6 @@ class Reason:
     def may_be_allowed(self) -> bool:
         """Whether `allow_different` can name it."""
         return self.name in REQUIREMENTS
-
-
-def allowed_names(given: str) -> frozenset[str]:
-    """The names in the value of `allow_different`, separated by commas.
-
-    Raises:
-        ConfigurationError: unknown names, or none.
-    """
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    problems = [
-        f"allow_different={name}: nothing of that name must agree{suggest(name, list(REQUIREMENTS))}"
-        for name in names
-        if name not in REQUIREMENTS
-    ]
-    if not names:
-        problems = [f"allow_different=NAME,...: name what may differ{suggest('', list(REQUIREMENTS))}"]
-    if problems:
-        raise ConfigurationError(problems)
-    return frozenset(names)
 
 
 # --- The diff of settings ---

@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from typing import Any
 
 from bench.config import ContentConfig, Role, RunConfig, flat, roles, to_mapping
 from bench.metrics import code_files
+from bench.trust import LONGEST_NAME, lock_file, printable
 
 MEASURED = ("data", "training", "evaluation")  # the stages whose settings a run is named by
 _DIGITS, _CONTENT_DIGITS = 12, 16
@@ -77,7 +79,11 @@ def run_id(config: RunConfig) -> str:
     seed = f"s{config.seed}" if roles()["seed"].applies(config) else "s-"
     hashed = digest(settings_of_stages(config, *MEASURED))
     parts = [config.method.name, config.model.name, config.task.name, seed, hashed[:8]]
-    return "-".join(part.replace("/", "_") for part in parts)
+    return "-".join(_within(part.replace("/", "_"), 56) for part in parts)  # a folder's name has at most 255 bytes
+
+
+def _within(text: str, most_bytes: int) -> str:
+    return text.encode()[:most_bytes].decode(errors="ignore")
 
 
 def comparison_key(config: RunConfig) -> str:
@@ -305,9 +311,15 @@ def locked(path: Path, *, wait: bool = True, by_children: bool = False) -> Itera
         wait: else BlockingIOError is raised while another process holds it.
         by_children: processes that are started meanwhile hold it too, and longer where they outlive this one.
     """
-    with open(path, "w") as file:
+    with lock_file(path) as file:
         os.set_inheritable(file.fileno(), by_children)
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            print(f"Waiting: another command is at work in {printable(path.parent)}.", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -372,13 +384,19 @@ def names_of_arms(runs: Iterable[tuple[str, str, RunConfig]]) -> dict[str, str]:
         keys = dict.fromkeys(key for values in settings.values() for key in values)
         varying = [k for k in keys if len({repr(values.get(k)) for values in settings.values()}) > 1]
         texts = {
-            run: ", ".join(f"{key.rpartition('.')[2]}={values.get(key)}" for key in varying)
+            run: ", ".join(f"{key.rpartition('.')[2]}={_brief(values.get(key))}" for key in varying)
             for run, values in settings.items()
         }
         if len(varying) > 1 and _one_to_one((sweep_of[run], text) for run, text in texts.items()):
             texts = {run: sweep_of[run] for run in texts}
         names |= {run: f"{method} ({text})" if text else method for run, text in texts.items()}
     return names
+
+
+def _brief(value: Any) -> str:
+    """A value as it stands in an arm's name: of a long text its beginning, and a checksum that tells it from others."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_NAME else f"{text[:40]}... {digest(value)[:6]}"
 
 
 def _one_to_one(pairs: Iterable[tuple[str, str]]) -> bool:

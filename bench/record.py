@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from dataclasses import field
 from enum import StrEnum
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from bench.config import RunConfig
+from bench.config import Name, RunConfig
 from bench.metrics import Scale
 
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
@@ -176,6 +176,8 @@ class Adapters:
 SCHEMA_VERSION = 3
 KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
 T = TypeVar("T")
+# The name of a folder inside another.
+RunId = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]*[^/.\x00-\x1f][^/\x00-\x1f]*$", max_length=255)]
 Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export"]
 
 
@@ -316,6 +318,8 @@ class TrainResult:
         default_factory=dict
     )  # file that training wrote -> SHA-256; empty: unknown, or none
     made: Made | None = None  # None: the parent did not see the end of the stage; as in the results below
+    heldout_examples: int | None = None  # that every held-out loss is over; None: unknown
+    heldout_left_out: int | None = None  # validation examples beyond train.heldout_examples; None: unknown
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -439,13 +443,13 @@ class DataSummary:
 class Record:
     """One finished run, whatever its status."""
 
-    run_id: str
+    run_id: RunId
     comparison_key: str
-    sweep: str
-    method: str
-    model: str
-    task: str
-    suite: str
+    sweep: Name
+    method: Name
+    model: Name
+    task: Name
+    suite: Name
     seed: int
     status: Status
     config: RunConfig
@@ -535,7 +539,7 @@ class Evaluated:
 class Manifest:
     """An exported adapter or model."""
 
-    run_id: str
+    run_id: RunId
     kind: Literal["adapter", "model"]
     config: RunConfig  # the machine's paths are left out
     base: Base

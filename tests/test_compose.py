@@ -108,3 +108,50 @@ def test_a_range_needs_a_sweeper_that_searches() -> None:
 def test_a_sweeper_that_is_not_there_is_a_mistake() -> None:
     with pytest.raises(ConfigurationError, match="hydra/sweeper"):
         compose(["method=lora", "hydra/sweeper=nowhere"], multirun=True)
+
+
+ODD_PATHS = [
+    "my set.jsonl",
+    "[x]/a",
+    "lr=0.1/a",
+    "#1",
+    "caf\u00e9",
+    "a'b",
+    'a"b',
+    "{x}",
+    "(1)",
+    "a:b",
+    "C:\\new",
+    "end\\",
+    "@home",
+]
+ODD_TEXTS = ["\\boxed{{x}} {q}", "{q}\\n", "x\\\\ {q}", "it's {q}", "a, b {q}", "null {q}"]
+
+
+@pytest.mark.parametrize("multirun", [False, True])
+def test_paths_and_templates_are_read_as_they_are(multirun: bool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ODD_PATHS:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("{}")
+    asked = ["task=jsonl", "model=tiny-random"]
+    for path in ODD_PATHS:
+        (config,) = compose([*asked, f"task.train_file={path}", f"paths.cache={path}"], multirun)
+        assert (config.task.train_file, config.paths.cache) == (path, path)
+    for text in ODD_TEXTS:
+        (config,) = compose([*asked, "task.train_file=@home", f"task.prompt={text}", "task.system=null"], multirun)
+        assert (config.task.prompt, config.task.system) == (text, None)
+
+
+def test_a_comma_separates_paths_in_a_sweep_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b c", "a,b c"):
+        Path(name).write_text("{}" + name)
+    asked = ["task=jsonl", "model=tiny-random", "task.train_file=a,b c"]
+    assert [config.task.train_file for config in compose(asked, multirun=True)] == ["a", "b c"]
+    assert [config.task.train_file for config in compose(asked, multirun=False)] == ["a,b c"]
+
+
+def test_a_mistake_inside_a_key_is_found() -> None:
+    with pytest.raises(ConfigurationError, match=r"did you mean 'method\.adapter\.rank'"):
+        compose(["method=lora", "method.adaptr.rank=8"], multirun=False)

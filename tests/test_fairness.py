@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig, with_settings
+from bench.config import ConfigurationError, RunConfig, names_in, with_settings
 from bench.fairness import (
     REQUIREMENTS,
     Group,
     Pair,
-    allowed_names,
     differences,
     groups_of,
     program_caveats,
@@ -90,12 +87,12 @@ def test_an_untrained_run_must_agree_in_evaluation_alone() -> None:
 
 
 def test_names_are_read() -> None:
-    assert allowed_names("device, threads") == {"device", "threads"}
+    assert names_in("allow_different", "device, threads", REQUIREMENTS) == {"device", "threads"}
     for nothing in ("", ","):
-        with pytest.raises(ConfigurationError, match=r"name what may differ.*budget.*device.*threads"):
-            allowed_names(nothing)
+        with pytest.raises(ConfigurationError, match=r"no such name; allowed: .*budget.*device.*threads"):
+            names_in("allow_different", nothing, REQUIREMENTS)
     with pytest.raises(ConfigurationError) as caught:
-        allowed_names("devise,device,seed")
+        names_in("allow_different", "devise,device,seed", REQUIREMENTS)
     first, second = caught.value.problems
     assert "did you mean 'device'" in first
     assert all(name in second for name in REQUIREMENTS)
@@ -154,9 +151,7 @@ def test_the_file_holds_the_group_and_the_refused_pairs() -> None:
 
 def test_the_table_is_short() -> None:
     four = group_of(*FOUR)
-    console = Console(file=io.StringIO(), width=160)
-    console.print(plan_view.fairness_table(four))
-    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    _, rows, _ = plan_view.fairness_table(four)
     assert f"{len(four.identical)} settings. Different:" in plan_view.heading(four)
     assert ["method.learning_rate", "-", "5e-05", "0.0005", "0.0005"] in rows
     assert len(rows) < 12

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
-from yaml import YAMLError
 
-from bench.compose import CONFIG_FOLDER, compose
+from bench.compose import CONFIG_FOLDER, compose_beside
 from bench.config import (
     ArchitectureConfig,
     ConfigurationError,
@@ -28,11 +26,9 @@ from bench.config import (
     MethodConfig,
     ModelConfig,
     RunConfig,
-    checked,
+    all_of,
     read_architecture,
-    to_mapping,
 )
-from bench.identity import canonical_json
 from bench.planner.memory import (
     Batch,
     Device,
@@ -51,7 +47,6 @@ MOST_DEVICES = 64  # that a remedy proposes
 USUAL_MICRO_BATCH = 4  # where the planner cannot tell
 SHORTEST = 256  # tokens; shorter examples are no remedy
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
-_PREFIX = "plan."
 _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
@@ -125,32 +120,12 @@ def plans(overrides: Sequence[str]) -> list[Plan]:
     Raises:
         ConfigurationError: with all mistakes.
     """
-    made, problems = list[Plan](), list[str]()
-    for config, options, machine in planned_runs(overrides):
-        try:
-            made.append(plan_of(config, options, machine))
-        except ConfigurationError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigurationError(list(dict.fromkeys(problems)))
-    return made
+    return all_of(*(partial(plan_of, *run) for run in planned_runs(overrides)))
 
 
 def planned_runs(overrides: Sequence[str]) -> list[tuple[RunConfig, PlanConfig, Machine]]:
     """What to plan: every run that the overrides describe, on every device that is compared. Errors as `plans`."""
-    problems: list[str] = []
-    options, configs = PlanConfig(), list[RunConfig]()
-    try:
-        options = plan_config(_plan_mapping([text for text in overrides if text.startswith(_PREFIX)]))
-    except ConfigurationError as error:
-        problems += error.problems
-    try:
-        others = [text for text in overrides if not text.startswith(_PREFIX)]
-        configs = compose(others, multirun=True, key=lambda config: canonical_json(to_mapping(config)))
-    except ConfigurationError as error:
-        problems += error.problems
-    if problems:
-        raise ConfigurationError(list(dict.fromkeys(problems)))
+    options, configs = compose_beside(PlanConfig, "plan", overrides, key=repr)
     return [(config, options, machine) for config in configs for machine in _machines(config, options)]
 
 
@@ -377,25 +352,3 @@ def _machines(config: RunConfig, options: PlanConfig) -> list[Machine]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     memories: list[float | None] = [*options.memory_gib] if options.memory_gib else [memory]
     return [Machine(device, gib) for gib in memories]
-
-
-def _plan_mapping(overrides: list[str]) -> dict[str, Any]:
-    """`conf/plan.yaml` with the overrides."""
-    try:
-        given = OmegaConf.from_dotlist([text.removeprefix(_PREFIX) for text in overrides])
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigurationError([f"plan: {' '.join(str(error).split())}"]) from None
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONFIG_FOLDER / "plan.yaml"), given))
-    return {str(key): value for key, value in merged.items()}
-
-
-def plan_config(mapping: Mapping[str, Any]) -> PlanConfig:
-    """Check the planner's settings. A single `memory_gib`, or several with commas, is a list.
-
-    Raises:
-        ConfigurationError: with every mistake found.
-    """
-    memory = mapping.get("memory_gib")
-    memory = memory.split(",") if isinstance(memory, str) else memory
-    listed = memory if memory is None or isinstance(memory, list) else [memory]
-    return checked(PlanConfig, {**mapping, "memory_gib": listed}, "plan")

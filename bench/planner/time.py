@@ -9,9 +9,9 @@ time at one utilization. Energy is the time at the device's full power, so at mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.config import ArchitectureConfig, MethodConfig, PositiveInt, RunConfig
@@ -23,11 +23,17 @@ _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
+def _listed(given: Any) -> Any:
+    """One memory, or several with commas, as a list."""
+    given = given.split(",") if isinstance(given, str) else given
+    return given if given is None or isinstance(given, list) else [given]
+
+
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PlanConfig:
     """What the planner assumes beside the run's own settings; each is explained in `conf/plan.yaml`."""
 
-    memory_gib: list[_Positive] | None = None
+    memory_gib: Annotated[list[_Positive] | None, BeforeValidator(_listed)] = None
     devices: PositiveInt = 1
     strategy: Strategy = "ddp"
     supervised_share: _Share = 1.0
@@ -96,9 +102,9 @@ def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanC
     """Time, energy and money of training."""
     hardware, train, length = config.hardware, config.train, options.tokens_per_example or config.train.max_length
     examples = options.examples or config.task.train_examples
-    limits = [] if examples is None else [examples * train.epochs]
-    limits += [] if train.max_steps is None else [train.max_steps * train.batch_size]
-    tokens = min(limits) * length if limits else None
+    count = None if examples is None else examples * train.epochs
+    count = count if train.max_steps is None else train.max_steps * train.batch_size
+    tokens = None if count is None else count * length
     if hardware.bf16_tflops is None or config.method.trains == "nothing":
         return Duration(tokens, None, None, None, None)
     done = needed_flops(

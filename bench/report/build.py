@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 
-from bench.config import ConfigurationError, suggest
 from bench.identity import write_atomic
 from bench.report import html, markdown
 from bench.report.charts import image, svg
@@ -23,7 +23,9 @@ from bench.stats.compare import compare
 from bench.stats.decide import decide
 from bench.stats.frames import Group, Sweep, groups, load
 from bench.stats.limits import Limits
+from bench.trust import own_folder
 
+IMAGES: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
 FORMATS = {"png": "charts", "pdf": "charts", "latex": "tables", "parquet": "tables"}  # beside SVG and CSV
 
 
@@ -31,51 +33,49 @@ class NoRecordsError(Exception):
     """There is nothing to report."""
 
 
-def build_report(
-    sweep_folder: Path,
-    *more: Path,
-    allowed: frozenset[str] = frozenset(),
-    target_loss: float | None = None,
-    formats: frozenset[str] = frozenset(),
-    limits: Limits | None = None,
-) -> Path:
-    """Write the report of the folders into the first one and return the path of its HTML.
-
-    What cannot be read is a row of the report's failures, not an error.
+def read_groups(
+    *folders: Path, allowed: frozenset[str] = frozenset(), target_loss: float | None = None
+) -> tuple[Sweep, list[Group]]:
+    """(the folders' runs, by model, task and suite). What cannot be read is a problem of the sweep, not an error.
 
     Args:
         allowed: what compared runs may differ in, by name (`fairness.REQUIREMENTS`).
         target_loss: held-out, nats per token, whose time and tokens are told; None: the worst final loss compared.
-        formats: of charts and tables, beside SVG and CSV, by name (`FORMATS`).
-        limits: of the answer; None: none.
 
     Raises:
         FileNotFoundError: when a folder does not exist.
         NoRecordsError: when no folder holds a run.
     """
-    sweep = load(sweep_folder, *more)
+    sweep = load(*folders)
     if not sweep.records and not sweep.problems:
-        raise NoRecordsError(f"{sweep_folder}: no run in it (looked for */record.json); run a sweep first: make sweep")
-    found = groups(sweep, allowed=allowed, target_loss=target_loss)
-    report = report_of(sweep, found, limits)
-    images = draw(sweep_folder, report, formats)
-    _write_tables(sweep_folder, sweep, found, limits, formats)
-    write_atomic(sweep_folder / "report.md", markdown.render(report, images))
-    write_atomic(sweep_folder / "report.html", html.page(report))
-    return sweep_folder / "report.html"
+        raise NoRecordsError(f"{folders[0]}: no run in it (looked for */record.json); run a sweep first: make sweep")
+    return sweep, groups(sweep, allowed=allowed, target_loss=target_loss)
 
 
-def formats_of(text: str) -> frozenset[str]:
-    """The names in a comma-separated list.
+def build_report(*folders: Path, **options: Any) -> Path:
+    """Read the folders (`read_groups`) and write their report (`write_report`)."""
+    return write_report(*read_groups(*folders, **options))
+
+
+def write_report(
+    sweep: Sweep, found: Sequence[Group], limits: Limits | None = None, formats: frozenset[str] = frozenset()
+) -> Path:
+    """Write the report into the first of the sweep's folders; returns the path of its HTML.
+
+    Args:
+        limits: of the answer; None: none.
+        formats: of charts and tables, beside SVG and CSV, by name (`FORMATS`).
 
     Raises:
-        ConfigurationError: names that are not known, with those that are.
+        OSError: a folder to write into is a link, or the disk is full.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    wrong = [f"export={name}: no such format{suggest(name, list(FORMATS))}" for name in names if name not in FORMATS]
-    if wrong or not names:
-        raise ConfigurationError(wrong or [f"export: name a format{suggest('', list(FORMATS))}"])
-    return frozenset(names)
+    folder = sweep.folders[0]
+    report = report_of(sweep, found, limits)
+    images = draw(own_folder(folder / "plots"), report, formats)
+    _write_tables(own_folder(folder / "tables"), sweep, found, limits, formats)
+    write_atomic(folder / "report.md", markdown.render(report, images))
+    write_atomic(folder / "report.html", html.page(report))
+    return folder / "report.html"
 
 
 def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None) -> Report:
@@ -111,16 +111,15 @@ def _overview(found: Sequence[Group], limits: Limits | None) -> Section:
 
 def draw(folder: Path, report: Report, formats: frozenset[str]) -> dict[int, str]:
     """Write every chart; `id` of a chart -> path of its SVG, relative to the report."""
-    (folder / "plots").mkdir(exist_ok=True)
     images: dict[int, str] = {}
     for chapter in report.chapters:
         for chart in [section.chart for section in walk(chapter.sections) if section.chart]:
             name = anchor(f"{chapter.title} {chart.name}".strip(), (Path(path).stem for path in images.values()))
             images[id(chart)] = f"plots/{name}.svg"
-            write_atomic(folder / "plots" / f"{name}.svg", svg(chart))
-            for kind in ("png", "pdf"):
+            write_atomic(folder / f"{name}.svg", svg(chart))
+            for kind in IMAGES:
                 if kind in formats:
-                    write_atomic(folder / "plots" / f"{name}.{kind}", image(chart, kind))
+                    write_atomic(folder / f"{name}.{kind}", image(chart, kind))
     return images
 
 
@@ -135,16 +134,18 @@ def _write_tables(
         "comparisons": _all({group.name: compare(group).comparisons for group in found}),
         "claims": _all({group.name: claims.verdicts_frame(group) for group in found}),
     }
-    (folder / "tables").mkdir(exist_ok=True)
     for name, frame in frames.items():
-        path = folder / "tables" / name
-        write_atomic(path.with_suffix(".csv"), frame.to_csv(index=False))
+        texts = frame.map(lambda value: str(value) if isinstance(value, list | dict) else value)
+        write_atomic(folder / f"{name}.csv", texts.map(_harmless).to_csv(index=False))
         if "latex" in formats:
-            write_atomic(path.with_suffix(".tex"), frame.to_latex(index=False, escape=True, na_rep="-"))
+            write_atomic(folder / f"{name}.tex", texts.to_latex(index=False, escape=True, na_rep="-"))
         if "parquet" in formats:
-            frame.map(lambda value: str(value) if isinstance(value, list | dict) else value).to_parquet(
-                f"{path}.parquet"
-            )
+            write_atomic(folder / f"{name}.parquet", texts.to_parquet(None))
+
+
+def _harmless(value: Any) -> Any:
+    """A cell of a CSV; a text that a spreadsheet would take for a formula is quoted as one."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _all(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -18,11 +17,13 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+import pydantic_core
 import vl_convert
 from markupsafe import Markup, escape
 
 from bench.report.charts import VEGA_LITE, Chart, specification
-from bench.report.section import Examples, Report, Section, Table, anchor, number, printable, shortened, walk
+from bench.report.section import Examples, Report, Section, Table, anchor, number, walk
+from bench.trust import LONGEST_TEXT, printable, shortened
 
 LIMIT_BYTES = 5_000_000
 _DATA_ROWS = 60  # of the table below a chart
@@ -36,7 +37,7 @@ def page(report: Report) -> str:
         loader=jinja2.PackageLoader("bench.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+        finalize=lambda value: value if isinstance(value, Markup) else shortened(printable(value), LONGEST_TEXT),
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -80,9 +81,9 @@ def _vega() -> Markup:
 
 def _cell(text: str) -> Markup:
     """A table's cell; an interval or a range stands smaller beside its value and stays on one line."""
-    found = _WITH_RANGE.match(printable(text))
+    found = _WITH_RANGE.match(shown := shortened(printable(text), LONGEST_TEXT))
     if not found:
-        return escape(printable(text))
+        return escape(shown)
     return Markup("{} <small>{}</small>").format(found[1], found[2].replace(" ", "\u00a0"))
 
 
@@ -99,8 +100,8 @@ def _value(value: Any) -> str:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that is safe inside a script element: it holds no "<"."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON that is safe inside a script element: it holds no "<", and null for a number that is not finite."""
+    text = pydantic_core.to_json(value, inf_nan_mode="null").decode()
     return Markup(printable(text).replace("<", "\\u003c"))
 
 

@@ -23,9 +23,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bench.metrics import Scale
 from bench.record import Manifest, Sample, ScoreInterval, ServedAnswer
-from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent, printable, shortened
+from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent
 from bench.stats.frames import load
 from bench.stats.paired import means
+from bench.trust import LONGEST_TEXT, printable, shortened
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w))")
 _EXAMPLES, _PROMPT_CHARACTERS, _ANSWER_CHARACTERS = 4, 500, 600
@@ -100,13 +101,13 @@ def _examples(examples: Examples) -> Iterator[str]:
 
 def line(text: object) -> str:
     """Text on one line that shows exactly this text, in a paragraph and in a table's cell."""
-    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
+    return _SPECIAL.sub(r"\\\1", " ".join(shortened(printable(text), LONGEST_TEXT).split()))
 
 
 def fenced(text: str, language: str = "text") -> str:
     """A code block whose fence is longer than any run of backticks inside."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}{language}\n{printable(text).rstrip()}\n{fence}"
+    return f"{fence}{language}\n{shortened(printable(text).rstrip(), LONGEST_TEXT)}\n{fence}"
 
 
 # --- The card of an export ---

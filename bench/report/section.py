@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from bench.trust import printable
+
 if TYPE_CHECKING:
     from bench.report.charts import Chart
 
 UNKNOWN = "-"
-# Control characters and those that turn the direction of the text around them: a name must not rewrite its page.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,10 @@ class Report:
     closing: Sequence[Section] = field(default_factory=list)  # about the whole sweep
 
 
-def printable(text: object) -> str:
-    """Text without control characters (line breaks and tabs stay) and without overrides of its direction."""
-    return _UNPRINTABLE.sub("", str(text))
-
-
 def anchor(text: str, taken: Iterable[str] = ()) -> str:
     """A name for links and files that is none of those taken: lower-case letters of any script, digits, hyphens."""
-    base = re.sub(r"[^\w]+|_+", "-", printable(text).lower()).strip("-")[:80] or "section"
+    base = re.sub(r"[^\w]+|_+", "-", printable(text).lower()).strip("-")[:80]
+    base = base.encode()[:160].decode(errors="ignore") or "section"  # a file's name has at most 255 bytes
     names, number = set(taken), 2
     name = base
     while name in names:
@@ -216,10 +212,3 @@ def seeds_table(runs: pd.DataFrame, columns: Sequence[tuple[str, str, int, float
 def joined(words: Sequence[str], last: str = "and") -> str:
     """Words as a list in a sentence: "a, b and c"."""
     return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def shortened(text: str, characters: int) -> str:
-    """The beginning of a text, with the number of characters left out."""
-    if len(text) <= characters:
-        return text
-    return f"{text[:characters]}\n... ({len(text) - characters:,} more characters)"

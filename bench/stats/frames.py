@@ -13,8 +13,8 @@ file lose only themselves and are listed in `Sweep.problems`.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
+import pydantic_core
+from pydantic import TypeAdapter
 
 from bench.compose import RATES_FILE, Tuning, read_rates
-from bench.config import RunConfig
+from bench.config import RunConfig, first_mistake
 from bench.fairness import STAGES, disturbances
 from bench.identity import names_of_arms
 from bench.planner.memory import CUDA_PROCESS_BYTES
@@ -43,6 +44,7 @@ from bench.record import (
 )
 
 T = TypeVar("T")
+RECORD_BYTES, LINE_BYTES, MOST_BYTES = 2**24, 2**22, 2**28  # read of a record, of a line, of a file of lines, unpacked
 _RUN = ["run_id", "arm", "method", "seed"]
 _FAMILIES = ("base", "prompted", "base_4bit", "full", "lora", "qlora")  # in the order of tables and charts
 _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not say which stage it belongs to
@@ -212,10 +214,12 @@ def load(*folders: str | Path) -> Sweep:
                 sweep.problems.append(Problem(run.name, "record.json", reason, "Report each sweep by itself."))
             continue
         known[record.run_id] = record
-        sweep.step_rows[record.run_id] = _rows(Step, run / "steps.jsonl", sweep.problems)
-        sweep.sample_rows[record.run_id] = _rows(Sample, run / "samples.jsonl.gz", sweep.problems)
-        sweep.regression_rows[record.run_id] = _rows(RegressionItem, run / "regression_items.jsonl.gz", sweep.problems)
-        sweep.answer_rows[record.run_id] = _rows(ServedAnswer, run / "served_answers.jsonl.gz", sweep.problems)
+        sweep.step_rows[record.run_id] = read_rows(Step, run / "steps.jsonl", sweep.problems)
+        sweep.sample_rows[record.run_id] = read_rows(Sample, run / "samples.jsonl.gz", sweep.problems)
+        sweep.regression_rows[record.run_id] = read_rows(
+            RegressionItem, run / "regression_items.jsonl.gz", sweep.problems
+        )
+        sweep.answer_rows[record.run_id] = read_rows(ServedAnswer, run / "served_answers.jsonl.gz", sweep.problems)
     sweep.records.extend(known.values())
     for folder in sweep.folders:
         try:
@@ -224,7 +228,7 @@ def load(*folders: str | Path) -> Sweep:
             pass  # the sweep used no file of `tune`
         except (ValueError, OSError) as error:
             step = "Copy the file of `make tune` there again, or run the sweep's command again."
-            reason = f"unreadable rates: {_first_line(error)}"
+            reason = f"unreadable rates: {first_mistake(error)}"
             sweep.problems.append(Problem(folder.name, RATES_FILE, reason, step))
     return sweep
 
@@ -245,10 +249,12 @@ def _record(run: Path, problems: list[Problem]) -> Record | None:
             problems.append(Problem(run.name, path.name, reason, step))
         return None
     try:
+        if path.stat().st_size > RECORD_BYTES:
+            raise ValueError(f"larger than {RECORD_BYTES // 2**20} MiB")
         record = from_json(Record, path.read_bytes())
-    except (ValidationError, OSError) as error:
+    except (ValueError, OSError) as error:
         step = f"Delete {run.name}/record.json and run the same command again."
-        problems.append(Problem(run.name, path.name, f"unreadable record: {_first_line(error)}", step))
+        problems.append(Problem(run.name, path.name, f"unreadable record: {first_mistake(error)}", step))
         return None
     if record.schema_version != SCHEMA_VERSION:
         reason = f"schema version {record.schema_version}; this program reads {SCHEMA_VERSION}"
@@ -257,17 +263,20 @@ def _record(run: Path, problems: list[Problem]) -> Record | None:
     return record
 
 
-def _rows(kind: type[T], path: Path, problems: list[Problem]) -> list[T]:
+def read_rows(kind: type[T], path: Path, problems: list[Problem]) -> list[T]:
     """The lines of a JSONL file that parse; those that do not are counted in one problem. No file: no rows."""
     adapter, rows, bad, reason = TypeAdapter(kind), list[T](), 0, ""
     for line in _lines(path) if path.is_file() else ():
         if isinstance(line, Exception):
-            bad, reason = bad + 1, f"the file ends early ({_first_line(line)})"
+            bad, reason = bad + 1, f"the file ends early ({first_mistake(line)})"
             continue
         try:
-            rows.append(adapter.validate_json(line))
-        except ValidationError as error:
-            bad, reason = bad + 1, reason or _first_line(error)
+            content = pydantic_core.from_json(line, allow_inf_nan=False)
+            if not _is_finite(content):
+                raise ValueError("a number that is not finite; unknown is null")
+            rows.append(adapter.validate_python(content))
+        except ValueError as error:
+            bad, reason = bad + 1, reason or first_mistake(error)
     if bad:
         text = f"{bad} unreadable line(s), {len(rows)} read: {reason}"
         torn = "folder" if path.name == "steps.jsonl" else "record.json"  # the record alone: evaluated anew
@@ -276,28 +285,27 @@ def _rows(kind: type[T], path: Path, problems: list[Problem]) -> list[T]:
     return rows
 
 
+def _is_finite(content: Any) -> bool:
+    """Whether every number of a row is."""
+    if isinstance(content, dict):
+        return all(map(_is_finite, content.values()))
+    return not isinstance(content, float) or math.isfinite(content)
+
+
 def _lines(path: Path) -> Iterator[bytes | Exception]:
-    """Lines that are not blank; a damaged or truncated file ends in the exception instead of raising it."""
+    """Lines that are not blank; a damaged file, or one beyond the bounds, ends in the exception."""
+    left_bytes = MOST_BYTES
     try:
-        if path.suffix == ".gz":
-            with contextlib.suppress(
-                EOFError, zlib.error, OSError
-            ):  # damaged: line by line below, to keep the whole ones
-                yield from filter(bytes.strip, gzip.decompress(path.read_bytes()).splitlines())
-                return
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened:
-            yield from (line for line in opened if line.strip())
-    except (OSError, EOFError, zlib.error) as error:
+            while line := opened.readline(LINE_BYTES + 1):
+                left_bytes -= len(line)
+                if left_bytes < 0 or len(line) > LINE_BYTES:
+                    whole, of_line = MOST_BYTES // 2**20, LINE_BYTES // 2**20
+                    raise ValueError(f"read are at most {whole} MiB unpacked and {of_line} MiB a line")
+                if line.strip():
+                    yield line
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         yield error
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        count = error.error_count()
-        return f"{where + ': ' if where else ''}{first['msg']}" + (f" (and {count - 1} more)" if count > 1 else "")
-    return str(error).splitlines()[0]
 
 
 # --- What a run is ---

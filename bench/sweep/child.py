@@ -25,6 +25,7 @@ from typing import Any
 
 from bench.config import ConfigurationError
 from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, Failure, Stage, Status, next_step
+from bench.trust import fresh_file
 
 HEARTBEAT = "heartbeat"  # a file in the run's folder whose time shows that the run is at work
 HEARTBEAT_SECONDS = 5
@@ -62,7 +63,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     seen = devices if stage in ("train", *BEFORE_ANY_RUN) else 1
     oom_kills = _kernel_oom_kills()
     started = time.monotonic()
-    with open(folder / f"{stage}.log", "wb") as log:
+    with fresh_file(folder / f"{stage}.log") as log:
         child = subprocess.Popen(
             command(folder, stage, devices),
             env=os.environ | {"CUDA_VISIBLE_DEVICES": visible(os.environ.get("CUDA_VISIBLE_DEVICES"), seen)},

@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich import console as rich_console
@@ -30,10 +30,9 @@ from rich.text import Text
 from bench.config import RunConfig
 from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
-from bench.planner.advice import GIB, Plan
-from bench.planner.time import Range
 from bench.record import Record, Status
 from bench.sweep.child import Watch
+from bench.trust import printable
 
 if TYPE_CHECKING:
     from bench.stats.decide import Decision
@@ -43,16 +42,7 @@ PLAIN_WIDTH = 250  # of tables in a file or a pipe, characters
 RUNS_SHOWN, PAIRS_SHOWN, ARMS_SHOWN = 3, 3, 6
 METHODS_NEEDED = 2  # that have ended, for an estimate: an untrained model alone says little of how long training takes
 REFRESH_HZ = 1  # at rich's ten, drawing would take 2% of a core beside the measured child
-UNKNOWN = "-"
-TERMS = {  # column of the memory table -> the planner's terms
-    "weights": ("weights",),
-    "gradients": ("gradients",),
-    "optimizer": ("optimizer",),
-    "activations": ("activations",),
-    "logits": ("logits",),
-    "copies, workspace": ("casts", "workspace"),
-    "process, allocator": ("process", "allocator"),
-}
+UNKNOWN, GIB = "-", 2**30
 
 
 class Console:
@@ -66,16 +56,32 @@ class Console:
 
     def say(self, text: str) -> None:
         """A line on standard output."""
-        self._out.print(escape(text))
+        self._out.print(_plain(text))
 
     def problem(self, text: str) -> None:
         """A line on standard error."""
-        self._error.print(escape(text), style="red" if self._error.is_terminal else None)
+        self._error.print(_plain(text), style="red" if self._error.is_terminal else None)
+
+    def table(
+        self, headers: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[str], *, as_text: bool = True
+    ) -> None:
+        """A table of ready text; columns of `words` are set flush left, the others, which hold numbers, flush right.
+
+        Args:
+            as_text: also in a file or a pipe, which else get Markdown.
+        """
+        markdown = not (as_text or self._out.is_terminal)
+        shown = Table(box=MARKDOWN if markdown else SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
+        for header in headers:
+            shown.add_column(_plain(header), justify="left" if header in words else "right", overflow="fold")
+        for row in rows:
+            shown.add_row(*map(_plain, row))
+        self._out.print(shown)
 
     def plan(self, configs: list[RunConfig], pending: list[RunConfig], allowed: frozenset[str] = frozenset()) -> None:
         """Say what will run and what the methods have in common, before anything does."""
         done = len(configs) - len(pending)
-        self._agenda = Agenda(list(map(run_id, pending)), {run_id(c): c.method.name for c in pending})
+        self._agenda = Agenda({run_id(config): config.method.name for config in pending})
         if not pending:
             self.say(f"All {done} runs are finished; nothing to do.")
             return
@@ -83,37 +89,34 @@ class Console:
         for group in groups_of(configs):
             if group.pairs:
                 self.say(heading(group))
-                self._out.print(fairness_table(group))
+                self.table(*fairness_table(group))
                 for line in verdicts(group, allowed):
                     self.say(line)
 
-    def memory(self, plans: Sequence[Plan]) -> None:
-        """The planner's table, and below it what would make a run fit that does not."""
-        self._out.print(plan_table(plans, markdown=not self._out.is_terminal))
-        for line in plan_notes(plans):
-            self.say(line)
-
-    @contextmanager
-    def run(self, config: RunConfig, stages: Sequence[str]) -> Iterator[Watch]:
-        """Show a run of the plan while the block executes it; yields what takes the child's progress."""
+    def run(self, config: RunConfig, stages: Sequence[str]) -> AbstractContextManager[Watch]:
+        """Show a run of the plan while a block executes it; yields what takes the child's progress."""
         name = run_id(config)
         self._agenda.begins(name)
-        with self._watched(name, stages, self._agenda) as watch:
-            yield watch
+        return live(self._out, name, stages, self._agenda) if self._out.is_terminal else nullcontext(self._lines(name))
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Watch]:
+    def stage(self, name: str) -> AbstractContextManager[Watch]:
         """Show something that is no run: preparing, exporting."""
-        with self._watched(name) as watch:
-            yield watch
+        return live(self._out, name) if self._out.is_terminal else nullcontext(self._lines(name))
 
-    @contextmanager
-    def _watched(self, name: str, stages: Sequence[str] = (), agenda: Agenda | None = None) -> Iterator[Watch]:
-        if not self._out.is_terminal:
-            yield _PlainWatch(self, name)
-            return
-        with live(self._out, name, stages, agenda) as watch:
-            yield watch
+    def _lines(self, name: str) -> Watch:
+        """Says a line when the phase changes, and now and then in between."""
+        shown, at = "", 0.0
+
+        def watch(progress: dict[str, Any]) -> None:
+            nonlocal shown, at
+            phase = f"{progress['stage']}: {progress['phase']}"
+            if phase == shown and time.monotonic() - at < PLAIN_INTERVAL_SECONDS:
+                return
+            shown, at = phase, time.monotonic()
+            how_far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
+            self.say(f"  {name}  {phase}{how_far}  {details(progress)}".rstrip())
+
+        return watch
 
     def ended(self, record: Record) -> None:
         """One line a run: how it ended and its main numbers."""
@@ -139,7 +142,7 @@ class Console:
         sure = "" if decision.sureness is None else f" {decision.sureness:.0%} sure."
         self.say(f"\n{name}\n{decision.sentence}{sure} {decision.reason}")
         if len(decision.arms):
-            self._out.print(answer_table(decision))
+            self.table(*answer_table(decision))
         if decision.cost_if_wrong is not None:
             self.say(f"If that is wrong, it falls short of the best by {decision.cost_if_wrong:.3f} on average.")
         if more := decision.to_be_sure:
@@ -149,32 +152,12 @@ class Console:
             self.say(f"- {caveat}")
 
 
-class _PlainWatch:
-    """Prints a line when the phase changes, and now and then in between."""
-
-    def __init__(self, console: Console, name: str):
-        self._console, self._name = console, name
-        self._shown, self._at = "", 0.0
-
-    def __call__(self, progress: dict[str, Any]) -> None:
-        phase = f"{progress['stage']}: {progress['phase']}"
-        if phase == self._shown and time.monotonic() - self._at < PLAIN_INTERVAL_SECONDS:
-            return
-        self._shown, self._at = phase, time.monotonic()
-        how_far = f" {progress['done']}/{progress['total']}" if progress["total"] else ""
-        self._console.say(f"  {self._name}  {phase}{how_far}  {details(progress)}".rstrip())
-
-
 class Agenda:
-    """The runs that this command has to do, in order, and how long those of each method took.
+    """The runs that this command has to do (run id -> method), in order, and how long those of each method took."""
 
-    Args:
-        runs: run ids.
-        method_of: run id -> its method.
-    """
-
-    def __init__(self, runs: Sequence[str] = (), method_of: Mapping[str, str] | None = None):
-        self._waiting, self._method_of = list(runs), dict(method_of or {})
+    def __init__(self, method_of: Mapping[str, str] | None = None):
+        self._method_of = dict(method_of or {})
+        self._waiting = list(self._method_of)
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self.total, self.done, self.started = len(self._waiting), 0, time.monotonic()
 
@@ -211,16 +194,18 @@ class Agenda:
         return ", ".join(self._waiting[:RUNS_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def _plain(text: str) -> str:
+    """Text that neither steers the terminal nor is read as rich's markup."""
+    return escape(printable(text))
+
+
 def details(progress: Mapping[str, Any]) -> str:
     """The numbers of a child's progress: loss, speed, the highest memory of the stage so far."""
-    parts = []
-    if progress.get("loss") is not None:
-        parts.append(f"loss {progress['loss']:.3f}")
-    if progress.get("tokens_per_second"):
-        parts.append(f"{progress['tokens_per_second']:.0f} tokens/s")
-    if progress.get("peak_bytes"):
-        parts.append(f"peak {progress['peak_bytes'] / GIB:.2f} GiB")
-    return ", ".join(parts)
+    gib = (progress.get("peak_bytes") or 0) / GIB
+    shown = {"loss {:.3f}": progress.get("loss"), "{:.0f} tokens/s": progress.get("tokens_per_second") or None}
+    return ", ".join(
+        words.format(value) for words, value in (shown | {"peak {:.2f} GiB": gib or None}).items() if value is not None
+    )
 
 
 @contextmanager
@@ -234,7 +219,7 @@ def live(out: RichConsole, name: str, stages: Sequence[str] = (), agenda: Agenda
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[details]}"), console=out,
     )  # fmt: skip
-    task = phases.add_task(escape(name), total=None, details="")
+    task = phases.add_task(_plain(name), total=None, details="")
     started, shown, stage = time.monotonic(), "", ""
 
     def drawn() -> RenderableType:
@@ -258,30 +243,25 @@ def live(out: RichConsole, name: str, stages: Sequence[str] = (), agenda: Agenda
             if phase != shown:  # a new phase starts its own estimate of the time left
                 shown = phase
                 phases.remove_task(task)
-                task = phases.add_task(escape(f"{name}  {phase}"), total=progress["total"], details="")
-            phases.update(task, completed=progress["done"], details=details(progress))
+                task = phases.add_task(_plain(f"{name}  {phase}"), details="")
+            phases.update(task, completed=progress["done"], total=progress["total"], details=details(progress))
 
         yield watch
 
 
-def answer_table(decision: Decision) -> Table:
-    """One row a method: its score, its costs, and why it was not chosen."""
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    score = decision.measure.name if decision.measure else "score"
-    for header in ["", "method", score, "95%", "memory, GiB", "time, min", "to keep, MiB", "why not"]:
-        shown.add_column(header, justify="left" if header in ("", "method", "why not") else "right", overflow="fold")
+def answer_table(decision: Decision) -> tuple[list[str], list[list[str]], list[str]]:
+    """(headers, a row a method with its score, its costs and why it was not chosen, the columns of words)."""
+    costs = {"peak_memory_bytes": (GIB, 2), "train_seconds": (60, 1), "checkpoint_bytes": (2**20, 1)}
+    rows = []
     for row in decision.arms.to_dict("records"):
-        cells = [f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] == row["low"] else UNKNOWN]
-        for column, unit, digits in (
-            ("peak_memory_bytes", GIB, 2),
-            ("train_seconds", 60, 1),
-            ("checkpoint_bytes", 2**20, 1),
-        ):
-            known = row[column] is not None and row[column] == row[column]  # not NaN
-            cells.append(f"{row[column] / unit:.{digits}f}" if known else UNKNOWN)
-        mark = "->" if row["chosen"] else ""
-        shown.add_row(mark, *map(escape, [row["arm"], f"{row['score']:.3f}", *cells, row["why_not"] or ""]))
-    return shown
+        unknown = {name for name in ("low", *costs) if row[name] is None or row[name] != row[name]}
+        interval = UNKNOWN if "low" in unknown else f"{row['low']:.3f} to {row['high']:.3f}"
+        cost = [UNKNOWN if name in unknown else f"{row[name] / unit:.{n}f}" for name, (unit, n) in costs.items()]
+        score = f"{row['score']:.3f}"
+        rows.append(["->" if row["chosen"] else "", row["arm"], score, interval, *cost, row["why_not"] or ""])
+    score = decision.measure.name if decision.measure else "score"
+    headers = ["", "method", score, "95%", "memory, GiB", "time, min", "to keep, MiB", "why not"]
+    return headers, rows, ["", "method", "why not"]
 
 
 def heading(group: Group) -> str:
@@ -290,18 +270,19 @@ def heading(group: Group) -> str:
     return f"{same} Different:" if group.different else f"{same} None differs."
 
 
-def fairness_table(group: Group) -> Table:
-    """One row a setting that differs, one column an arm; with many arms each value and the number that have it."""
-    wide = len(group.seeds) > ARMS_SHOWN
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header in ["setting", "values"] if wide else ["setting", *group.seeds]:
-        shown.add_column(escape(header), no_wrap=header == "setting", overflow="fold")
+def fairness_table(group: Group) -> tuple[list[str], list[list[str]], list[str]]:
+    """(headers, a row a setting that differs, the columns of words); a column an arm.
+
+    With many arms one column: each value and the number of arms that have it.
+    """
+    headers, rows = ["setting", *group.seeds], []
     for setting, values in folded(group).items():
         cells = [values.get(arm, UNKNOWN) for arm in group.seeds]
-        if wide:
+        if len(cells) > ARMS_SHOWN:
+            headers = ["setting", "values"]
             cells = [", ".join(f"{value} ({count} arms)" for value, count in Counter(cells).items())]
-        shown.add_row(*map(escape, [setting, *cells]))
-    return shown
+        rows.append([setting, *cells])
+    return headers, rows, headers
 
 
 def folded(group: Group) -> dict[str, dict[str, str]]:
@@ -344,65 +325,3 @@ def verdicts(group: Group, allowed: Collection[str]) -> list[str]:
         remedy = f"; allow_different={name} would" if found[0][1].may_be_allowed else ""
         lines.append(f"  {len(found)} will not be compared for {name}: {'; '.join(named)}{more}{remedy}")
     return lines
-
-
-def plan_table(plans: Sequence[Plan], *, markdown: bool = False) -> Table:
-    """One row a run, in GiB of one device; one column a memory: the verdict, and the largest micro-batch that fits."""
-    shown = Table(box=MARKDOWN if markdown else SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
-    rows: dict[tuple[object, ...], dict[float | None, Plan]] = defaultdict(dict)
-    for plan in plans:  # plans of one run with several memories share a row
-        key = (plan.model, plan.method, plan.hardware, plan.max_length, plan.micro_batch, plan.peak_memory_bytes)
-        rows[key][plan.memory_gib] = plan
-    memories = list(dict.fromkeys(plan.memory_gib for plan in plans))
-    timed = any(plan.duration.tokens_per_second for plan in plans)
-    for header in ["model", "method"]:
-        shown.add_column(header, no_wrap=True)
-    for header in [*TERMS, "GiB"]:
-        shown.add_column(header, justify="right")
-    for memory in memories:
-        shown.add_column("device" if memory is None else f"{memory:.4g} GiB")
-    for header in ["tokens/s", "hours", "kWh", "USD"] if timed else []:
-        shown.add_column(header, justify="right", no_wrap=True)
-    for by_memory in rows.values():
-        first = next(iter(by_memory.values()))
-        terms, time_ = first.terms.by_name(), first.duration
-        shown.add_row(
-            first.model,
-            first.method,
-            *(_gib(sum(terms[name] for name in names)) for names in TERMS.values()),
-            _gib(first.peak_memory_bytes),
-            *(_verdict(by_memory.get(memory)) for memory in memories),
-            *([_range(r) for r in (time_.tokens_per_second, time_.hours, time_.kwh, time_.usd)] if timed else []),
-        )
-    return shown
-
-
-def plan_notes(plans: Sequence[Plan]) -> Iterator[str]:
-    """What the table holds for, and for each run that does not fit the changes that would make it."""
-    first = plans[0]
-    how = f"{first.devices} devices, {first.strategy}; " if first.devices > 1 else ""
-    lengths = ", ".join(dict.fromkeys(f"{p.micro_batch} x {p.max_length:,}" for p in plans))
-    yield f"{how}micro-batch x tokens: {lengths}. In brackets: the largest micro-batch that fits."
-    yield "Planned for the longest examples; logits for plan.supervised_share of their positions (default: all)."
-    for plan in plans:
-        if plan.verdict in ("fits", "unknown"):
-            continue
-        run = f"{plan.model} {plan.method}, {plan.memory_gib:g} GiB"
-        largest = f"{plan.largest_term} {_gib(plan.terms.by_name()[plan.largest_term])}"
-        ways = "; ".join(f"{r.change} ({_gib(r.peak_memory_bytes)})" for r in plan.remedies)
-        remedy = f"fits with {ways}" if ways else "none of the changes that were tried makes it fit"
-        yield f"{run}: {plan.verdict}, {_gib(plan.peak_memory_bytes)} GiB, most of it {largest}; {remedy}"
-
-
-def _verdict(plan: Plan | None) -> str:
-    if plan is None or plan.verdict == "unknown":
-        return UNKNOWN
-    return f"{plan.verdict} ({plan.largest_micro_batch or 'none'})"
-
-
-def _gib(count: float) -> str:
-    return f"{count / GIB:.2f}" if count < 10 * GIB else f"{count / GIB:.1f}"
-
-
-def _range(values: Range | None) -> str:
-    return UNKNOWN if values is None else "-".join(f"{v:,.0f}" if v >= 100 else f"{v:.2g}" for v in values)

@@ -66,6 +66,7 @@ from bench.record import (
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
 from bench.sweep.tracking import track
+from bench.trust import masked, own_folder
 
 COMMAND = "BENCH_COMMAND"  # environment variable: in a job of a launcher, the command that sent it
 COMMAND_AGAIN = "The same command again runs only what is missing."
@@ -296,12 +297,14 @@ def read_record(folder: Path) -> Record | None:
 
 def write_record(folder: Path, record: Record) -> None:
     """Mark a run as ended."""
-    write_atomic(folder / "record.json", to_json(record))
+    write_atomic(folder / "record.json", masked(to_json(record)))  # libraries may have put a token into a message
 
 
 def write_plan(config: RunConfig) -> Path:
     """Make the run's folder, with the plan that its children read."""
-    folder = run_folder(config)
+    folder = own_folder(run_folder(config))
+    for link in filter(Path.is_symlink, list(folder.iterdir())):  # what it leads to is not ours to write
+        link.unlink()
     write_atomic(folder / "plan.json", to_json(config))
     return folder
 
@@ -356,8 +359,7 @@ def claim(folder: Path) -> Iterator[None]:
 
     Freed even by `kill -9`, once a stage that was at work has ended too: nobody else writes into the folder before.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", by_children=True):
+    with locked(own_folder(folder) / ".lock", by_children=True):
         yield
 
 
@@ -405,7 +407,7 @@ def is_same(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
 
 def command() -> str:
     """What a person typed to make this process, or the sweep that sent it here."""
-    return os.environ.get(COMMAND) or shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    return os.environ.get(COMMAND) or masked(shlex.join(["python", "-m", "bench", *sys.argv[1:]]))
 
 
 def provenance() -> dict[str, Any]:

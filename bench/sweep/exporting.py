@@ -4,7 +4,7 @@ The folder appears whole or not at all. What lies beside the weights in `artifac
 forms) stays there. `check` holds a folder against its manifest, file by file, and a base model against the one that was
 tuned.
 
->>> run = exportable(Path("results/default/lora-..."))
+>>> run = exportable(Path("results/default/lora-..."), None, {"paths.cache": "cache"})
 >>> export(run, Path("exports/mine"), scores=scores, license="apache-2.0", card=card)
 >>> check(Path("exports/mine"), base=Path("models/smollm2"))
 []
@@ -16,16 +16,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from bench.config import ConfigurationError, PathsConfig, RunConfig
+from bench.config import ConfigurationError, PathsConfig, RunConfig, first_mistake
 from bench.identity import WEIGHTS, artifact_folder, is_whole, sha256_of, weights_sha256, write_atomic
 from bench.record import (
     CARD,
@@ -44,6 +41,9 @@ from bench.record import (
 from bench.sweep.child import Watch, run_stage
 from bench.sweep.execute import read_record, weights_are_whole
 
+T = TypeVar("T")
+TRUST = "model.trust_remote_code"
+SETTINGS = ("to", "form", "license", "check", "base", TRUST, "paths.artifacts", "paths.cache", "paths.bundle")
 MEANING = {  # by the beginning of a file's name: what it means that its content is another
     "chat_template": "changed chat template: prompts would not be those that the model was trained and evaluated with",
     "tokenizer": "mismatched tokenizer: not the one that the model was trained with",
@@ -59,7 +59,7 @@ class Exportable:
 
     folder: Path
     record: Record
-    config: RunConfig
+    config: RunConfig  # what its record says, but for what the command line alone may allow
     weights: Path
     form: str | None = None  # of serving; None: as it was trained
 
@@ -69,11 +69,15 @@ class Exportable:
         return self.record.run_id + (f"-{self.form}" if self.form else "")
 
 
-def exportable(run: Path, form: str | None = None) -> Exportable:
+def exportable(run: Path, form: str | None, given: Mapping[str, str]) -> Exportable:
     """The run of a folder `results/<sweep>/<run_id>`, as it was trained or in a form that serving built.
 
+    Args:
+        given: on the command line: paths.artifacts (default: as recorded), paths.cache, paths.bundle, `TRUST`.
+
     Raises:
-        ConfigurationError: it is no finished run, trained nothing, its weights are gone, or it was not served so.
+        ConfigurationError: it is no finished run, trained nothing, its weights are gone, it was not served so, or it
+            needs code to run that nobody here has trusted.
     """
     record = read_record(run)
     if record is None:
@@ -82,27 +86,36 @@ def exportable(run: Path, form: str | None = None) -> Exportable:
         raise ConfigurationError([f"{run}: it ended {record.status}, or was not evaluated; run it to its end first"])
     if record.train is None:
         raise ConfigurationError([f"{run}: {record.method} trains nothing, so there is nothing to export"])
-    try:
-        config = from_json(RunConfig, (run / "plan.json").read_bytes())  # with the paths as they were
-    except (OSError, ValueError):
-        config = record.config
+    model, trusted = record.config.model, given.get(TRUST, "false").lower() == "true"
+    if model.trust_remote_code and not trusted:
+        what = f"the code that comes with {model.location!r} would run, and a file cannot allow that"
+        raise ConfigurationError([f"{TRUST}: {what}; if you trust it, give {TRUST}=true here"])
+    artifacts = given.get("paths.artifacts", record.config.paths.artifacts)
+    paths = PathsConfig("", artifacts, given.get("paths.cache", "cache"), given.get("paths.bundle"))
+    config = replace(record.config, paths=paths)
     weights = artifact_folder(config)
     if not weights_are_whole(config, record.train):
-        lost = f"its weights are no longer there as training wrote them ({weights})"
-        raise ConfigurationError([f"{run}: {lost}; put them back, or delete {run} and run it again"])
-    if form is None:
-        return Exportable(run, record, config, weights)
-    scored = {entry.form: entry.examples for entry in (record.serve.fidelity if record.serve else [])}
-    built = [name for name in scored if (weights / "forms" / name / "config.json").is_file()]
+        how = "put them back, give paths.artifacts=FOLDER, or run it again"
+        raise ConfigurationError([f"{run}: its weights are no longer there as training wrote them ({weights}); {how}"])
+    config = replace(config, model=replace(model, trust_remote_code=trusted))
+    found = Exportable(run, record, config, weights)
+    return found if form is None else _served(found, form)
+
+
+def _served(run: Exportable, form: str) -> Exportable:
+    """The run in a form that serving built and scored on the whole test split. Errors as `exportable` has them."""
+    scored = {entry.form: entry.examples for entry in (run.record.serve.fidelity if run.record.serve else [])}
+    built = [name for name in scored if (run.weights / "forms" / name / "config.json").is_file()]
     if form not in built:
         there = f"it has {', '.join(built)}" if built else "it has none; serve it: the sweep's command with serve=full"
-        raise ConfigurationError([f"form={form}: {run} was not served in it; {there}"])
-    if not is_whole(weights / "forms" / form, Path(config.paths.cache)):
-        raise ConfigurationError([f"form={form}: {weights / 'forms' / form} is not as it was built; serve it again"])
-    if scored[form] < record.evaluate.examples:
-        count = f"{scored[form]} of {record.evaluate.examples}"
+        raise ConfigurationError([f"form={form}: {run.folder} was not served in it; {there}"])
+    if not is_whole(folder := run.weights / "forms" / form, Path(run.config.paths.cache)):
+        raise ConfigurationError([f"form={form}: {folder} is not as it was built; serve it again"])
+    examples = run.record.evaluate.examples if run.record.evaluate else 0
+    if scored[form] < examples:
+        count = f"{scored[form]} of {examples}"
         raise ConfigurationError([f"form={form}: scored on {count} test examples; set serve.fidelity_examples=null"])
-    return Exportable(run, record, config, weights / "forms" / form, form)
+    return replace(run, weights=folder, form=form)
 
 
 def export(
@@ -154,7 +167,10 @@ def _hashes(run: Exportable, work: Path, watch: Watch) -> dict[str, Any]:
 
 
 def _copy_weights(run: Exportable, staged: Path) -> None:
-    for path in (path for pattern in WEIGHTS for path in run.weights.glob(pattern)):
+    paths = [path for pattern in WEIGHTS for path in run.weights.glob(pattern)]
+    if links := [f"{path}: a link, where only files of the run are exported" for path in paths if path.is_symlink()]:
+        raise ConfigurationError(links)
+    for path in paths:
         shutil.copyfile(path, staged / path.name)
     adapter = staged / "adapter_config.json"
     if adapter.exists():  # written while training: its base is a folder of that machine
@@ -188,39 +204,43 @@ def _manifest(
         git_commit=record.provenance.get("git_commit"),
         packages=record.provenance.get("packages", {}),
         exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        license=license or _license_of_package(run.config),
+        license=license,
         files={},
     )
-
-
-def _license_of_package(config: RunConfig) -> str | None:
-    """The licence that the package of an embedded base states; None for others."""
-    if config.model.source != "gguf_package":
-        return None
-    try:
-        stated = metadata(config.model.location.replace("_", "-"))
-    except PackageNotFoundError:
-        return None
-    text = stated["License-Expression"] or stated["License"]
-    return text.lower() if text else None
 
 
 def checksums(folder: Path, manifest: str = MANIFEST) -> dict[str, ExportedFile]:
     """Size and SHA-256 of every file below a folder, by its path inside; the manifest, hidden files and locks apart."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {
-        name: ExportedFile(path.stat().st_size, sha256_of(path))
-        for name, path in paths.items()
-        if name != manifest and not name.startswith(".") and path.suffix != ".lock"
-    }
+    kept = (n for n, p in paths.items() if n != manifest and not n.startswith(".") and p.suffix != ".lock")
+    return {name: ExportedFile(paths[name].stat().st_size, sha256_of(paths[name])) for name in kept}
+
+
+def read_manifest(kind: type[T], path: Path, how: str) -> T:
+    """What a folder says of itself.
+
+    Args:
+        how: such a folder is made.
+
+    Raises:
+        ConfigurationError: the folder holds no manifest, or one that cannot be read.
+    """
+    try:
+        return from_json(kind, path.read_bytes())
+    except OSError:
+        raise ConfigurationError([f"{path.parent}: no {path.name} in it; {how}"]) from None
+    except ValueError as error:
+        raise ConfigurationError([f"{path}: not readable: {first_mistake(error)}"]) from None
 
 
 def changed_files(folder: Path, files: dict[str, ExportedFile]) -> Iterator[str]:
-    """The files that are missing, cut short or changed, a line each."""
+    """The files that are missing, cut short, changed or outside of the folder, a line each."""
     for name, recorded in files.items():
         path = folder / name
         meaning = next((text for start, text in MEANING.items() if name.startswith(start)), None)
-        if not path.is_file():
+        if not path.resolve().is_relative_to(folder.resolve()):
+            yield f"{name}: leads out of the folder"
+        elif not path.is_file():
             yield f"{name}: missing"
         elif (size := path.stat().st_size) < recorded.bytes and meaning is None:
             yield f"{name}: cut short: {size} of {recorded.bytes} bytes"
@@ -231,22 +251,22 @@ def changed_files(folder: Path, files: dict[str, ExportedFile]) -> Iterator[str]
 def check(folder: Path, base: Path | None = None) -> list[str]:
     """Why an exported folder is refused, a line each; empty when it is what was exported. The card may be edited.
 
+    Files are read and compared; nothing in the folder is loaded or run.
+
     Args:
         base: a base model's folder, to be held against the one that was tuned.
 
     Raises:
         ConfigurationError: the folder is no export, or the base's folder holds no weights.
     """
-    try:
-        manifest = from_json(Manifest, (folder / MANIFEST).read_bytes())
-    except OSError:
-        raise ConfigurationError([f"{folder}: no {MANIFEST} in it; export a run first: bench export RUN"]) from None
-    except ValidationError as error:
-        raise ConfigurationError([f"{folder / MANIFEST}: not readable: {error.errors()[0]['msg']}"]) from None
+    manifest = read_manifest(Manifest, folder / MANIFEST, "export a run first: bench export RUN")
     refusals = list(changed_files(folder, {name: f for name, f in manifest.files.items() if name != CARD}))
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    added = sorted(name for name in present - {*manifest.files, MANIFEST, CARD} if not name.startswith("."))
-    refusals += [f"{name}: not part of the export" for name in added]
+    present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    refusals += [f"{name}: a link" for name, path in sorted(present.items()) if path.is_symlink()]
+    known = {*manifest.files, MANIFEST, CARD}
+    refusals += [
+        f"{name}: not part of the export" for name in sorted(present.keys() - known) if present[name].is_file()
+    ]
     if base is not None and (found := weights_sha256(base)) != manifest.base.weights_sha256:
         if found is None:
             raise ConfigurationError([f"base={base}: no .safetensors in it; give the folder of a base model"])

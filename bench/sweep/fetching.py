@@ -20,19 +20,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, PathsConfig, RunConfig
+from bench.config import ConfigurationError, PathsConfig, RunConfig, all_of
 from bench.identity import data_key, run_folder, sweep_folder, write_atomic
-from bench.record import ExportedFile, Stage, from_json, to_json
+from bench.record import ExportedFile, Stage, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, write_plan
-from bench.sweep.exporting import changed_files, checksums
+from bench.sweep.exporting import changed_files, checksums, read_manifest
 from bench.sweep.tracking import tracking_problems
 
 ROOT = CONFIG_FOLDER.parent
@@ -82,22 +83,19 @@ def prepare_all(
     if aside:
         pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
     checks = (unwritable_folders, bundle_problems, tracking_problems)
-    problems = dict.fromkeys(problem for config in pending for check in checks for problem in check(config))
-    if problems:
+    if problems := dict.fromkeys(problem for config in pending for check in checks for problem in check(config)):
         raise ConfigurationError(list(problems))
     made_once = {(data_key(c), c.method.quantization if stage == "prepare" else None): c for c in reversed(pending)}
-    for config in made_once.values():
-        try:
-            scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
-            with console.stage(f"{stage} {config.model.name}{scheme}, {config.task.name}") as watch:
-                outcome = prepare(config, watch, stage)
-        except ConfigurationError as error:
-            problems |= dict.fromkeys(error.problems)
-            continue
+
+    def made(config: RunConfig) -> None:
+        scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
+        with console.stage(f"{stage} {config.model.name}{scheme}, {config.task.name}") as watch:
+            outcome = prepare(config, watch, stage)
         if outcome.failure:
-            problems[f"preparing failed: {outcome.failure.message}; log: {run_folder(config) / f'{stage}.log'}"] = None
-    if problems:
-        raise ConfigurationError(list(problems))
+            log = run_folder(config) / f"{stage}.log"
+            raise ConfigurationError([f"preparing failed: {outcome.failure.message}; log: {log}"])
+
+    all_of(*(partial(made, config) for config in made_once.values()))
 
 
 def unwritable_folders(config: RunConfig) -> list[str]:
@@ -118,6 +116,10 @@ def unwritable_folders(config: RunConfig) -> list[str]:
                 f"paths.{name}: cannot write {SPARE_BYTES // 2**20} MiB to {str(folder)!r} ({error.strerror}); free "
                 f"some space, mend the access rights, or name another folder by paths.{name}=..."
             )
+    if (run := run_folder(config)).is_symlink():
+        problems.append(
+            f"paths.results: {run} is a link, and nothing is written through links; delete it or copy what it leads to"
+        )
     return problems
 
 
@@ -135,19 +137,15 @@ def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Wa
         raise ConfigurationError([f"{folder}: holds other files; choose another folder by to=FOLDER"])
     (folder / "nltk").mkdir(parents=True, exist_ok=True)
     (folder / BUNDLE_MANIFEST).unlink(missing_ok=True)
-    problems: dict[str, None] = {}
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:  # what the stage computes is thrown away
         paths = PathsConfig(f"{work}/results", f"{work}/artifacts", f"{work}/cache", str(folder))
-        for config in {data_key(c): c for c in configs}.values():
-            try:
-                outcome = prepare(replace(config, paths=paths), watch, "bundle")
-            except ConfigurationError as error:
-                problems |= dict.fromkeys(error.problems)
-                continue
+
+        def fetched(config: RunConfig) -> None:
+            outcome = prepare(replace(config, paths=paths), watch, "bundle")
             if outcome.failure:
-                problems[f"fetching failed: {outcome.failure.message}\n{outcome.failure.log_tail}"] = None
-    if problems:
-        raise ConfigurationError(list(problems))
+                raise ConfigurationError([f"fetching failed: {outcome.failure.message}\n{outcome.failure.log_tail}"])
+
+        all_of(*(partial(fetched, config) for config in {data_key(c): c for c in configs}.values()))
     if wheels:
         constrained = ["-c", str(ROOT / "constraints.txt"), str(ROOT), "setuptools>=77", "wheel"]
         embedded = any(config.model.location == EMBEDDED[0] for config in configs)
@@ -172,18 +170,9 @@ def _pip_wheel(folder: Path, wanted: Sequence[str]) -> None:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """What a bundle says of itself.
-
-    Raises:
-        ConfigurationError: it is none, its fetching was interrupted, or its manifest cannot be read.
-    """
-    try:
-        return from_json(Bundle, (folder / BUNDLE_MANIFEST).read_bytes())
-    except OSError:
-        how = "make one by `make fetch`; an interrupted one goes on by the same command"
-        raise ConfigurationError([f"{folder}: no {BUNDLE_MANIFEST} in it; {how}"]) from None
-    except ValidationError as error:
-        raise ConfigurationError([f"{folder / BUNDLE_MANIFEST}: not readable: {error.errors()[0]['msg']}"]) from None
+    """What a bundle says of itself. Errors as `read_manifest` has them, also where its fetching was interrupted."""
+    how = "make one by `make fetch`; an interrupted one goes on by the same command"
+    return read_manifest(Bundle, folder / BUNDLE_MANIFEST, how)
 
 
 def refusals(folder: Path) -> list[str]:

@@ -33,11 +33,9 @@ from types import FrameType
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from bench.compose import CONFIG_FOLDER, explicit, to_run_config
+from bench.compose import CONFIG_FOLDER, as_mistakes, explicit, quoted, to_run_config
 from bench.config import ConfigurationError, RunConfig
 from bench.identity import run_folder, run_id, sweep_folder, write_atomic
 from bench.record import from_json, to_json
@@ -45,6 +43,7 @@ from bench.sweep.child import GRACE_SECONDS, HEARTBEAT, stop
 from bench.sweep.console import Console
 from bench.sweep.execute import COMMAND, COMMAND_AGAIN, command, execute, read_record, write_plan
 from bench.sweep.tracking import track
+from bench.trust import fresh_file, own_folder
 
 CHOICE = "hydra/launcher="
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -84,15 +83,11 @@ def check(overrides: Sequence[str], multirun: bool, searching: bool) -> None:
         raise ConfigurationError([f"{CHOICE}{name}: sends the runs of a sweep; add -m"])
     if searching:
         raise ConfigurationError([f"{CHOICE}{name}: a search draws its runs one after the other; leave one out"])
-    try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=r"\s+'hydra/launcher/.* is validated against"
-            )  # welcome: its names
-            own = [text for text in overrides if text.startswith("hydra")]
-            launcher = compose("launch", own, return_hydra_config=True).hydra.launcher
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError([" ".join(str(error).split())]) from None
+    own = [text for text in overrides if text.startswith("hydra")]
+    with as_mistakes(), initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"), warnings.catch_warnings():
+        # It is welcome that the launcher's names are checked.
+        warnings.filterwarnings("ignore", message=r"\s+'hydra/launcher/.* is validated against")
+        launcher = compose("launch", own, return_hydra_config=True).hydra.launcher
     module = launcher._target_.rpartition(".")[0]
     if not is_installed(module):
         plugin = module.split(".")[1].replace("_", "-")
@@ -123,11 +118,12 @@ def send(configs: Sequence[RunConfig], overrides: Sequence[str], console: Consol
     launcher = chosen_launcher(overrides)
     console.say(f"Sent by {launcher}: {len(configs)} jobs. This command waits for them, then reports.")
     folder = sweep_folder(configs[0]).resolve()
-    path = folder / ".sent" / f"{os.getpid()}.json"
+    path = own_folder(folder / ".sent") / f"{os.getpid()}.json"
     sent = Sent(os.getcwd(), command(), [str(write_plan(config).resolve()) for config in configs])
     write_atomic(path, to_json(sent))
     own = [text for text in overrides if text.startswith("hydra")]
-    asked = [f"sent='{path}'", f"run=range(0,{len(configs)})", f"hydra.sweep.dir='{folder}'", *own]
+    where = [f"sent={quoted(str(path))}", f"hydra.sweep.dir={quoted(str(folder))}"]
+    asked = [*where, f"run=range(0,{len(configs)})", *own]
     runs = _Runs([run_folder(config) for config in configs], console)
     with _application(["--multirun", *asked], path.with_suffix(".log")) as process:
         with console.stage(f"{len(configs)} runs by {launcher}") as watch:
@@ -167,9 +163,9 @@ def search(configs: Sequence[RunConfig], overrides: Sequence[str], console: Cons
 @contextlib.contextmanager
 def _application(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """This module as a Hydra application; at the end of the block it has ended, or is ended."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    own_folder(log.parent)
     environment = os.environ | {"HYDRA_FULL_ERROR": "1", COMMAND: command()}
-    with log.open("wb") as file:
+    with fresh_file(log) as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.sweep.launchers", *arguments],
             env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
@@ -240,7 +236,7 @@ def _times(folder: Path) -> tuple[int | None, int | None]:
 
 def _problem(log: Path) -> str:
     """What a launcher said last."""
-    text = log.read_text(errors="replace").strip()
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
     errors = [match.group() for match in ERROR_LINE.finditer(text)]
     return f"{errors[-1] if errors else (text.splitlines() or ['it said nothing'])[-1]} (log: {log})"
 

@@ -9,18 +9,18 @@ nothing. Nothing is sent unless `tracking=wandb` is chosen, and in its offline m
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench.config import RunConfig, to_mapping
 from bench.identity import run_folder
-from bench.record import Record
+from bench.record import Record, Sample, Step
+from bench.trust import own_folder
 
 
 def tracking_problems(config: RunConfig) -> list[str]:
@@ -32,49 +32,42 @@ def tracking_problems(config: RunConfig) -> list[str]:
 
 def track(config: RunConfig, record: Record) -> str | None:
     """Send a record if the config asks for it. Returns what went wrong, or None."""
-    kept = f"the record in {run_folder(config)} is complete without it"
-    return _trouble(lambda: send_record(config, record), kept) if config.tracking.kind == "wandb" else None
+    return _sent(config, f"the record in {run_folder(config)} is complete without it", send_record, config, record)
 
 
 def track_report(config: RunConfig, folder: Path) -> str | None:
     """Send a sweep's report, as an artifact, if the config asks for it. Returns what went wrong, or None."""
-    kept = f"the report is in {folder}"
-    return _trouble(lambda: send_report(config, folder), kept) if config.tracking.kind == "wandb" else None
+    return _sent(config, f"the report is in {folder}", send_report, config, folder)
 
 
-def _trouble(send: Callable[[], None], kept: str) -> str | None:
+def _sent(config: RunConfig, kept: str, send: Callable[..., None], *what: Any) -> str | None:
     try:
-        send()
+        if config.tracking.kind == "wandb":
+            send(*what)
     except Exception as error:  # a tracker's own trouble must never cost a finished run
         return f"tracking: {type(error).__name__}: {error}; {kept}"
     return None
 
 
-def summary(record: Record) -> dict[str, float | str | None]:
-    """The scalars of a record, by the names that the report uses."""
-    values: dict[str, Any] = {"status": str(record.status), "wall_seconds": record.wall_seconds}
-    if record.train:
-        peaks = [m.peak_bytes for m in record.train.memory if m.phase == "train" and m.peak_bytes is not None]
-        values |= {
-            "train_tokens_per_second": record.train.train_tokens_per_second,
-            "step_seconds_median": record.train.step_seconds_median,
-            "train_peak_bytes": max(peaks, default=None),
-            "heldout_loss_after": record.train.heldout[-1].loss if record.train.heldout else None,
-        }
-    if record.evaluate:
-        values |= {f"score/{name}": value for name, value in record.evaluate.scores.items()}
-    if record.regression:
-        values |= {f"regression/{task.task}": task.value for task in record.regression.tasks}
-    return values
+def summary(record: Record) -> dict[str, float | str]:
+    """The numbers of a record, by the names of the frame of runs, and each task of its suite; unknown ones left out."""
+    from bench.stats.frames import runs_frame  # pandas: only where something is sent
+
+    row = runs_frame([record]).iloc[0]
+    values = {str(name): value for name, value in row.items() if isinstance(value, float | int) and value == value}
+    tasks = {f"regression/{task.task}": task.value for task in (record.regression.tasks if record.regression else ())}
+    known = {name: value for name, value in tasks.items() if value is not None}
+    return values | known | {"status": str(record.status)}
 
 
 def curves(record: Record, folder: Path) -> dict[int, dict[str, float]]:
     """Step -> its numbers: all of `steps.jsonl`, and the held-out loss where it was taken; unknown ones left out."""
+    from bench.stats.frames import read_rows
+
     found: dict[int, dict[str, float]] = {}
-    steps = folder / "steps.jsonl"
-    for line in steps.read_text().splitlines() if record.train and steps.exists() else []:
-        step = json.loads(line)
-        found[step.pop("step")] = {f"train/{name}": value for name, value in step.items() if value is not None}
+    for step in read_rows(Step, folder / "steps.jsonl", []) if record.train else []:
+        numbers = {f"train/{name}": value for name, value in asdict(step).items() if value is not None}
+        found[int(numbers.pop("train/step"))] = numbers
     for point in record.train.heldout if record.train else ():
         if point.loss is not None:
             found.setdefault(point.step, {})["heldout/loss"] = point.loss
@@ -83,15 +76,12 @@ def curves(record: Record, folder: Path) -> dict[int, dict[str, float]]:
 
 def predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:
     """(headers, a row a test example) of `samples.jsonl.gz`; no rows where nothing was evaluated."""
-    path = folder / "samples.jsonl.gz"
-    if not path.exists():
-        return [], []
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        samples = [json.loads(line) for line in file]
-    scores = list(samples[0]["scores"]) if samples else []
-    texts = ["example_id", "prompt", "reference", "prediction"]
-    rows = [[*(s[name] for name in texts), *(s["scores"].get(name) for name in scores)] for s in samples]
-    return [*texts, *scores], rows
+    from bench.stats.frames import read_rows
+
+    samples = read_rows(Sample, folder / "samples.jsonl.gz", [])
+    scores = list(samples[0].scores) if samples else []
+    rows = [[s.example_id, s.prompt, s.reference, s.prediction, *map(s.scores.get, scores)] for s in samples]
+    return ["example_id", "prompt", "reference", "prediction", *scores], rows
 
 
 def send_record(config: RunConfig, record: Record) -> None:
@@ -132,6 +122,7 @@ def _open(config: RunConfig, folder: Path, name: str, settings: dict[str, Any], 
         os.environ.setdefault(variable, str(own))
     import wandb  # a second to import, and only here
 
+    own_folder(folder / "wandb")
     run = wandb.init(
         project=config.tracking.project,
         mode=config.tracking.mode,

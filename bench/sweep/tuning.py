@@ -17,16 +17,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
-from yaml import YAMLError
 
-from bench.compose import CONFIG_FOLDER, RATES_FILE, Rates, Trial, Tuning, compose, read_rates
-from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig, checked
+from bench.compose import RATES_FILE, Rates, Trial, Tuning, compose_beside, read_rates
+from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig
 from bench.identity import sweep_folder, tuning_key, write_atomic
 from bench.record import Record
 from bench.stats.rates import TuneConfig, best, edge, next_rate, remarks
@@ -34,8 +30,6 @@ from bench.sweep.console import Console
 from bench.sweep.execute import claim, is_finished, run_one
 from bench.sweep.fetching import prepare_all
 
-TUNE_FOLDER = "tune"  # below paths.results
-PREFIX = "tune."
 HEAD = "# Learning rates chosen on the validation split by `python -m bench tune`; used with rates=THIS FILE.\n"
 
 
@@ -46,7 +40,7 @@ def tune(overrides: Sequence[str], console: Console) -> int:
         ConfigurationError: with all mistakes, before anything runs.
     """
     settings, arms = compose_tuning(overrides)
-    firsts = [_first_trial(arm, settings) for arm in arms]
+    firsts = [trial(arm, settings, next_rate(settings, arm.method.learning_rate or 1.0, []) or 1.0) for arm in arms]
     path = sweep_folder(firsts[0]) / RATES_FILE
     try:
         if path.exists():
@@ -66,7 +60,7 @@ def tune(overrides: Sequence[str], console: Console) -> int:
         console.say(f"{tuning.method}: learning rate {chosen}" + "".join(f"\n  {text}" for text in remarks(tuning)))
     if tunings:
         methods = ",".join(dict.fromkeys(["base", *(t.method for t in tunings if t.learning_rate is not None)]))
-        others = [text for text in overrides if not text.startswith(("method=", PREFIX))]
+        others = [text for text in overrides if not text.startswith(("method=", "tune."))]
         command = [os.path.relpath(sys.executable), "-m", "bench", "-m", f"method={methods}", *others, f"rates={path}"]
         console.say(f"Rates: {path}\nA sweep with them: {shlex.join(command)}")
     return 0 if len(tunings) == len(arms) and all(t.learning_rate is not None for t in tunings) else 1
@@ -74,34 +68,18 @@ def tune(overrides: Sequence[str], console: Console) -> int:
 
 def search(arm: RunConfig, settings: TuneConfig, console: Console) -> Tuning | None:
     """Try rates for one method until the search is over; None when a trial fails, as the others then would too."""
-    first: Record | None = None
+    records: list[Record] = []
     trials: list[Trial] = []
-    while (rate := next_rate(settings, _middle(arm), trials)) is not None:
+    while (rate := next_rate(settings, arm.method.learning_rate or 1.0, trials)) is not None:
         record = run_one(trial(arm, settings, rate), console, tell_success=False)
         if record is None or record.failure is not None or record.train is None:
             return None
-        first = first or record
-        trials.append(
-            Trial(
-                learning_rate=rate,
-                loss=record.train.heldout[-1].loss,
-                steps=record.train.steps,
-                seconds=record.wall_seconds,
-                run_id=record.run_id,
-            )
-        )
-        console.say(f"  {arm.method.name}  {trial_text(trials[-1])}, {trials[-1].seconds:.0f} s")
-    return _tuning(arm, settings, trials, first) if first else None
-
-
-def trial_text(tried: Trial) -> str:
-    """A trial in a few words."""
-    loss = "not finite" if tried.loss is None else f"{tried.loss:.4f}"
-    return f"{tried.learning_rate:g}: held-out loss {loss}"
-
-
-def _tuning(arm: RunConfig, settings: TuneConfig, trials: list[Trial], record: Record) -> Tuning:
-    winner = best(trials)
+        records.append(record)
+        loss = record.train.heldout[-1].loss
+        trials.append(Trial(rate, loss, record.train.steps, record.wall_seconds, record.run_id))
+        shown = "not finite" if loss is None else f"{loss:.4f}"
+        console.say(f"  {arm.method.name}  {rate:g}: held-out loss {shown}, {record.wall_seconds:.0f} s")
+    winner, data, provenance = best(trials), records[0].data, records[0].provenance
     return Tuning(
         key=tuning_key(arm),
         method=arm.method.name,
@@ -112,23 +90,12 @@ def _tuning(arm: RunConfig, settings: TuneConfig, trials: list[Trial], record: R
         trials=sorted(trials, key=lambda tried: tried.learning_rate),
         seed=settings.seed,
         max_steps=settings.max_steps,
-        data_fingerprint=record.data.fingerprint if record.data else None,
-        command=record.provenance["command"],
-        git_commit=record.provenance["git_commit"],
-        git_dirty=record.provenance["git_dirty"],
+        data_fingerprint=data.fingerprint if data else None,
+        command=provenance["command"],
+        git_commit=provenance["git_commit"],
+        git_dirty=provenance["git_dirty"],
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _middle(arm: RunConfig) -> float:
-    assert arm.method.learning_rate is not None  # checked by config.py for every method that trains
-    return arm.method.learning_rate
-
-
-def _first_trial(arm: RunConfig, settings: TuneConfig) -> RunConfig:
-    rate = next_rate(settings, _middle(arm), [])
-    assert rate is not None  # the grid is never empty
-    return trial(arm, settings, rate)
 
 
 def compose_tuning(overrides: Sequence[str]) -> tuple[TuneConfig, list[RunConfig]]:
@@ -139,28 +106,8 @@ def compose_tuning(overrides: Sequence[str]) -> tuple[TuneConfig, list[RunConfig
     Raises:
         ConfigurationError: with all mistakes.
     """
-    problems: list[str] = []
-    settings, arms = TuneConfig(), list[RunConfig]()
-    try:
-        settings = checked(TuneConfig, _tune_mapping([text for text in overrides if text.startswith(PREFIX)]), "tune")
-    except ConfigurationError as error:
-        problems += error.problems
-    try:
-        arms = _searched(compose([text for text in overrides if not text.startswith(PREFIX)], multirun=True))
-    except ConfigurationError as error:
-        problems += error.problems
-    if problems:
-        raise ConfigurationError(problems)
-    return settings, arms
-
-
-def _tune_mapping(overrides: list[str]) -> dict[str, Any]:
-    try:
-        given = OmegaConf.from_dotlist([text.removeprefix(PREFIX) for text in overrides])
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigurationError([f"tune: {' '.join(str(error).split())}"]) from None
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONFIG_FOLDER / "tune.yaml"), given))
-    return {str(key): value for key, value in merged.items()}
+    settings, configs = compose_beside(TuneConfig, "tune", overrides)
+    return settings, _searched(configs)
 
 
 def _searched(configs: list[RunConfig]) -> list[RunConfig]:
@@ -187,7 +134,7 @@ def trial(arm: RunConfig, settings: TuneConfig, learning_rate: float) -> RunConf
         suite=SuiteConfig(name="none", source="none"),
         train=replace(arm.train, max_steps=min(steps, default=None), heldout_points=settings.heldout_points),
         tracking=TrackingConfig(name="none"),
-        paths=replace(arm.paths, results=str(Path(arm.paths.results) / TUNE_FOLDER)),
+        paths=replace(arm.paths, results=str(Path(arm.paths.results) / "tune")),
         seed=settings.seed,
         trial=True,
     )

@@ -334,12 +334,13 @@ def training_order(
 ) -> list[int]:
     """Indices of the examples in the order of training, over all epochs.
 
-    Every `batch_size` indices are one optimizer step; the last step may be smaller. `max_steps` cuts the list.
+    Every `batch_size` indices are one optimizer step; the last step may be smaller. `max_steps` decides, where given:
+    it cuts the list, or goes on with as many epochs as it takes.
     """
     rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(len(lengths)) for _ in range(epochs)])
-    if max_steps is not None:
-        order = order[: max_steps * batch_size]
+    count = None if max_steps is None else max_steps * batch_size
+    epochs = epochs if count is None else math.ceil(count / len(lengths))
+    order = np.concatenate([rng.permutation(len(lengths)) for _ in range(epochs)])[:count]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [int(i) for batch in batches for i in sorted(batch, key=lambda i: (-lengths[i], i))]
 

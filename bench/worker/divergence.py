@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,9 @@ def reference_of(config: RunConfig, source: str, tokenizer: Any, device: Device)
     return Reference(texts, **load_file(path))
 
 
-def divergence(model: Any, reference: Reference, device: Device) -> Outcome:
+def divergence(
+    model: Any, reference: Reference, device: Device, advance: Callable[[int], None] = lambda done: None
+) -> Outcome:
     """KL(base || model), nats a token, by text. The caller chooses the numerics (`loss.inference`)."""
     starts = list(itertools.accumulate((entry.positions for entry in reference.texts), initial=0))
     values: dict[int, float] = {}
@@ -111,6 +113,7 @@ def divergence(model: Any, reference: Reference, device: Device) -> Outcome:
         kept = (reference.top_log_probabilities, reference.rest_log_probability)
         top, rest = (tensor[rows].to(device.type) for tensor in kept)
         values[place] = _kl(top, rest, *_split(log_probabilities, reference.top_ids[rows].to(device.type)))
+        advance(len(values))
     items = [
         RegressionItem(entry.task, entry.text_id, KL_METRIC, finite(values[place]), float(entry.positions))
         for place, entry in enumerate(reference.texts)

@@ -72,9 +72,9 @@ class Progress:
         """The part of the phase where one is named, else the phase."""
         return self.part or str(self._content["phase"])
 
-    def phase(self, name: str, total: int | None = None) -> None:
+    def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
         """Announce what comes next; written at once."""
-        self._content = {"stage": self._content["stage"], "phase": name, "done": 0, "total": total}
+        self._content = {"stage": self._content["stage"], "phase": name, "done": done, "total": total}
         self.part = None
         self._write()
 
@@ -137,6 +137,7 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
+_UNDER_A_LIMIT = ("could not create a primitive", "could not create a memory", "bad_alloc", "can't start new thread")
 _LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # another process died
 
 
@@ -170,7 +171,8 @@ def main(folder: Path, stage: str) -> int:
         _limit_memory(None)
         with suppress(OSError):  # the log may be on a full disk
             traceback.print_exc()
-        return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error) else EXIT_ERROR)
+        limited = config.hardware.memory_limit_gib is not None
+        return _report(folder, progress, error, EXIT_OOM if is_out_of_memory(error, limited) else EXIT_ERROR)
 
 
 def refuse_changed_inputs(config: RunConfig, folder: Path, stage: str) -> None:
@@ -192,15 +194,20 @@ def refuse_changed_inputs(config: RunConfig, folder: Path, stage: str) -> None:
         raise ConfigurationError(problems)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is a lack of device or host memory."""
+def is_out_of_memory(error: BaseException, limited: bool = False) -> bool:
+    """Whether an error, or what caused it, is a lack of device or host memory.
+
+    Args:
+        limited: the process has a limit on its memory: some libraries then fail without a word about memory.
+    """
     import torch
 
+    of_memory = (*_OUT_OF_MEMORY, *_UNDER_A_LIMIT) if limited else _OUT_OF_MEMORY
     while error is not None:
         words = str(error)
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             return True
-        if isinstance(error, (RuntimeError, OSError)) and any(known in words for known in _OUT_OF_MEMORY):
+        if isinstance(error, (RuntimeError, OSError)) and any(known in words for known in of_memory):
             return True
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return False

@@ -179,8 +179,7 @@ class Observer(TrainerCallback):
                 self._enter_training()
 
     def _enter_training(self) -> None:
-        self._enter("train", self._total)
-        self.progress.advance(len(self.steps))
+        self._enter("train", self._total, len(self.steps))
 
     def _take_heldout(self, step: int) -> None:
         self._enter("heldout")
@@ -189,10 +188,10 @@ class Observer(TrainerCallback):
         energy_wh = self.energy.used_wh("train")
         self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, finite(loss), energy_wh))
 
-    def _enter(self, phase: str, total: int | None = None) -> None:
+    def _enter(self, phase: str, total: int | None = None, done: int = 0) -> None:
         self.memory.enter(phase)
         self.energy.enter(phase)
-        self.progress.phase(phase, total)
+        self.progress.phase(phase, total, done)
 
     def _mark(self, part: str | None) -> None:
         """Name the part of the step that begins, for an error's message; None: the step is over."""

@@ -19,6 +19,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from bench.worker.loss import SupervisedHead
+from bench.worker.main import Progress
 
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: (text or None, context tokens, continuation tokens)
 _ROWS_AT_ONCE = 512  # positions whose logits are in fp32 at one time: 100 MB with 50,000 words
@@ -58,6 +59,7 @@ class PrefixScorer(HFLM):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self._head = SupervisedHead(self.model)
+        self.progress: Progress | None = None
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -66,9 +68,15 @@ class PrefixScorer(HFLM):
         size = override_bs or self.batch_size
         rows = sorted(branched(requests, self.max_length), key=lambda row: -row.length)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        if self.progress:
+            self.progress.phase("regression", len(requests))
+        done = 0
         for batch in _batches(rows, size):
             for member, answer in self._score(batch):
                 answers[member] = answer
+                done += 1
+            if self.progress:
+                self.progress.advance(done)
         return answers
 
     def _score(self, rows: Sequence[Branched]) -> Iterator[tuple[int, tuple[float, bool]]]:

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainingArguments
 
 from bench.config import DEEPSPEED, RunConfig
 from bench.identity import WEIGHTS, checksums, data_folder, flush_to_disk
@@ -59,12 +60,15 @@ def run(context: Context) -> TrainResult:
     memory = context.measure_on(resolved)
     model, head, tokenizer = load_trainable(context, resolved, memory)
     parameters, costs = parameter_counts(config, model), linear_costs(model)  # before anything is cut
-    validation = multi.share_of_rows(list(rows.validation), team)
+    heldout = list(rows.validation)[: config.train.heldout_examples]
+    own_heldout, advance = multi.share_of_rows(heldout, team), context.progress.advance
 
     def measure_heldout() -> float:
+        context.progress.phase("heldout", len(own_heldout))
         with inference(model, resolved):
             size, pad_id = config.train.fitted_micro_batch, tokenizer.pad_token_id
-            losses = example_losses(model, head, validation, batch_size=size, pad_id=pad_id, device=resolved)
+            how: dict[str, Any] = {"batch_size": size, "pad_id": pad_id, "device": resolved, "advance": advance}
+            losses = example_losses(model, head, own_heldout, **how)
         return mean_loss([loss for part in team.all(losses) for loss in part])
 
     observer = Observer(context, config, steps, memory, open_energy(resolved.type), measure_heldout)
@@ -81,6 +85,8 @@ def run(context: Context) -> TrainResult:
         **multi.memory_of_all(team, config, observer),
         checkpoint_bytes=checkpoint_bytes,
         weights=weights,
+        heldout_examples=len(heldout),
+        heldout_left_out=len(rows.validation) - len(heldout),
         micro_batch=config.train.fitted_micro_batch,
         spans_seconds=clock.read() | {"train_steps": sum(step.seconds for step in observer.own_steps)},
         environment=environment,
@@ -181,6 +187,13 @@ class SftTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         multi.cut_on_cpu_too(self)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        warmup, kind = self.args.get_warmup_steps(num_training_steps), SchedulerType(self.args.lr_scheduler_type).value
+        factor = partial(rate_factor, kind=kind, warmup_steps=warmup, steps=num_training_steps)
+        chosen: Any = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
+        return self.lr_scheduler
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         rows, size = self._rows, self.args.per_device_train_batch_size  # the rows are in training order already
         batch_size = size * self.args.gradient_accumulation_steps * self._team.size
@@ -230,6 +243,20 @@ class SftTrainer(Trainer):
         loss = losses.sum() / num_items_in_batch
         self._observer.consumed(inputs, loss.detach())
         return loss * self.accelerator.num_processes  # gradients are averaged; ours are already parts of a sum
+
+
+def rate_factor(step: int, *, kind: str, warmup_steps: int, steps: int) -> float:
+    """The share of the learning rate that a step is done with, from step 0 on.
+
+    It rises in a line to 1 at step `warmup_steps`, and is above 0 from the first step on; then as in transformers.
+
+    >>> [rate_factor(step, kind="linear", warmup_steps=1, steps=4) for step in range(4)]
+    [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant_with_warmup": 1.0}[kind]
 
 
 def training_arguments(

@@ -33,10 +33,8 @@ class Ended:
 
 def steps_file_on_a_full_device(finished: Place, base: Path) -> tuple[Place, Record]:
     where = finished.copy(base)
-    folder = where.folder("method=full")
-    folder.mkdir()
-    (folder / "steps.jsonl").symlink_to("/dev/full")
-    return where, where.execute("method=full")
+    steps = where.folder("method=full") / "steps.jsonl"  # a link that was there before would be replaced
+    return where, where.execute("method=full", fault=Fault("link to full", "load", using=str(steps)))
 
 
 def weights_on_a_small_disk(finished: Place, base: Path) -> tuple[Place, Record] | str:

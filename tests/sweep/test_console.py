@@ -20,7 +20,7 @@ def test_the_numbers_of_a_phase() -> None:
 
 
 def test_the_time_left_waits_for_two_methods_and_takes_the_slowest_for_one_not_seen() -> None:
-    agenda = Agenda(list(RUNS), RUNS)
+    agenda = Agenda(RUNS)
     agenda.begins("base-s0")
     agenda.ended("base-s0", 60.0)
     agenda.begins("full-s0")
@@ -36,7 +36,7 @@ def test_the_time_left_waits_for_two_methods_and_takes_the_slowest_for_one_not_s
 
 
 def test_one_method_alone_tells_its_own_time() -> None:
-    agenda = Agenda(["lora-s0", "lora-s1"], RUNS)
+    agenda = Agenda({"lora-s0": "lora", "lora-s1": "lora"})
     agenda.begins("lora-s0")
     agenda.ended("lora-s0", 100.0)
     agenda.begins("lora-s1")
@@ -45,7 +45,7 @@ def test_one_method_alone_tells_its_own_time() -> None:
 
 def test_a_terminal_shows_the_sweep_the_phase_and_what_comes_next() -> None:
     out = RichConsole(file=io.StringIO(), force_terminal=True, width=150, highlight=False)
-    agenda = Agenda(list(RUNS), RUNS)
+    agenda = Agenda(RUNS)
     for run, seconds in (("base-s0", 60.0), ("full-s0", 240.0)):
         agenda.begins(run)
         agenda.ended(run, seconds)

@@ -52,7 +52,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, without_children: None) -
     folders = {}
     for config in compose(overrides, multirun=True):
         folders[config.method.name] = root / "exports" / config.method.name
-        settings = [f"to={folders[config.method.name]}"]
+        settings = [f"to={folders[config.method.name]}", f"paths.cache={root / 'cache'}"]
         settings += ["license=apache-2.0"] if config.method.name == "lora" else []
         assert main(["export", str(run_folder(config)), *settings]) == 0
     return folders
@@ -76,9 +76,13 @@ def cache_of(exported: dict[str, Path]) -> Path:
     return exported["lora"].parents[1] / "cache"
 
 
+def base_of(exported: dict[str, Path]) -> Path:
+    return next((cache_of(exported) / "models").glob("tiny-*"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_exported_is_checked_with_its_base(exported, method: str, capfd) -> None:
-    (base,) = (cache_of(exported) / "models").glob("tiny-*")
+    base = base_of(exported)
     assert check(exported[method], f"base={base}") == 0
     assert "every file is the one that was written" in capfd.readouterr().out
 
@@ -86,7 +90,8 @@ def test_what_was_exported_is_checked_with_its_base(exported, method: str, capfd
 @pytest.mark.parametrize("form", ["merged_original", "merged_nf4"])
 def test_a_served_form_is_exported_with_its_own_scores(exported, tmp_path: Path, form: str, capfd) -> None:
     run = next((exported["qlora"].parents[1] / "results" / "smoke").glob("qlora-*"))
-    assert main(["export", str(run), f"form={form}", f"to={tmp_path / form}"]) == 0
+    own = f"paths.cache={cache_of(exported)}"
+    assert main(["export", str(run), f"form={form}", f"to={tmp_path / form}", own]) == 0
     manifest = from_json(Manifest, (tmp_path / form / MANIFEST).read_bytes())
     (entry,) = [e for e in read_record(run).serve.fidelity if e.form == form]
     assert {name: score.value for name, score in manifest.evaluated.scores.items()} == pytest.approx(entry.scores)
@@ -97,7 +102,7 @@ def test_a_served_form_is_exported_with_its_own_scores(exported, tmp_path: Path,
 
 
 def test_others_can_load_it(exported) -> None:
-    (base,) = (cache_of(exported) / "models").glob("tiny-*")
+    base = base_of(exported)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), exported["lora"])
     full = AutoModelForCausalLM.from_pretrained(exported["full"])
     tokenizer = AutoTokenizer.from_pretrained(exported["lora"])
@@ -181,13 +186,98 @@ def test_a_changed_file_is_refused(spoil: Callable[[Path], None], words: str, co
 
 
 def test_a_wrong_base_is_refused(exported, tmp_path: Path, capfd) -> None:
-    (base,) = (cache_of(exported) / "models").glob("tiny-*")
+    base = base_of(exported)
     other = Path(shutil.copytree(base, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     assert check(exported["lora"], f"base={other}") == 1
     assert "wrong base: the weights of" in capfd.readouterr().out
     assert check(exported["lora"], f"base={tmp_path}") == 2
+
+
+def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def trap(exported, tmp_path: Path) -> Iterator[Path]:
+    """A base model whose code, if it runs, leaves a mark; and a folder that is somebody else's."""
+    folder = Path(shutil.copytree(base_of(exported), tmp_path / "trap"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "trap", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'harmed')!r}, 'w')\nraise SystemExit\n")
+    before = listing(tmp_path)
+    yield folder
+    assert not (tmp_path / "harmed").exists()
+    after = listing(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+def forge(path: Path, **model: object) -> None:
+    content = json.loads(path.read_text())
+    for part in (content, content.get("config", {})):
+        if "model" in part and isinstance(part["model"], dict):
+            part["model"] |= model
+    path.write_text(json.dumps(content))
+
+
+def test_code_that_comes_with_a_received_run_is_not_run(
+    exported, trap: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    given = next((exported["lora"].parents[1] / "results" / "smoke").glob("lora-*"))
+    run = Path(shutil.copytree(given, tmp_path / "received" / given.name))
+    asked = ["export", str(run), f"to={tmp_path / 'out'}", f"paths.cache={cache_of(exported)}"]
+    for name in ("plan.json", "record.json"):
+        forge(run / name, source="folder", location=str(trap), trust_remote_code=True)
+        monkeypatch.chdir(tmp_path)
+        if name == "plan.json":  # it is not read
+            assert main(asked) == 0
+            shutil.rmtree(tmp_path / "out")
+        else:
+            assert main(asked) == 2
+            assert "a file cannot allow that" in capfd.readouterr().err
+    forge(run / "record.json", trust_remote_code=False)  # then transformers refuses
+    assert main(asked) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("hidden", [".code.py", ".git/hooks", "__pycache__/code.pyc"])
+def test_a_check_runs_nothing_and_sees_every_file(copy, trap: Path, hidden: str, capfd) -> None:
+    folder = copy("lora")
+    forge(folder / MANIFEST, source="folder", location=str(trap), trust_remote_code=True)
+    assert check(folder) == 0
+    (folder / hidden).parent.mkdir(exist_ok=True)
+    shutil.copy(trap / "code.py", folder / hidden)
+    assert check(folder) == 1
+    assert f"{hidden}: not part of the export" in capfd.readouterr().out
+
+
+def test_a_manifest_names_no_file_outside_and_links_are_refused(copy, trap: Path, capfd) -> None:
+    folder = copy("lora")
+    content = json.loads((folder / MANIFEST).read_text())
+    for name in ("../trap/code.py", str(trap / "config.json")):
+        content["files"][name] = {"bytes": 1, "sha256": "0"}
+    (folder / MANIFEST).write_text(json.dumps(content))
+    (folder / CARD).unlink()
+    (folder / CARD).symlink_to(trap / "code.py")
+    assert check(folder) == 1
+    said = capfd.readouterr().out
+    assert said.count("leads out of the folder") == 2
+    assert f"{CARD}: a link" in said
+
+
+def test_a_link_among_the_weights_is_not_exported(exported, trap: Path, tmp_path: Path, capfd) -> None:
+    results, artifacts = (exported["lora"].parents[1] / name for name in ("results", "artifacts"))
+    weights = next(p for p in artifacts.glob("lora-*") if (p / "complete").exists())
+    own = Path(shutil.copytree(weights, tmp_path / "artifacts" / weights.name))
+    (own / "generation_config.json").symlink_to(trap / "code.py")
+    run = next((results / "smoke").glob("lora-*"))
+    places = [f"paths.artifacts={tmp_path / 'artifacts'}", f"paths.cache={cache_of(exported)}"]
+    assert main(["export", str(run), f"to={tmp_path / 'out'}", *places]) == 2
+    assert "generation_config.json: a link" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_are_told_and_nothing_is_done(exported, tmp_path: Path, capfd) -> None:

@@ -93,7 +93,7 @@ def test_what_a_tracker_is_sent(smoke_config, record) -> None:
     assert headers[:5] == ["example_id", "prompt", "reference", "prediction", "rougeL"]
     assert len(rows) == record.evaluate.examples
     assert sum(row[4] for row in rows) / len(rows) == pytest.approx(record.evaluate.scores["rougeL"])
-    assert summary(record)["score/rougeL"] == record.evaluate.scores["rougeL"]
+    assert summary(record)["score_rougeL"] == record.evaluate.scores["rougeL"]
 
 
 @pytest.mark.slow

@@ -272,8 +272,9 @@ def test_sorting_by_length_keeps_each_batch_as_drawn() -> None:
         assert [LENGTHS[i] for i in batch] == sorted((LENGTHS[i] for i in batch), reverse=True)
 
 
-def test_max_steps_cuts_the_order() -> None:
+def test_max_steps_decides_how_long_the_order_is() -> None:
     assert order(max_steps=2) == order()[:16]
+    assert order(max_steps=20) == order(epochs=4)[:160]  # it goes on beyond the epochs
     assert data.steps_of(order(), 8) == 7  # the last batch is smaller, and is trained on
 
 

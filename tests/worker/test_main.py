@@ -89,3 +89,9 @@ def test_a_stage_refuses_what_is_not_what_it_was(
                 refuse_changed_inputs(planned, tmp_path, stage)
         else:
             refuse_changed_inputs(planned, tmp_path, stage)
+
+
+@pytest.mark.parametrize("words", ["could not create a primitive", "std::bad_alloc", "can't start new thread"])
+def test_words_of_libraries_under_a_limit_mean_memory(words: str) -> None:
+    assert is_out_of_memory(RuntimeError(words), limited=True)
+    assert not is_out_of_memory(RuntimeError(words))

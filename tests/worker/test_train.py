@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_scheduler
 
 from bench.compose import compose
 from bench.config import RunConfig
@@ -50,7 +50,9 @@ def plain_loop(config: RunConfig) -> list[tuple[float, float]]:
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.method.learning_rate, weight_decay=0)
     warmup = math.ceil(config.train.warmup_fraction * STEPS)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, STEPS)
+    half = [(1 + math.cos(math.pi * step / (STEPS - warmup))) / 2 for step in range(STEPS - warmup)]
+    rates = [(step + 1) / (warmup + 1) for step in range(warmup)] + half  # above 0 from the first step on
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [*rates, 0.0].__getitem__)
     seen = []
     for step in range(STEPS):
         batch = data.collate([rows[i] for i in order[4 * step : 4 * step + 4]], pad_id=0)
@@ -82,6 +84,45 @@ def test_the_micro_batch_changes_neither_data_nor_losses(smoke, tmp_path: Path) 
     assert runs[0][0].data_stream_sha256 == runs[1][0].data_stream_sha256
     one, four = ([s["loss"] for s in steps] for _, steps in runs)
     assert one == pytest.approx(four, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup"])
+def test_the_rate_is_above_0_from_the_first_step_and_then_as_in_transformers(kind: str) -> None:
+    def ours(steps: int, warmup_steps: int) -> list[float]:
+        how = {"kind": kind, "warmup_steps": warmup_steps, "steps": steps}
+        return [train_stage.rate_factor(step, **how) for step in range(steps)]
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(kind, optimizer, num_warmup_steps=3, num_training_steps=20).lr_lambdas[0]
+    assert ours(20, 3)[:3] == [0.25, 0.5, 0.75]
+    assert ours(20, 3)[3:] == pytest.approx([theirs(step) for step in range(3, 20)])
+    assert ours(1, 1) == [0.5]
+    assert min(ours(2, 1)) > 0
+
+
+def test_a_run_of_one_step_learns(smoke, tmp_path: Path) -> None:
+    config = configured(smoke, "method=lora", "train.max_steps=1", "method.learning_rate=0.01")
+    result, (step,) = trained(config, tmp_path / "run")
+    assert step["learning_rate"] == 0.005
+    assert result.heldout[-1].loss < result.heldout[0].loss
+
+
+def test_held_out_losses_are_over_so_many_examples_and_the_others_are_counted(smoke, tmp_path: Path) -> None:
+    some, every = (
+        trained(configured(smoke, "method=lora", f"train.heldout_examples={count}"), tmp_path / count)[0]
+        for count in ("1", "null")
+    )
+    assert (some.heldout_examples, some.heldout_left_out) == (1, 3)
+    assert (every.heldout_examples, every.heldout_left_out) == (4, 0)
+    assert some.heldout[0].loss != every.heldout[0].loss
+
+
+def test_a_held_out_loss_shows_how_far_it_is(smoke, tmp_path: Path, monkeypatch) -> None:
+    seen = []
+    write = Progress._write
+    monkeypatch.setattr(Progress, "_write", lambda self: (seen.append(dict(self._content)), write(self)))
+    trained(configured(smoke, "method=lora"), tmp_path / "run")
+    assert {c["total"] for c in seen if c["phase"] == "heldout"} == {None, 4}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -78,6 +78,7 @@ DEEDS = {
     "cuda_oom": fail_as_cuda,
     "kernel_oom": outgrow_the_control_group,
     "fill": fill_the_disk,
+    "link to full": lambda: os.symlink("/dev/full", WITH),
     "segfault": segfault,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),

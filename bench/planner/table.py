@@ -1,0 +1,70 @@
+"""The planner's table, and the sentences below it that say what would make a run fit.
+
+>>> headers, rows = plan_table(plans(["model=llama-3.1-8b", "method=full,lora", "hardware=h100"]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench.planner.advice import GIB, Plan
+from bench.planner.time import Range
+
+UNKNOWN = "-"
+WORDS = ("model", "method")  # columns that hold no numbers
+TERMS = {name: (name,) for name in ("weights", "gradients", "optimizer", "activations", "logits")} | {
+    "copies, workspace": ("casts", "workspace"),
+    "process, allocator": ("process", "allocator"),
+}  # column -> the planner's terms
+
+
+def plan_table(plans: Sequence[Plan]) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row a run, in GiB of one device); a column a memory: the verdict and the largest micro-batch."""
+    rows: dict[tuple[object, ...], dict[float | None, Plan]] = {}
+    for plan in plans:  # plans of one run with several memories share a row
+        key = (plan.model, plan.method, plan.hardware, plan.max_length, plan.micro_batch, plan.peak_memory_bytes)
+        rows.setdefault(key, {})[plan.memory_gib] = plan
+    memories = list(dict.fromkeys(plan.memory_gib for plan in plans))
+    timed = any(plan.duration.tokens_per_second for plan in plans)
+    devices = ["device" if memory is None else f"{memory:.4g} GiB" for memory in memories]
+    headers = [*WORDS, *TERMS, "GiB", *devices, *(["tokens/s", "hours", "kWh", "USD"] if timed else [])]
+    table = []
+    for by_memory in rows.values():
+        first = next(iter(by_memory.values()))
+        terms, cost = first.terms.by_name(), first.duration
+        parts = [_gib(sum(terms[name] for name in names)) for names in TERMS.values()]
+        verdicts = [_verdict(by_memory.get(memory)) for memory in memories]
+        costs = [_range(r) for r in (cost.tokens_per_second, cost.hours, cost.kwh, cost.usd)] if timed else []
+        table.append([first.model, first.method, *parts, _gib(first.peak_memory_bytes), *verdicts, *costs])
+    return headers, table
+
+
+def plan_notes(plans: Sequence[Plan]) -> Iterator[str]:
+    """What the table holds for, and for each run that does not fit the changes that would make it."""
+    first = plans[0]
+    how = f"{first.devices} devices, {first.strategy}; " if first.devices > 1 else ""
+    lengths = ", ".join(dict.fromkeys(f"{p.micro_batch} x {p.max_length:,}" for p in plans))
+    yield f"{how}micro-batch x tokens: {lengths}. In brackets: the largest micro-batch that fits."
+    yield "Planned for the longest examples; logits for plan.supervised_share of their positions (default: all)."
+    for plan in plans:
+        if plan.verdict in ("fits", "unknown"):
+            continue
+        run = f"{plan.model} {plan.method}, {plan.memory_gib:g} GiB"
+        largest = f"{plan.largest_term} {_gib(plan.terms.by_name()[plan.largest_term])}"
+        ways = "; ".join(f"{r.change} ({_gib(r.peak_memory_bytes)})" for r in plan.remedies)
+        remedy = f"fits with {ways}" if ways else "none of the changes that were tried makes it fit"
+        yield f"{run}: {plan.verdict}, {_gib(plan.peak_memory_bytes)} GiB, most of it {largest}; {remedy}"
+
+
+def _verdict(plan: Plan | None) -> str:
+    if plan is None or plan.verdict == "unknown":
+        return UNKNOWN
+    return f"{plan.verdict} ({plan.largest_micro_batch or 'none'})"
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f}" if count < 10 * GIB else f"{count / GIB:.1f}"
+
+
+def _range(values: Range | None) -> str:
+    return UNKNOWN if values is None else "-".join(f"{v:,.0f}" if v >= 100 else f"{v:.2g}" for v in values)
