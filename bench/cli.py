@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         console.problem(error.message())
         return 2
+    except OSError as error:  # a full disk, a link in the place of a folder
+        console.problem(f"{error}. What was finished is kept. {COMMAND_AGAIN}")
+        return 1
     except KeyboardInterrupt:
         console.problem(f"Stopped. What was finished is kept. {COMMAND_AGAIN}")
         return 130
@@ -246,11 +249,7 @@ def report(given: Given) -> int:
         lambda: limits_from_words(words),
         lambda: names_in("export", own.get("export"), FORMATS),
     )
-    try:
-        _write_report(given.paths, *options)
-    except OSError as error:
-        console.problem(f"The report could not be written: {error}.")
-        return 1
+    _write_report(given.paths, *options)
     return 0
 
 

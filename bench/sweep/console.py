@@ -2,7 +2,7 @@
 
 Live lines on a terminal; elsewhere (a file, a pipe) plain lines, one a phase. Nothing here is part of a result.
 
->>> with console.run(config, ["train", "evaluate"]) as watch:
+>>> with console.run(config) as watch:
 ...     record = execute(config, watch)
 >>> console.ended(record)
 OK       lora-smollm2-135m-docstrings-s0-1f2e3d4c: 181 s, 612 tokens/s, rougeL 0.312
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_SECONDS = 30
 PLAIN_WIDTH = 250  # of tables in a file or a pipe, characters
-RUNS_SHOWN, PAIRS_SHOWN, ARMS_SHOWN = 3, 3, 6
+PAIRS_SHOWN, ARMS_SHOWN = 3, 6
 METHODS_NEEDED = 2  # that have ended, for an estimate: an untrained model alone says little of how long training takes
 REFRESH_HZ = 1  # at rich's ten, drawing would take 2% of a core beside the measured child
 UNKNOWN, GIB = "-", 2**30
@@ -93,11 +93,11 @@ class Console:
                 for line in verdicts(group, allowed):
                     self.say(line)
 
-    def run(self, config: RunConfig, stages: Sequence[str]) -> AbstractContextManager[Watch]:
+    def run(self, config: RunConfig) -> AbstractContextManager[Watch]:
         """Show a run of the plan while a block executes it; yields what takes the child's progress."""
         name = run_id(config)
         self._agenda.begins(name)
-        return live(self._out, name, stages, self._agenda) if self._out.is_terminal else nullcontext(self._lines(name))
+        return live(self._out, name, self._agenda) if self._out.is_terminal else nullcontext(self._lines(name))
 
     def stage(self, name: str) -> AbstractContextManager[Watch]:
         """Show something that is no run: preparing, exporting."""
@@ -188,11 +188,6 @@ class Agenda:
         about = "" if left is None else f", about {left / 60:.0f} min left"
         return f"{self.done} of {self.total} runs ended, {so_far:.0f} min so far{about}"
 
-    def upcoming(self) -> str:
-        """The next runs by name, and how many there are behind them."""
-        more = len(self._waiting) - RUNS_SHOWN
-        return ", ".join(self._waiting[:RUNS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
 
 def _plain(text: str) -> str:
     """Text that neither steers the terminal nor is read as rich's markup."""
@@ -209,43 +204,30 @@ def details(progress: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def live(out: RichConsole, name: str, stages: Sequence[str] = (), agenda: Agenda | None = None) -> Iterator[Watch]:
-    """Lines that are redrawn while the block runs; yields what takes the child's progress.
-
-    Args:
-        stages: of the run, in order; those after the present one are shown.
-    """
+def live(out: RichConsole, name: str, agenda: Agenda | None = None) -> Iterator[Watch]:
+    """Lines that are redrawn while the block runs; yields what takes the child's progress."""
     phases = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[details]}"), console=out,
     )  # fmt: skip
-    task = phases.add_task(_plain(name), total=None, details="")
-    started, shown, stage = time.monotonic(), "", ""
+    task, started, shown = phases.add_task(_plain(name), total=None, details=""), time.monotonic(), ""
 
     def drawn() -> RenderableType:
-        lines: list[RenderableType] = [phases]
-        if agenda is not None and agenda.total > 1:
-            sweep = agenda.progress(name, time.monotonic() - started)
-            lines.insert(0, Text(sweep, overflow="ellipsis", no_wrap=True))
-        after = list(stages[stages.index(stage) + 1 :]) if stage in stages else []
-        coming = [f"then {', '.join(after)}"] if after else []
-        coming += [f"next {agenda.upcoming()}"] if agenda and agenda.upcoming() else []
-        if coming:
-            lines.append(Text("; ".join(coming), style="dim", overflow="ellipsis", no_wrap=True))
-        return rich_console.Group(*lines)
+        if agenda is None or agenda.total < 2:
+            return phases
+        sweep = agenda.progress(name, time.monotonic() - started)
+        return rich_console.Group(Text(sweep, overflow="ellipsis", no_wrap=True), phases)
+
+    def watch(progress: dict[str, Any]) -> None:
+        nonlocal shown, task
+        phase = f"{progress['stage']}: {progress['phase']}"
+        if phase != shown:  # a new phase starts its own estimate of the time left
+            shown = phase
+            phases.remove_task(task)
+            task = phases.add_task(_plain(f"{name}  {phase}"), details="")
+        phases.update(task, completed=progress["done"], total=progress["total"], details=details(progress))
 
     with Live(get_renderable=drawn, console=out, transient=True, refresh_per_second=REFRESH_HZ):
-
-        def watch(progress: dict[str, Any]) -> None:
-            nonlocal shown, stage, task
-            stage = progress["stage"]
-            phase = f"{stage}: {progress['phase']}"
-            if phase != shown:  # a new phase starts its own estimate of the time left
-                shown = phase
-                phases.remove_task(task)
-                task = phases.add_task(_plain(f"{name}  {phase}"), details="")
-            phases.update(task, completed=progress["done"], total=progress["total"], details=details(progress))
-
         yield watch
 
 

@@ -97,7 +97,7 @@ def stages(config: RunConfig) -> list[Stage]:
 def run_one(config: RunConfig, console: Console, *, tell_success: bool = True) -> Record | None:
     """Execute a run while the console shows it; None when its record could not be written."""
     try:
-        with console.run(config, stages(config)) as watch:
+        with console.run(config) as watch:
             record = execute(config, watch)
     except OSError as error:  # a full disk, a folder gone: this run has no record, the others may
         console.problem(f"{run_id(config)}: not written down: {error}. {COMMAND_AGAIN}")

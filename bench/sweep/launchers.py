@@ -119,6 +119,7 @@ def send(configs: Sequence[RunConfig], overrides: Sequence[str], console: Consol
     console.say(f"Sent by {launcher}: {len(configs)} jobs. This command waits for them, then reports.")
     folder = sweep_folder(configs[0]).resolve()
     path = own_folder(folder / ".sent") / f"{os.getpid()}.json"
+    own_folder(folder / ".submitit")
     sent = Sent(os.getcwd(), command(), [str(write_plan(config).resolve()) for config in configs])
     write_atomic(path, to_json(sent))
     own = [text for text in overrides if text.startswith("hydra")]

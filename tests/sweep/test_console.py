@@ -1,4 +1,4 @@
-"""What a person sees while runs are at work: the sweep, the phase, what comes next; plain lines elsewhere."""
+"""What a person sees while runs are at work: the sweep, the phase; plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def test_the_time_left_waits_for_two_methods_and_takes_the_slowest_for_one_not_s
     agenda.ended("lora-s0", 100.0)
     agenda.begins("lora-s1")
     assert agenda.left_seconds("lora-s1", 130.0) == 2 * 200.0  # late already: the others remain
-    assert agenda.upcoming() == "full-s1, x"
     assert (agenda.done, agenda.total) == (3, 6)
 
 
@@ -43,14 +42,14 @@ def test_one_method_alone_tells_its_own_time() -> None:
     assert agenda.left_seconds("lora-s1", 30.0) == 70.0
 
 
-def test_a_terminal_shows_the_sweep_the_phase_and_what_comes_next() -> None:
+def test_a_terminal_shows_the_sweep_and_the_phase() -> None:
     out = RichConsole(file=io.StringIO(), force_terminal=True, width=150, highlight=False)
     agenda = Agenda(RUNS)
     for run, seconds in (("base-s0", 60.0), ("full-s0", 240.0)):
         agenda.begins(run)
         agenda.ended(run, seconds)
     agenda.begins("lora-s0")
-    with live(out, "lora-s0", ["train", "evaluate", "regression"], agenda) as watch:
+    with live(out, "lora-s0", agenda) as watch:
         watch({"stage": "train", "phase": "load", "done": 0, "total": None})
         watch(TRAINING)
     shown = out.file.getvalue()  # type: ignore[attr-defined]
@@ -58,7 +57,6 @@ def test_a_terminal_shows_the_sweep_the_phase_and_what_comes_next() -> None:
     assert "lora-s0  train: train" in shown
     assert "12/20" in shown
     assert "loss 2.913, 583 tokens/s, peak 2.71 GiB" in shown
-    assert "then evaluate, regression; next lora-s1, full-s1, x" in shown
 
 
 def test_elsewhere_a_phase_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,8 +270,8 @@ def test_a_manifest_names_no_file_outside_and_links_are_refused(copy, trap: Path
 
 def test_a_link_among_the_weights_is_not_exported(exported, trap: Path, tmp_path: Path, capfd) -> None:
     results, artifacts = (exported["lora"].parents[1] / name for name in ("results", "artifacts"))
-    weights = next(p for p in artifacts.glob("lora-*") if (p / "complete").exists())
-    own = Path(shutil.copytree(weights, tmp_path / "artifacts" / weights.name))
+    weights = next((artifacts / "smoke").glob("lora-*"))
+    own = Path(shutil.copytree(weights, tmp_path / "artifacts" / "smoke" / weights.name))
     (own / "generation_config.json").symlink_to(trap / "code.py")
     run = next((results / "smoke").glob("lora-*"))
     places = [f"paths.artifacts={tmp_path / 'artifacts'}", f"paths.cache={cache_of(exported)}"]
