@@ -61,17 +61,9 @@ def run(context: Context) -> TrainResult:
     model, head, tokenizer = load_trainable(context, resolved, memory)
     parameters, costs = parameter_counts(config, model), linear_costs(model)  # before anything is cut
     heldout = list(rows.validation)[: config.train.heldout_examples]
-    own_heldout, advance = multi.share_of_rows(heldout, team), context.progress.advance
-
-    def measure_heldout() -> float:
-        context.progress.phase("heldout", len(own_heldout))
-        with inference(model, resolved):
-            size, pad_id = config.train.fitted_micro_batch, tokenizer.pad_token_id
-            how: dict[str, Any] = {"batch_size": size, "pad_id": pad_id, "device": resolved, "advance": advance}
-            losses = example_losses(model, head, own_heldout, **how)
-        return mean_loss([loss for part in team.all(losses) for loss in part])
-
-    observer = Observer(context, config, steps, memory, open_energy(resolved.type), measure_heldout)
+    how: dict[str, Any] = {"batch_size": config.train.fitted_micro_batch, "pad_id": tokenizer.pad_token_id}
+    measure = partial(heldout_loss, context, model, head, multi.share_of_rows(heldout, team), device=resolved, **how)
+    observer = Observer(context, config, steps, memory, open_energy(resolved.type), measure)
     ordered = [rows.train[i] for i in order]
     trainer = _trainer(context, config, resolved, steps, ordered, model, head, tokenizer.pad_token_id, observer)
     context.load.start()
@@ -92,6 +84,14 @@ def run(context: Context) -> TrainResult:
         environment=environment,
         model_revision=getattr(model.config, "_commit_hash", None),
     )
+
+
+def heldout_loss(context: Context, model: Any, head: SupervisedHead, rows: list[Any], **how: Any) -> float:
+    """Nats a token over the rows of all processes; `how` as `example_losses` takes it."""
+    context.progress.phase("heldout", len(rows))
+    with inference(model, how["device"]):
+        losses = example_losses(model, head, rows, advance=context.progress.advance, **how)
+    return mean_loss([loss for part in context.team.all(losses) for loss in part])
 
 
 def _trainer(
