@@ -295,6 +295,8 @@ class TaskConfig:
     train_target: Annotated[str | None, _TRAINING_EXAMPLES] = None
     labels: list[str] | None = None  # allowed answers of the metric `label`; None: the training split's targets
     label_column: str | None = None  # integer class column, replaced by its name in `labels`
+    # least shortfall from the best score that does not matter, in its unit; without it, 5% of that score alone
+    tolerance_floor: Annotated[Annotated[float, Field(ge=0)], NO_RESULT] = 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)

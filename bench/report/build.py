@@ -9,6 +9,7 @@ results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from bench.report.section import Chapter, Report, Section, Table, anchor, percen
 from bench.report.sections import SECTIONS, answer, claims, environment
 from bench.stats.compare import compare
 from bench.stats.decide import decide
-from bench.stats.frames import Group, Sweep, groups, load
+from bench.stats.frames import Group, Sweep, groups, is_untrained, load
 from bench.stats.limits import Limits
 from bench.trust import own_folder
 
@@ -83,12 +84,31 @@ def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None
     chapters = []
     for group in found:
         sections = [answer.section(group, limits), answer.change(group, limits), *(make(group) for make in SECTIONS)]
-        chapters.append(Chapter(group.name if len(found) > 1 else "", [section for section in sections if section]))
+        single = {arm for arm, runs in group.by_arm.items() if len(runs) == 1 and not is_untrained(runs[0])}
+        marked = [_with_seeds(section, single) for section in sections if section]
+        chapters.append(Chapter(group.name if len(found) > 1 else "", marked))
     if len(found) > 1:
         chapters.insert(0, Chapter("Overview", [_overview(found, limits)]))
     names = ", ".join(folder.name for folder in sweep.folders)
     title = found[0].name if len(found) == 1 else f"{len(found)} comparisons" if found else "no finished run"
     return Report(f"Fine-tuning report: {names}", f"{title}{_facts(sweep)}", chapters, environment.sections(sweep))
+
+
+def _with_seeds(section: Section, single: set[str]) -> Section:
+    """The section with a mark at every method of which one seed was run, in its tables and those of its parts."""
+
+    def marked(cell: str) -> str:
+        return " - ".join(f"{arm} (1 seed)" if arm in single else arm for arm in cell.split(" - "))
+
+    parts, table = [_with_seeds(part, single) for part in section.parts], section.table
+    if table is None or not single:
+        return replace(section, parts=parts)
+    words = table.text_columns
+    rows = [[*map(marked, row[:words]), *row[words:]] for row in table.rows]
+    shown = replace(table, headers=[*map(marked, table.headers)], rows=rows)
+    changed = any("(1 seed)" in cell for row in [shown.headers, *rows] for cell in row)
+    note = " ".join(filter(None, [section.note, "(1 seed): another seed may turn what is said of it."]))
+    return replace(section, parts=parts, table=shown, note=note) if changed else replace(section, parts=parts)
 
 
 def _facts(sweep: Sweep) -> str:

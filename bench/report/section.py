@@ -166,9 +166,12 @@ def percent(share: Any, digits: int = 0) -> str:
 
 def interval(value: Any, low: Any, high: Any, digits: int = 3, scale: float = 1.0, *, sign: bool = False) -> str:
     """A value beside its interval; the value alone when the interval is unknown."""
-    text = number(value, digits, scale, sign=sign)
     if not known(low) or not known(high) or not known(value):
-        return text
+        return number(value, digits, scale, sign=sign)
+    width = abs(float(high) - float(low)) * scale
+    if width > 0:  # so many decimals that the ends differ: [+0.0, +0.0] would say more than is known
+        digits = max(digits, math.ceil(-math.log10(width)))
+    text = number(value, digits, scale, sign=sign)
     return f"{text} [{number(low, digits, scale, sign=sign)}, {number(high, digits, scale, sign=sign)}]"
 
 

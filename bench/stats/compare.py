@@ -15,7 +15,7 @@ beside them cost them no power.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -70,10 +70,9 @@ class Findings:
         estimates: one row a measure and arm: kind, measure, unit, arm, mean, low, high (95%), seeds, examples.
         comparisons: one row a measure and pair of arms: kind, measure, unit, higher_is_better, family (of
             `FAMILIES`), arm, baseline, baseline_mean, difference (arm - baseline), low, high (95%), p, p_holm, test
-            ("McNemar" or "t"), margin, verdict (better, worse, equivalent, equal, not settled), within_margin (the
-            difference, though perhaps real, is shown to be smaller than the margin), seeds, examples, detectable
-            (smallest difference that such data show with 80% power), examples_to_decide (of an unsettled one; None:
-            more examples cannot), differing (requirements not met, in spite of which it was made).
+            ("McNemar" or "t"), margin, verdict (better, worse, equivalent, equal, not settled), seeds, examples,
+            examples_to_decide (of an unsettled one; None: more examples cannot), differing (requirements not met, in
+            spite of which it was made).
         exceptions: differences in spite of which a comparison was made.
     """
 
@@ -94,7 +93,7 @@ def compare(group: Group, margins: Margins | None = None) -> Findings:
     """All comparisons within a group. Failed runs take part with the stages that they finished."""
     tables = measure_tables(group)
     estimates = [
-        _identity(measure) | {"arm": arm} | _mean_row(known.of(0))
+        _row(measure, known.of(0)) | {"arm": arm}
         for measure, table in tables.items()
         for arm, runs in group.by_arm.items()
         if not isinstance(known := means_of(table, [runs]), str)
@@ -110,9 +109,17 @@ def compare(group: Group, margins: Margins | None = None) -> Findings:
         exceptions += [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.excepted]
         differing = ", ".join(dict.fromkeys(reason.name for _, reason in matching.excepted))
         made, unmeasured = _differences(tables, matching.pairs, is_untrained(group.by_arm[baseline][0]))
-        rows += [{"arm": arm, "baseline": baseline} | row | {"differing": differing} for row in made]
+        rows += [{"arm": arm, "baseline": baseline, "differing": differing} | row for row in made]
         refusals += [Refusal(arm, baseline, "all", Reason("values", text)) for text in unmeasured]
-    return Findings(tables, pd.DataFrame(estimates), _judged(rows, tables, margins or Margins()), refusals, exceptions)
+    frame = pd.DataFrame(estimates).rename(columns={"value": "mean"})
+    return Findings(tables, frame, _judged(rows, primary_measure(tables), margins or Margins()), refusals, exceptions)
+
+
+def _row(measure: Measure, estimate: Estimate) -> dict[str, Any]:
+    low, high = estimate.interval()
+    return {"kind": measure.kind, "measure": measure.name, "unit": measure.unit,
+            "higher_is_better": measure.higher_is_better, "value": estimate.mean, "low": low, "high": high,
+            "seeds": estimate.seeds, "examples": estimate.examples}  # fmt: skip
 
 
 def _differences(
@@ -126,21 +133,10 @@ def _differences(
             continue  # a divergence from the base is itself a comparison with the base
         known = means_of(table, sides)
         if not isinstance(known, str):
-            values = {"baseline_mean": float(known.mean[1]), "result": known.difference(0, 1)}
-            rows.append(_identity(measure) | {"family": _family(measure, primary_measure(tables))} | values)
+            rows.append({"of": measure, "result": known.difference(0, 1), "baseline_mean": float(known.mean[1])})
         elif any(map(table.has, sides[0])):  # else this arm did not measure it at all
             unmeasured.setdefault(known, []).append(measure.name)
     return rows, [f"{reason} ({', '.join(names)})" for reason, names in unmeasured.items()]
-
-
-def _identity(measure: Measure) -> dict[str, Any]:
-    return {"kind": measure.kind, "measure": measure.name, "unit": measure.unit,
-            "higher_is_better": measure.higher_is_better}  # fmt: skip
-
-
-def _mean_row(estimate: Estimate) -> dict[str, Any]:
-    low, high = estimate.interval()
-    return {"mean": estimate.mean, "low": low, "high": high, "seeds": estimate.seeds, "examples": estimate.examples}
 
 
 def _family(measure: Measure, primary: Measure | None) -> str:
@@ -151,31 +147,26 @@ def _family(measure: Measure, primary: Measure | None) -> str:
     return measure.kind
 
 
-def _judged(rows: Sequence[dict[str, Any]], tables: Mapping[Measure, Table], margins: Margins) -> pd.DataFrame:
+def _judged(rows: Sequence[dict[str, Any]], primary: Measure | None, margins: Margins) -> pd.DataFrame:
     """Adjust p within each family, then find the words."""
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame
+    frame["family"] = [_family(measure, primary) for measure in frame["of"]]
     frame["p"] = [result.p_value() for result in frame["result"]]
     frame["p_holm"] = frame.groupby("family")["p"].transform(lambda values: holm(list(values)))
-    measures = {(measure.kind, measure.name): measure for measure in tables}
     judged = []
     for row in frame.to_dict("records"):
-        result: Estimate = row.pop("result")
-        measure = measures[row["kind"], row["measure"]]
+        measure, result = row.pop("of"), row.pop("result")
         margin = margins.of(measure, row["baseline_mean"])
         word = verdict(result, margin, p=row["p_holm"], higher_is_better=measure.higher_is_better)
-        found = _mean_row(result)
-        judged.append(row | found | {
-            "difference": found.pop("mean"),
+        judged.append(_row(measure, result) | row | {
             "test": "t" if result.discordant is None else "McNemar",
             "margin": margin,
             "verdict": word,
-            "within_margin": result.is_equivalent(margin),
-            "detectable": result.detectable(),
             "examples_to_decide": result.examples_to_decide(margin) if word == "not settled" else None,
         })  # fmt: skip
-    return pd.DataFrame(judged).drop(columns="mean", errors="ignore")
+    return pd.DataFrame(judged).rename(columns={"value": "difference"})
 
 
 # --- Which runs are set against which ---

@@ -57,7 +57,8 @@ class Decision:
             chosen, why_not.
         cost_if_wrong: expected shortfall where it exceeds the tolerance, in the score's unit.
         to_be_sure: {"examples", "seeds", "minutes"}: test examples and seeds, both in all, that would make it 95% sure
-            if the true scores are those seen, in the fewest further minutes; None where it is, or nothing would.
+            if the true scores are those seen, in the fewest further minutes; None where it is, or none within reach
+            would. The same in words, a sentence: `surer`.
         caveats: what limits the answer, a sentence each.
     """
 
@@ -71,6 +72,7 @@ class Decision:
     to_be_sure: dict[str, float | None] | None = None
     caveats: list[str] = field(default_factory=list)
     measure: Measure | None = None
+    surer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,8 @@ class Evidence:
     """What is known of the arms that may be compared with one another, in display order.
 
     `scores` and `amounts` (by the name of the limit) are draws of shape (draws, arms); scores are turned so that higher
-    is better. `facts`: whether an arm can be merged, and share a base; None: unknown. `out`: other arms -> why not.
+    is better. What an arm can or cannot do ("mergeable", "adapters") is an amount too: 0 it can, infinite it cannot,
+    NaN unknown. `floor`: least tolerance, which the task states. `out`: other arms -> why not.
     """
 
     arms: list[str]
@@ -87,8 +90,8 @@ class Evidence:
     sign: float
     scores: Floats
     amounts: dict[str, Floats]
-    facts: dict[str, list[bool | None]]
     costs: pd.DataFrame  # the arms frame's rows, by place
+    floor: float = 0.0
     out: dict[str, str] = field(default_factory=dict)
 
 
@@ -112,41 +115,35 @@ def decide(
             raise ValueError(f"decide() takes one model, task and suite; this sweep has {len(found)}: {names}. "
                              "Use [decide(group) for group in bench.stats.frames.groups(sweep)].")  # fmt: skip
         what = found[0]
-    return _decision(what, limits or Limits(), tolerance, seed)
+    limits = limits or Limits()
+    return _decision(what, limits if tolerance is None else replace(limits, quality_tolerance=tolerance), seed)
 
 
 @lru_cache(maxsize=64)
-def _decision(group: Group, limits: Limits, tolerance: float | None, seed: int) -> Decision:
+def _decision(group: Group, limits: Limits, seed: int) -> Decision:
     primary = primary_measure(measure_tables(group))
     evidence = _evidence(group, limits.price_usd_per_hour, seed)
     if isinstance(evidence, str) or primary is None:
         return Decision(None, None, "Nothing can be decided.", str(evidence), math.nan, _unjudged(group, str(evidence)))
-    choice = choose(evidence, limits, tolerance)
+    choice = choose(evidence, limits)
     frame = _arms_table(group, evidence, choice, limits)
-    caveats = _caveats(group, evidence, choice)
+    found = Decision(None, None, "No method meets the limits.", "", choice.tolerance, frame,
+                     caveats=_caveats(group, evidence, choice), measure=primary)  # fmt: skip
     if choice.arm is None:
-        sentence, reason = "No method meets the limits.", _nearest(evidence, limits)
-        return Decision(None, None, sentence, reason, choice.tolerance, frame, None, None, caveats, primary)
+        return replace(found, reason=_nearest(evidence, limits))
     arm = evidence.arms[choice.arm]
+    use = "Use" if evidence.trained[choice.arm] else "Do not tune: use"
+    found = replace(found, arm=arm, sentence=f"{use} {arm}.")
     if len(evidence.arms) == 1:
-        reason = f"Only {arm} was run and scored: it has no rival."
-        return Decision(arm, None, f"Use {arm}.", reason, choice.tolerance, frame, None, None, caveats, primary)
-    short = choice.shortfall[:, choice.arm]
-    wrong = short[short > choice.tolerance]
-    untrained = not evidence.trained[choice.arm]
-    more = _to_be_sure(group, evidence, limits, tolerance, seed) if choice.sureness < SURE else None
-    return Decision(
-        arm=arm,
-        sureness=choice.sureness,
-        sentence=f"Do not tune: use {arm}." if untrained else f"Use {arm}.",
-        reason=_reason(evidence, choice, primary),
-        tolerance=choice.tolerance,
-        arms=frame,
-        cost_if_wrong=float(wrong.mean()) if len(wrong) else None,
-        to_be_sure=more,
-        caveats=caveats,
-        measure=primary,
-    )
+        return replace(found, reason=f"Only {arm} was run and scored: it has no rival.")
+    found = replace(found, sureness=choice.sureness, reason=_reason(evidence, choice, primary))
+    wrong = choice.shortfall[:, choice.arm][choice.shortfall[:, choice.arm] > choice.tolerance]
+    if len(wrong):
+        found = replace(found, cost_if_wrong=float(wrong.mean()))
+    if choice.sureness < SURE:
+        more = _to_be_sure(group, evidence, limits, seed)
+        found = replace(found, to_be_sure=more, surer=_surer(evidence, choice, more))
+    return found
 
 
 def sureness_against(
@@ -182,7 +179,7 @@ def sureness_against(
     rows = []
     for value in map(float, grid):
         changed: dict[str, Any] = {limit: value}
-        choice = choose(evidence, replace(limits, **changed), None)
+        choice = choose(evidence, replace(limits, **changed))
         arm = None if choice.arm is None else evidence.arms[choice.arm]
         rows.append((limit, value, arm, choice.sureness if arm else math.nan))
     return pd.DataFrame(rows, columns=empty.columns)
@@ -205,10 +202,10 @@ def _evidence(group: Group, price_usd_per_hour: float | None, seed: int) -> Evid
         return "No arm was scored."
     seeds = [{run.seed for run in candidates[arm]} for arm in arms if not is_untrained(candidates[arm][0])]
     common = set.intersection(*seeds) if seeds else set[int]()
-    if 2 * len(common) < max(map(len, seeds), default=0):  # too few to decide by: each arm by its own
+    if len(common) < 2 or 2 * len(common) < max(map(len, seeds)):  # too few to decide by: each arm by its own
         common = set[int]().union(*seeds)
     runs = [[run for run in candidates[arm] if run.seed in common or is_untrained(run)] for arm in arms]
-    known = means_of(table, runs, primary.value_range)
+    known = means_of(table, runs)
     if isinstance(known, str):
         return f"The scores cannot be paired: {known}."
     if known.examples < FEWEST_EXAMPLES:
@@ -225,9 +222,10 @@ def _evidence(group: Group, price_usd_per_hour: float | None, seed: int) -> Evid
         for limit, (column, _) in COLUMNS.items() if limit != "forgetting_tolerance"
     }  # fmt: skip
     amounts["forgetting_tolerance"] = _forgetting_draws(group, tables, arms, runs, rng)
-    facts: dict[str, list[bool | None]] = {"mergeable": [_mergeable(of_arm, primary.name) for of_arm in runs],
-             "adapters": [family(of_arm[0]) != "full" for of_arm in runs]}  # fmt: skip
-    return Evidence(arms, trained, known, sign, scores, amounts, facts, costs, out)
+    amounts["mergeable"] = np.tile([_mergeable(of_arm, primary.name) for of_arm in runs], (DRAWS, 1))
+    amounts["adapters"] = np.tile([math.inf if family(r[0]) == "full" else 0.0 for r in runs], (DRAWS, 1))
+    floor = max((run.config.task.tolerance_floor for of_arm in runs for run in of_arm), default=0.0)
+    return Evidence(arms, trained, known, sign, scores, amounts, costs, floor, out)
 
 
 def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], dict[str, str]]:
@@ -309,7 +307,7 @@ def _forgetting_draws(
         return result
     table, base = tables[measure], group.by_arm[bases[0]]
     measured = [place for place, of_arm in enumerate(runs) if all(map(table.has, of_arm))]
-    known = means_of(table, [base, *(runs[i] for i in measured)], (0.0, 1.0))
+    known = means_of(table, [base, *(runs[i] for i in measured)])
     if not isinstance(known, str) and known.examples >= FEWEST_EXAMPLES:
         trained = [False, *(not is_untrained(runs[i][0]) for i in measured)]
         drawn = draws(known, rng, DRAWS, alike=trained)
@@ -320,12 +318,10 @@ def _forgetting_draws(
     return result
 
 
-def _mergeable(runs: list[Record], metric: str) -> bool | None:
-    """Whether one model without an adapter can be served. None: merging into a dequantized base was not scored."""
-    if family(runs[0]) != "qlora":
-        return True
+def _mergeable(runs: list[Record], metric: str) -> float:
+    """0: one model without an adapter can be served. NaN: merging into a dequantized base was not scored."""
     scored = [f for r in runs if r.serve for f in r.serve.fidelity if f.form == "merged" and metric in f.scores]
-    return True if scored else None
+    return 0.0 if scored or family(runs[0]) != "qlora" else math.nan
 
 
 # --- The rule ---
@@ -346,7 +342,7 @@ class Choice:
     sureness: float = math.nan
 
 
-def choose(evidence: Evidence, limits: Limits, tolerance: float | None) -> Choice:
+def choose(evidence: Evidence, limits: Limits) -> Choice:
     """Apply the rule of the module's docstring."""
     qualifies, meets = _meets(evidence, limits)
     eligible = np.flatnonzero(np.nan_to_num(qualifies) >= 0.5)
@@ -355,10 +351,7 @@ def choose(evidence: Evidence, limits: Limits, tolerance: float | None) -> Choic
     shortfall = np.maximum(best - evidence.scores, 0.0)
     expected = shortfall.mean(axis=0)
     means = evidence.sign * evidence.known.mean[pool]
-    if tolerance is None:
-        given = limits.quality_tolerance
-        share = float(given.removesuffix("%")) / 100 if isinstance(given, str) else TOLERANCE
-        tolerance = float(given) if isinstance(given, float | int) else share * abs(float(means.max()))
+    tolerance = _tolerance(limits.quality_tolerance, abs(float(means.max())), evidence.floor)
     if not len(eligible):
         return Choice(None, tolerance, qualifies, meets, shortfall, expected, [])
     close = [int(i) for i in eligible if expected[i] <= tolerance] or [int(eligible[expected[eligible].argmin()])]
@@ -370,19 +363,29 @@ def choose(evidence: Evidence, limits: Limits, tolerance: float | None) -> Choic
     return Choice(arm, tolerance, qualifies, meets, shortfall, expected, cheap, sureness)
 
 
+def _tolerance(given: float | str | None, best: float, floor: float) -> float:
+    """In the score's unit; `given`: as in `Limits`, a share of the best score as a text such as 3%."""
+    if given is None:
+        return max(TOLERANCE * best, floor)
+    return best * float(given.removesuffix("%")) / 100 if isinstance(given, str) else float(given)
+
+
+def _asked(limits: Limits) -> dict[str, float]:
+    """The limits that were set, in the units of the draws."""
+    asked = {name: getattr(limits, name) for name in COLUMNS if getattr(limits, name) is not None}
+    can = {"mergeable": limits.mergeable, "adapters": (limits.adapters or 1) > 1}
+    amounts = {name: most * COLUMNS[name][1] for name, most in asked.items()}
+    return amounts | {name: 0.0 for name, wanted in can.items() if wanted}
+
+
 def _meets(evidence: Evidence, limits: Limits) -> tuple[Floats, NDArray[np.bool_]]:
     """Probability to meet all limits by arm, NaN where an amount is unknown; whether they are met, by draw and arm."""
     possible = np.ones(evidence.scores.shape, dtype=bool)  # met, as far as the amounts are known
     unknown = np.zeros(len(evidence.arms), dtype=bool)
-    for name, (_, unit) in COLUMNS.items():
-        if (most := getattr(limits, name)) is not None:
-            drawn = evidence.amounts[name]
-            unknown |= np.isnan(drawn).any(axis=0)
-            possible &= ~(drawn > most * unit)
-    for name, asked in (("mergeable", limits.mergeable), ("adapters", (limits.adapters or 1) > 1)):
-        if asked:
-            unknown |= np.array([fact is None for fact in evidence.facts[name]])
-            possible &= np.array([fact is not False for fact in evidence.facts[name]])
+    for name, most in _asked(limits).items():
+        drawn = evidence.amounts[name]
+        unknown |= np.isnan(drawn).any(axis=0)
+        possible &= ~(drawn > most)
     unknown &= possible.any(axis=0)  # one limit that is certainly missed decides, whatever is unknown beside it
     return np.where(unknown, np.nan, possible.mean(axis=0)), possible & ~unknown
 
@@ -414,9 +417,7 @@ def _within_noise(evidence: Evidence, limit: str, arm: int, least: int) -> bool:
     return bool(abs(drawn[:, 0].mean() - drawn[:, 1].mean()) <= 2 * error)
 
 
-def _to_be_sure(
-    group: Group, evidence: Evidence, limits: Limits, tolerance: float | None, seed: int
-) -> dict[str, float | None] | None:
+def _to_be_sure(group: Group, evidence: Evidence, limits: Limits, seed: int) -> dict[str, float | None] | None:
     """The cheapest numbers of seeds and examples that would make the answer 95% sure, were the scores seen the true."""
     known, trained = evidence.known, np.array(evidence.trained)
     if not trained.any():
@@ -438,11 +439,12 @@ def _to_be_sure(
         covariance = covariance - np.diag(np.where(trained, fall, 0.0))
         degrees = int(trained.sum()) * (seeds + more - 1)
         imagined = replace(
-            known, covariance=covariance, seed_part=SeedPart(spread + rest, rest, degrees),
+            known, covariance=covariance, changes=replace(known.changes, unseen=known.changes.unseen / factor**2),
+            seed_part=SeedPart(spread + rest, rest, degrees),
             seed_share=np.where(trained, 1 / (seeds + more), known.seed_share),
         )  # fmt: skip
         scores = evidence.sign * draws(imagined, np.random.default_rng(seed), DRAWS, alike=list(trained))
-        if choose(replace(evidence, scores=scores), limits, tolerance).sureness >= SURE:
+        if choose(replace(evidence, scores=scores), limits).sureness >= SURE:
             minutes = seconds(more, factor) / 60
             return {"examples": math.ceil(known.examples * factor), "seeds": seeds + more,
                     "minutes": minutes if math.isfinite(minutes) else None}  # fmt: skip
@@ -496,20 +498,18 @@ def _why_not(evidence: Evidence, choice: Choice, limits: Limits, place: int) -> 
 def _excess(evidence: Evidence, limits: Limits, place: int) -> tuple[float, str]:
     """By how much an arm misses the limits, relative to them, and the worst of its misses as a clause."""
     misses = []
-    for name, (_, unit) in COLUMNS.items():
-        if (most := getattr(limits, name)) is None:
-            continue
-        needed = float(np.median(evidence.amounts[name][:, place])) / unit
-        of = {f.name: f.metadata["unit"] for f in fields(Limits)}[name]
+    lacks = {"mergeable": "cannot be merged", "adapters": "needs a whole model a task"}
+    for name, most in _asked(limits).items():
+        needed = float(np.median(evidence.amounts[name][:, place]))
         if math.isnan(needed):
-            misses.append((math.inf, f"{name}: not measured"))
+            text = "how it scores when merged was not measured" if name in lacks else f"{name}: not measured"
+            misses.append((math.inf, text))
+        elif name in lacks and needed > most:
+            misses.append((math.inf, lacks[name]))
         elif needed > most:
-            misses.append((needed / max(most, 1e-9) - 1, f"needs {needed:.2f} {of} where {most:g} are allowed"))
-    texts = {"mergeable": ("cannot be merged", "how it scores when merged was not measured"),
-             "adapters": ("needs a whole model a task", "")}  # fmt: skip
-    for name, asked in (("mergeable", limits.mergeable), ("adapters", (limits.adapters or 1) > 1)):
-        if asked and evidence.facts[name][place] is not True:
-            misses.append((math.inf, texts[name][evidence.facts[name][place] is None]))
+            unit, of = COLUMNS[name][1], {f.name: f.metadata["unit"] for f in fields(Limits)}[name]
+            text = f"needs {needed / unit:.2f} {of} where {most / unit:g} are allowed"
+            misses.append((needed / max(most, 1e-9) - 1, text))
     return max(misses, default=(0.0, "probably misses the limits together"))
 
 
@@ -535,6 +535,20 @@ def _reason(evidence: Evidence, choice: Choice, measure: Measure) -> str:
                  f"{within} the tolerance of {choice.tolerance:.3f}")  # fmt: skip
     costs = [f"{evidence.arms[i]} {_cost(evidence, i)}" for i in dict.fromkeys((choice.arm, top))]
     return f"{first}; {'; '.join(costs)}."
+
+
+def _surer(evidence: Evidence, choice: Choice, more: dict[str, float | None] | None) -> str:
+    """What would make the answer 95% sure, or why nothing within reach would."""
+    if more is not None:
+        time = "" if more["minutes"] is None else f" (about {more['minutes']:,.0f} minutes more)"
+        return (f"About {more['examples']:,} test examples and {more['seeds']} seeds in all{time} would make it 95% "
+                "sure.")  # fmt: skip
+    assert choice.arm is not None
+    examples, seeds = evidence.known.examples * _MORE_EXAMPLES[-1], int(evidence.known.seeds.max()) + _MORE_SEEDS[-1]
+    return (f"Not even {examples:,} test examples and {seeds} seeds would make it 95% sure that "
+            f"{evidence.arms[choice.arm]} falls short by no more than {choice.tolerance:.3f}: what was seen lies too "
+            "close to that. Whether two methods differ at all is another question, which may take fewer (Quality: "
+            "examples to settle).")  # fmt: skip
 
 
 def _cost(evidence: Evidence, place: int) -> str:

@@ -12,7 +12,7 @@ engine of `stats.paired`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -45,17 +45,17 @@ class Table:
     """One measure of a group.
 
     Attributes:
-        examples: their names.
         values: run_id -> one value an example, shape (examples,); NaN: not tested on it; `NO_VALUE`: no finite value.
         weights: of the examples in the mean, shape (examples,); None: all count alike.
         strata: the task of each example, where the mean is one over tasks; None otherwise.
+        value_range: least and most possible value.
         seeds: how much a run's mean moves with its seed, pooled over the trained arms of the group but controls.
     """
 
-    examples: pd.Index
     values: dict[str, Floats]
     weights: Floats | None
     strata: NDArray[np.int64] | None
+    value_range: tuple[float, float]
     seeds: SeedPart
 
     def of(self, records: Sequence[Record]) -> Floats:
@@ -81,59 +81,61 @@ def suite_measure(tables: dict[Measure, Table]) -> Measure | None:
 @lru_cache(maxsize=32)
 def measure_tables(group: Group) -> dict[Measure, Table]:
     """Every measure that the group's runs hold: scores as configured, test loss, the suite's mean, its tasks."""
-    tables: dict[Measure, Table] = {}
     samples, items = group.samples, group.regression
+    rows_of: dict[Measure, pd.DataFrame] = {}
     evaluated = [record.evaluate for record in group.records if record.evaluate]
     scales = {name: result.scales.get(name, Scale()) for result in evaluated for name in result.scores}
     for name, scale in scales.items():
         if f"score_{name}" in samples:
-            rows = samples.assign(value=samples[f"score_{name}"], weight=1.0)
             measure = Measure("score", name, scale.higher_is_better, value_range=scale.bounds)
-            tables[measure] = _table(group, rows, "example_id")
+            rows_of[measure] = samples.assign(value=samples[f"score_{name}"], weight=1.0)
     if len(samples):
         tokens = pd.to_numeric(samples["loss_tokens"]).where(lambda count: count > 0)
         rows = samples.assign(value=pd.to_numeric(samples["loss"]) / tokens, weight=tokens)
-        tables[Measure("loss", "test", False, "nats/token")] = _table(group, rows, "example_id")
+        rows_of[Measure("loss", "test", False, "nats/token")] = rows
     tasks = {task.task: task for record in group.records if record.regression for task in record.regression.tasks}
     items = items[items["task"].isin(list(tasks))].rename(columns={"score": "value"})
-    items = items.assign(key=items["task"] + "\0" + items["item_id"].astype(str))
+    items = items.assign(example_id=items["task"] + "\0" + items["item_id"].astype(str))
     rising = items[items["task"].map({name: task.higher_is_better for name, task in tasks.items()}).astype(bool)]
     if rising["task"].nunique() > 1:  # each task counts alike in the mean, whatever its number of items
         share = rising["weight"] / rising.groupby(["run_id", "task"])["weight"].transform("sum")
-        tables[Measure("regression", SUITE_MEAN, True, "mean")] = _table(
-            group, rising.assign(weight=share), "key", by_task=True
-        )
+        rows_of[Measure("regression", SUITE_MEAN, True, "mean")] = rising.assign(weight=share)
     for name, task in tasks.items():
         kind: Literal["divergence", "regression"] = "divergence" if task.metric == KL_METRIC else "regression"
-        rows = items[items["task"] == name]
-        if len(rows):
-            tables[Measure(kind, name, task.higher_is_better, task.metric)] = _table(group, rows, "key")
-    return tables
+        rows_of[Measure(kind, name, task.higher_is_better, task.metric)] = items[items["task"] == name]
+    return {measure: _table(group, measure, rows) for measure, rows in rows_of.items() if len(rows)}
 
 
-def _table(group: Group, rows: pd.DataFrame, example: str, by_task: bool = False) -> Table:
-    """`rows` holds run_id, value, weight and the example's name; of an example that occurs twice the first counts."""
-    rows = rows.assign(value=rows["value"].fillna(NO_VALUE)).drop_duplicates(["run_id", example])
-    frame = rows.pivot(index=example, columns="run_id", values="value")
-    weights = rows.groupby(example)["weight"].mean().reindex(frame.index).to_numpy(dtype=float)
+def _table(group: Group, measure: Measure, rows: pd.DataFrame) -> Table:
+    """`rows` holds run_id, example_id, value and weight; of an example that occurs twice the first counts."""
+    rows = rows.assign(value=rows["value"].fillna(NO_VALUE)).drop_duplicates(["run_id", "example_id"])
+    frame = rows.pivot(index="example_id", columns="run_id", values="value")
+    weights = rows.groupby("example_id")["weight"].mean().reindex(frame.index).to_numpy(dtype=float)
     frame, weights = frame[weights > 0], weights[weights > 0]
-    alike = len(weights) == 0 or np.ptp(weights) == 0
     strata = np.unique([str(key).partition("\0")[0] for key in frame.index], return_inverse=True)[1]
     untested = np.full(len(frame), np.nan)
     values = {
         record.run_id: frame[record.run_id].to_numpy(dtype=float) if record.run_id in frame else untested
         for record in group.records
     }
-    table = Table(frame.index, values, None if alike else weights, strata if by_task else None, SeedPart())
     seeded = [runs for runs in group.by_arm.values() if not is_untrained(runs[0]) and not is_control(runs[0])]
-    whole = [[record for record in runs if not np.isnan(values[record.run_id]).any()] for runs in seeded]
-    pooled = seed_part([table.of(runs) for runs in whole if runs], table.weights)
-    return replace(table, seeds=pooled)
+    whole = [[values[r.run_id] for r in runs if not np.isnan(values[r.run_id]).any()] for runs in seeded]
+    alike = len(weights) == 0 or np.ptp(weights) == 0
+    finite = rows["value"][np.isfinite(rows["value"])]
+    seen = (
+        0.0 if (finite >= 0).all() else -np.inf,
+        1.0 if measure.higher_is_better and (finite <= 1).all() else np.inf,
+    )
+    return Table(
+        values=values,
+        weights=None if alike else weights,
+        strata=strata if measure.name == SUITE_MEAN else None,
+        value_range=measure.value_range if measure.kind == "score" else seen,
+        seeds=seed_part([np.stack(runs) for runs in whole if runs], None if alike else weights),
+    )
 
 
-def means_of(
-    table: Table, arms: Sequence[Sequence[Record]], value_range: tuple[float, float] | None = None
-) -> Means | str:
+def means_of(table: Table, arms: Sequence[Sequence[Record]]) -> Means | str:
     """The means of some arms, given by their runs, on the examples that all of them share.
 
     Returns:
@@ -150,7 +152,6 @@ def means_of(
     usable = np.isfinite(np.concatenate(values)).all(axis=0)
     if not usable.any():
         return "no finite values"
-    bounds = (-np.inf, np.inf) if value_range is None else value_range
     kept = [of_arm[:, usable] for of_arm in values]
     return means(
         kept,
@@ -158,5 +159,5 @@ def means_of(
         strata=None if table.strata is None else table.strata[usable],
         trained=[not is_untrained(runs[0]) for runs in arms],
         seeds=table.seeds,
-        value_range=bounds,
+        value_range=table.value_range,
     )

@@ -17,11 +17,14 @@ freedom instead of 2. The few degrees of freedom of that one number are the whol
 
 Ragged layouts: an arm's mean is that over its own seeds. An arm that trains nothing has no seeds' part. Examples
 without a finite value in some run are left out of all. Weighted means (a loss by its tokens) are linearised. In a mean
-over tasks of unequal size (`strata`) every task counts alike, in its error and in its test too.
+over tasks of unequal size (`strata`) every task counts alike, in its error, its degrees of freedom and its test.
 
-Right and wrong answers near 0 and 1: two right and two wrong examples are added to each arm, as Agresti and Coull
-(1998), half an example to each way of changing between two arms, as Agresti and Min (2005). They are added by example
-and not by seed and example, so that seeds which agree do not make them vanish.
+What was not seen may still happen (`Changes`). Where two arms differ in few examples, or in none, one changed example
+more is counted in each task (half an example to each way of changing: Agresti and Min 2005), and an interval's end is
+the farthest truth that the data do not reject, with the variance that so much change would have (a score interval, as
+Wilson's of a proportion and Tango's of a paired difference); a mean is treated as its difference from the commonest
+value. The less, the fewer examples are unchanged: where all differ, one seed gives the paired t-test. Changes are
+counted by example and not by seed and example, so that seeds which agree add none.
 
     >>> result = means([full_scores, lora_scores]).difference(1, 0)      # each of shape (seeds, examples)
     >>> result.mean, result.interval(), result.p_value()
@@ -40,13 +43,17 @@ from scipy import optimize, special, stats
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.80
 FEWEST_EXAMPLES = 10  # below, normal theory does not hold: nothing is shown
-# Priors of `draws`, in units of the spread of one example's value (0.2 for a ROUGE-L, 0.4 for right and wrong at 80%):
-SEED_SPREAD = 0.035  # median of how far a seed moves one run's mean; log-normal,
-SEED_SPREAD_LOG_SD = 0.6  # so that two thirds lie within a factor of 1.8
-ARM_SPREAD = 0.20  # median of how far the true means of trained arms lie from their mean; log-normal,
-ARM_SPREAD_LOG_SD = 0.5  # two thirds within a factor of 1.6
-_POINTS = 64  # of the posterior of the seeds' part
-_SEED_POINTS, _ARM_POINTS = 16, 12  # of the priors of `draws`
+# Priors of `draws`, in units of the spread of one example's value (0.2 for a ROUGE-L, 0.4 for right and wrong at 80%).
+# The logarithm is Student's t of 3 degrees about the median: half lie within a factor of exp(0.76 x scale) of it, and
+# spreads far from it are soon believed when the data show them.
+SEED_SPREAD, SEED_SPREAD_LOG_SCALE = 0.035, 0.5  # how far a seed moves one run's mean
+ARM_SPREAD, ARM_SPREAD_LOG_SCALE = 0.10, 0.4  # how far the true means of trained arms lie from their mean
+_LOGS = np.linspace(-2, 4, 16)  # of spreads over their medians, where the priors are taken
+# Points of the posterior of the seeds' part: quantiles, dense where the variance is large, as small p-values lie there
+# (families!): the tail at p = 0.0001 holds within 2%, where as many equally likely points would give 0.
+_EDGES = np.linspace(0, 1, 65) ** 4
+POINTS, WEIGHTS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
+MEDIAN = int(np.searchsorted(POINTS, 0.5))
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,13 @@ class SeedPart:
     degrees: int = 0
 
     def points(self) -> Floats:
-        """Equally likely values of the seeds' variance given the data, shape (points,); [0] where nothing is known."""
-        if self.degrees == 0 or self.mean_square <= 0:
-            return np.zeros(1)
-        half, total = self.degrees / 2, self.degrees * self.mean_square
+        """Values of the seeds' variance given the data, of probability `WEIGHTS`; zeros where nothing is known."""
+        seen = max(self.mean_square, 1e-4 * self.rest)  # runs that agree in the mean: an estimate of 0, no knowledge
+        if self.degrees == 0 or seen <= 0:
+            return np.zeros_like(POINTS)
+        half, total = self.degrees / 2, self.degrees * seen
         most = special.gammainc(half, total / self.rest / 2) if self.rest > 0 else 1.0
-        chi_square = 2 * special.gammaincinv(half, most * (np.arange(_POINTS) + 0.5) / _POINTS)
+        chi_square = 2 * special.gammaincinv(half, most * POINTS)
         return np.asarray(np.maximum(total / chi_square - self.rest, 0.0))
 
     def log_likelihood(self, variance: Floats) -> Floats:
@@ -102,13 +110,30 @@ def _normalised(weights: Floats | None, examples: int) -> Floats:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What may happen in examples that show no change; all of shape (arms, arms), all 0 where every example changed.
+
+    Attributes:
+        unseen: variance of a difference for one changed example more.
+        growth: by how much the variance is larger per unit by which the truth lies farther from `origin` than the mean
+            seen: so much more would have changed.
+        origin: the value where nothing changed: the median, mostly 0 of a difference, 0 or 1 of right and wrong.
+    """
+
+    unseen: Floats
+    growth: Floats
+    origin: Floats
+
+
+@dataclass(frozen=True)
 class Means:
     """The means of arms over seeds and examples. Made by `means`.
 
     Attributes:
         mean: shape (arms,).
-        centre: the same with the added examples, where answers are right or wrong; else `mean`.
-        covariance: of the means, without the seeds' part, shape (arms, arms).
+        covariance: of the means by the examples seen, without the seeds' part, shape (arms, arms).
+        variance: the same of differences, shape (arms, arms); of means on the diagonal. `freedom`: its degrees.
+        changes: of differences, shape (arms, arms); on the diagonal of values from the commonest one.
         seeds: runs averaged, shape (arms,).
         seed_share: by how much the seeds' variance enters each mean's, shape (arms,): 1 / seeds; 0 untrained.
         spread: of one example's value, averaged over arms: standard deviation.
@@ -119,8 +144,10 @@ class Means:
     """
 
     mean: Floats
-    centre: Floats
     covariance: Floats
+    variance: Floats
+    freedom: Floats
+    changes: Changes
     seeds: NDArray[np.int64]
     seed_share: Floats
     seed_part: SeedPart
@@ -128,30 +155,37 @@ class Means:
     spread: float
     discordant: NDArray[np.int64] | None
     identical: NDArray[np.bool_]
-    right_or_wrong: bool
     value_range: tuple[float, float]
 
     def of(self, arm: int) -> Estimate:
         """One arm's own mean."""
-        variances = self.covariance[arm, arm] + self.seed_share[arm] * self.seed_part.points()
-        return Estimate(
-            float(self.mean[arm]), float(self.centre[arm]), variances, float(self.covariance[arm, arm]),
-            self.examples, int(self.seeds[arm]), self.value_range,
-        )  # fmt: skip
+        return self._estimate(arm, arm, float(self.mean[arm]), float(self.seed_share[arm]), self.value_range)
 
     def difference(self, arm: int, baseline: int) -> Estimate:
         """arm - baseline, paired by example."""
-        c, widest = self.covariance, self.value_range[1] - self.value_range[0]
-        items = max(float(c[arm, arm] + c[baseline, baseline] - 2 * c[arm, baseline]), 0.0)
-        variances = items + (self.seed_share[arm] + self.seed_share[baseline]) * self.seed_part.points()
+        widest = self.value_range[1] - self.value_range[0]
+        share = float(self.seed_share[arm] + self.seed_share[baseline])
         changed = None if self.discordant is None else (
             int(self.discordant[arm, baseline]), int(self.discordant[baseline, arm])
         )  # fmt: skip
+        result = self._estimate(arm, baseline, float(self.mean[arm] - self.mean[baseline]), share, (-widest, widest))
+        return replace(result, discordant=changed, identical=bool(self.identical[arm, baseline]))
+
+    def _estimate(
+        self, arm: int, other: int, mean: float, seed_share: float, value_range: tuple[float, float]
+    ) -> Estimate:
+        items = float(self.variance[arm, other] + self.changes.unseen[arm, other])
         return Estimate(
-            float(self.mean[arm] - self.mean[baseline]), float(self.centre[arm] - self.centre[baseline]), variances,
-            items, self.examples, int(max(self.seeds[arm], self.seeds[baseline])), (-widest, widest), changed,
-            bool(self.identical[arm, baseline]), self.right_or_wrong,
-        )  # fmt: skip
+            mean=mean,
+            variances=items + seed_share * self.seed_part.points(),
+            item_variance=items,
+            growth=float(self.changes.growth[arm, other]),
+            origin=float(self.changes.origin[arm, other]),
+            freedom=float(self.freedom[arm, other]),
+            examples=self.examples,
+            seeds=int(max(self.seeds[arm], self.seeds[other])),
+            value_range=value_range,
+        )
 
 
 def means(
@@ -182,19 +216,23 @@ def means(
     exact = right_or_wrong and all(len(arm) == 1 for arm in values) and np.ptp(share) <= 1e-12
     number = np.array([len(arm) for arm in values])
     has_seeds = (np.ones(len(arms), dtype=bool) if trained is None else np.asarray(trained, dtype=bool)) | (number > 1)
-    centre, covariance = _moments(by_example, share, None if strata is None else strata[kept], right_or_wrong)
+    task = _tasks(None if strata is None else strata[kept], len(share))
+    covariance, variance, freedom = _moments(by_example, share, task)
+    spread = float(np.mean([arm.std() for arm in values]))
+    one_example = float((share**2 / np.bincount(task)[task]).sum())  # in each task: its squared weight
     return Means(
         mean=by_example @ share,
-        centre=centre,
         covariance=covariance,
+        variance=variance,
+        freedom=freedom,
+        changes=_changes(by_example, None if right_or_wrong else spread, one_example, float((share**2).sum())),
         seeds=number,
         seed_share=np.where(has_seeds, 1 / number, 0.0),
         seed_part=seed_part(values, share) if seeds is None else seeds,
         examples=int(kept.sum()),
-        spread=float(np.mean([arm.std() for arm in values])),
+        spread=spread,
         discordant=(by_example @ (1 - by_example).T).round().astype(np.int64) if exact else None,
         identical=np.array([[_identical(left, right) for right in values] for left in values]),
-        right_or_wrong=right_or_wrong,
         value_range=(0.0, 1.0) if right_or_wrong else value_range,
     )
 
@@ -213,26 +251,68 @@ def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats
     return [np.asarray(arm, dtype=float)[:, kept] for arm in arms], kept
 
 
-def _moments(
-    by_example: Floats, share: Floats, strata: NDArray[np.int64] | None, right_or_wrong: bool
-) -> tuple[Floats, Floats]:
-    """Where the intervals of the arms' means lie, and the covariance of these means but for the seeds' part.
+def _tasks(strata: NDArray[np.int64] | None, examples: int) -> NDArray[np.int64]:
+    """The task of each example from 0 on. Tasks of one example tell nothing of their spread: they count as one task."""
+    if strata is None:
+        return np.zeros(examples, dtype=np.int64)
+    task = np.unique(strata, return_inverse=True)[1]
+    items = np.bincount(task)
+    alone = items < 2
+    if alone.sum() == 1 and len(items) > 1:
+        alone[np.where(alone, examples, items).argmin()] = True  # with the next smallest
+    return np.asarray(np.unique(np.where(alone[task], -1, task), return_inverse=True)[1])
+
+
+def _moments(by_example: Floats, share: Floats, task: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+    """`covariance`, `variance` and `freedom` of `Means`; the degrees by Satterthwaite over tasks.
 
     Args:
         by_example: means over seeds, shape (arms, examples); `share`: weights that sum to 1, shape (examples,).
     """
-    (arms, examples), mean = by_example.shape, by_example @ share
-    task = np.zeros(examples, dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
-    of_task = np.stack([np.bincount(task, share * row) for row in by_example]) / np.bincount(task, share)
-    influence = share * (by_example - of_task[:, task])
-    if right_or_wrong:  # with two right and two wrong examples more in each arm, half an example for each change
-        effective = 1 / float((share**2).sum())  # examples that count alike and give this error
-        added = (np.eye(arms) + 1) / 2 + 4 * np.outer(0.5 - mean, 0.5 - mean) * effective / (effective + 4)
-        covariance = (influence @ influence.T + added / effective**2) * (effective / (effective + 4)) ** 2
-        return (effective * mean + 2) / (effective + 4), covariance
+    arms, examples = by_example.shape
     if examples < 2:
-        return mean, np.diag(np.full(arms, np.inf))
-    return mean, influence @ influence.T * (examples / max(examples - len(of_task[0]), 1))
+        return np.diag(np.full(arms, np.inf)), np.full((arms, arms), np.inf), np.ones((arms, arms))
+    covariance, variance, squares = np.zeros((3, arms, arms))
+    for number in range(int(task.max()) + 1):
+        own = task == number
+        mean = by_example[:, own] @ share[own] / share[own].sum()
+        influence = share[own] * (by_example[:, own] - mean[:, None])
+        of_task = influence @ influence.T * (own.sum() / (own.sum() - 1))
+        alone = np.diag(of_task)
+        of_pairs = np.maximum(alone[:, None] + alone - 2 * of_task, 0.0) + np.diag(alone)
+        covariance, variance, squares = (
+            covariance + of_task,
+            variance + of_pairs,
+            squares + of_pairs**2 / (own.sum() - 1),
+        )
+    plain = np.full((arms, arms), float(examples - 1 - task.max()))
+    return covariance, variance, np.divide(variance**2, squares, out=plain, where=squares > 0)
+
+
+def _changes(by_example: Floats, spread: float | None, one_example: float, all_examples: float) -> Changes:
+    """The changes between arms, given by their means over seeds, shape (arms, examples).
+
+    Args:
+        spread: size of a change where none was seen; None: all answers are right or wrong, and a change is one of 1.
+        one_example, all_examples: squared weight in the mean, of one example in each task, and summed over all.
+    """
+    arms, examples = by_example.shape
+    usual = 1.0 if spread is None else spread
+    unseen, growth, origin = np.zeros((3, arms, arms))
+    for arm in range(arms):
+        values = by_example[arm] - by_example
+        values[arm] = by_example[arm]
+        origin[arm] = np.median(values, axis=1)
+        away = values - origin[arm][:, None]
+        changed = np.count_nonzero(away, axis=1)
+        squares, sizes = (away**2).sum(axis=1), np.abs(away).sum(axis=1)
+        known = (changed > 0) & (spread is not None)
+        square = np.divide(squares, changed, out=np.full(arms, usual**2), where=known)
+        same = 1 - changed / examples
+        unseen[arm] = square * same * one_example
+        growth[arm] = np.divide(squares, sizes, out=np.full(arms, usual), where=known) * same * all_examples
+    np.fill_diagonal(unseen, 0.0)  # of a mean nothing is tested: its interval's ends have what would be unseen there
+    return Changes(unseen, growth, origin)
 
 
 def _identical(left: Floats, right: Floats) -> bool:
@@ -245,46 +325,47 @@ class Estimate:
     """A mean or a difference with what is known of its error.
 
     Attributes:
-        mean: as shown, in the unit of the values; `centre`: where its interval lies.
-        variances: equally likely values of its variance, shape (points,).
-        item_variance: the part that shrinks with more examples.
+        mean: in the unit of the values.
+        variances: values of its variance, of probability `WEIGHTS`.
+        item_variance: the part that shrinks with more examples; `freedom`: its degrees.
+        growth, origin: as in `Changes`.
         discordant: (gained, lost) examples, for one seed of right and wrong answers.
         identical: a difference of arms that agree in every value.
     """
 
     mean: float
-    centre: float
     variances: Floats
     item_variance: float
+    growth: float
+    origin: float
+    freedom: float
     examples: int
     seeds: int
     value_range: tuple[float, float]
     discordant: tuple[int, int] | None = None
     identical: bool = False
-    right_or_wrong: bool = False
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided interval that holds the mean, within the range of the values."""
+        """Two-sided score interval: the truths that the data do not reject, each with the variance that it would have;
+        within the range of the values."""
+        below, above = (self._error(1 - (1 - level) / 2, side) for side in (-1, 1))
         low, high = self.value_range
-        if self.examples < 2:
-            return low, high
-        half = self._quantile(1 - (1 - level) / 2)
-        return min(max(self.centre - half, low), self.mean), max(min(self.centre + half, high), self.mean)
+        return min(max(self.mean - below, low), self.mean), max(min(self.mean + above, high), self.mean)
 
-    def _quantile(self, probability: float) -> float:
-        """Of the error: the half width of an interval; infinite where one example tells nothing of the spread."""
+    def _error(self, probability: float, side: int) -> float:
+        """How far the truth may lie below (-1) or above (1); infinite where one example tells nothing of the spread."""
         if self.examples < 2 or not np.isfinite(self.variances).all():
             return np.inf
-        scale = np.sqrt(self.variances)
-        if scale[-1] == scale[0]:
-            return float(special.stdtrit(self.examples - 1, probability) * scale[0])
-        df, scale = self.examples - 1, np.maximum(scale, 1e-300)
-        widest = float(special.stdtrit(df, probability) * scale.max())
+        away = side * (self.mean - self.origin)  # positive: the interval ends farther from the origin than the mean
+        passed = max(-2 * away, 0.0)  # beyond the origin, from as far on the other side
 
         def beyond(half: float) -> float:
-            return float(special.stdtr(df, half / scale).mean()) - probability
+            variances = np.maximum(self.variances + self.growth * max(half - passed, 0.0), 1e-300)
+            return float(special.stdtr(self.freedom, half / np.sqrt(variances)) @ WEIGHTS) - probability
 
-        return float(optimize.brentq(beyond, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest))
+        quantile = float(special.stdtrit(self.freedom, probability))
+        widest = quantile * float(np.sqrt(self.variances.max())) + quantile**2 * self.growth
+        return float(optimize.brentq(beyond, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest)) if widest > 0 else 0.0
 
     def p_value(self) -> float:
         """Two-sided p of "no difference": McNemar's exact test for right and wrong answers of one seed, else by t."""
@@ -293,21 +374,17 @@ class Estimate:
         if self.identical or self.examples < 2:
             return 1.0
         scale = np.maximum(np.sqrt(self.variances), 1e-300)
-        return float(2 * special.stdtr(self.examples - 1, -abs(self.centre) / scale).mean())
+        return float(2 * special.stdtr(self.freedom, -abs(self.mean) / scale) @ WEIGHTS)
+
+    def within(self, margin: float) -> tuple[bool, bool]:
+        """Whether the difference is shown to lie above -margin, and below margin, each by a one-sided test at 5%."""
+        low, high = self.interval(1 - 2 * ALPHA)
+        enough = self.examples >= FEWEST_EXAMPLES
+        return enough and low > -margin, enough and high < margin
 
     def is_equivalent(self, margin: float) -> bool:
-        """Two one-sided tests (Schuirmann 1987): the 90% interval lies inside +-margin.
-
-        Of right and wrong answers at least `margin` must have changed where the truth lies at the margin, so that the
-        variance is at least that of so many changes: few changes seen do not make the test sure of itself.
-        """
-        least = margin * (1 - margin) / self.examples if self.right_or_wrong else 0.0
-        low, high = replace(self, variances=np.maximum(self.variances, least)).interval(1 - 2 * ALPHA)
-        return self.examples >= FEWEST_EXAMPLES and -margin < low and high < margin
-
-    def detectable(self) -> float:
-        """The smallest true difference that data of this size and spread show with 80% power, two-sided."""
-        return float(self._quantile(1 - ALPHA / 2) + self._quantile(POWER))
+        """Two one-sided tests (Schuirmann 1987): the 90% interval lies inside +-margin."""
+        return all(self.within(margin))
 
     def examples_to_decide(self, margin: float) -> int | None:
         """Examples (same seeds) that would show a difference or an equivalence with 80% power, if the true difference
@@ -318,7 +395,7 @@ class Estimate:
         goals = [seen / (upper(1 - ALPHA / 2) + upper(POWER))]
         if seen < margin:  # at a true difference of 0, each of the two tests has half of the error of the second kind
             goals.append((margin - seen) / (upper(1 - ALPHA) + upper((1 + POWER) / 2 if seen == 0 else POWER)))
-        allowed = max(goals) ** 2 - (float(np.median(self.variances)) - self.item_variance)
+        allowed = max(goals) ** 2 - (float(self.variances[MEDIAN]) - self.item_variance)
         return max(2, int(np.ceil(self.examples * self.item_variance / allowed))) if allowed > 0 else None
 
 
@@ -353,17 +430,20 @@ def verdict(result: Estimate, margin: float, *, p: float | None = None, higher_i
     return "equivalent" if result.is_equivalent(margin) else "not settled"
 
 
-def _seed_prior(known: Means) -> tuple[Floats, Floats]:
-    """Values of the seeds' variance, equally likely a priori, and the log-likelihood of each."""
-    places = (np.arange(_SEED_POINTS) + 0.5) / _SEED_POINTS
-    spread = max(known.spread, 1e-12) * SEED_SPREAD * np.exp(SEED_SPREAD_LOG_SD * special.ndtri(places))
-    return spread**2, known.seed_part.log_likelihood(spread**2)
+def _seed_variances(known: Means) -> tuple[Floats, Floats]:
+    """Values of the seeds' variance, and the logarithm of how likely each is: by the prior and what the seeds show."""
+    variances = (max(known.spread, 1e-12) * SEED_SPREAD * np.exp(_LOGS)) ** 2
+    return variances, _log_prior(SEED_SPREAD_LOG_SCALE) + known.seed_part.log_likelihood(variances)
+
+
+def _log_prior(scale: float) -> Floats:
+    return np.asarray(stats.t.logpdf(_LOGS / scale, 3))
 
 
 def seed_variance(known: Means) -> float:
-    """Expected variance of one run's mean from seed to seed, by the prior and what several seeds show."""
-    variances, log_weight = _seed_prior(known)
-    return float(np.average(variances, weights=np.exp(log_weight - log_weight.max())))
+    """Variance of one run's mean from seed to seed, by the prior and what several seeds show: the likeliest value."""
+    variances, log_weight = _seed_variances(known)
+    return float(variances[log_weight.argmax()])
 
 
 def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bool] | None = None) -> Floats:
@@ -374,16 +454,16 @@ def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bo
     many arms lie within their errors, the highest is drawn towards the others.
     """
     size, unit = len(known.mean), max(known.spread, 1e-12)
-    seed_variances, seed_weight = _seed_prior(known)
+    seed_variances, seed_weight = _seed_variances(known)
     together = np.ones(size, dtype=bool) if alike is None else np.asarray(alike, dtype=bool)
-    places = (np.arange(_ARM_POINTS) + 0.5) / _ARM_POINTS
-    arm_variance = (unit * ARM_SPREAD * np.exp(ARM_SPREAD_LOG_SD * special.ndtri(places))) ** 2
+    arm_variance = (unit * ARM_SPREAD * np.exp(_LOGS)) ** 2
     # The covariance is itself estimated, from so many examples: Student's t in as many dimensions as there are arms.
-    freedom = max(known.examples - size, 1)
-    items = known.covariance * max(known.examples - 1, 1) / freedom + 1e-9 * unit**2 * np.eye(size)
+    freedom = max(float(np.diag(known.freedom).min()) + 1 - size, 1.0)
+    items = known.covariance + np.diag(known.changes.unseen.max(axis=1) / 2 + 1e-9 * unit**2)
+    items = items * (freedom + size - 1) / freedom
     errors = items + seed_variances[:, None, None] * np.diag(known.seed_share)
-    log_weight = np.repeat(seed_weight[:, None], _ARM_POINTS, axis=1)
-    precision = np.repeat(np.linalg.inv(errors)[:, None], _ARM_POINTS, axis=1)
+    log_weight = seed_weight[:, None] + _log_prior(ARM_SPREAD_LOG_SCALE)
+    precision = np.repeat(np.linalg.inv(errors)[:, None], len(_LOGS), axis=1)
     data = precision @ known.mean
     if together.sum() > 1:
         y, ones = known.mean[together], np.ones(int(together.sum()))

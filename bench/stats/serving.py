@@ -29,7 +29,7 @@ from bench.record import Adapters, Fidelity, Record, ServedForm, ServeResult
 from bench.stats.compare import Margins
 from bench.stats.frames import Group
 from bench.stats.measures import measure_tables, primary_measure
-from bench.stats.paired import ALPHA, FEWEST_EXAMPLES, means
+from bench.stats.paired import means
 
 LEVEL = 0.95
 
@@ -209,7 +209,7 @@ def _change(group: Group, records: Sequence[Record], form: str, evaluated: str |
     change = known.difference(0, 1)
     low, high = change.interval()
     margin = Margins().of(primary, float(known.mean[1]))
-    not_worse = change.identical or (change.examples >= FEWEST_EXAMPLES and change.interval(1 - 2 * ALPHA)[0] > -margin)
+    not_worse = change.identical or change.within(margin)[0]
     good = bool(form == evaluated or not_worse)
     return dict(zip(unknown, (float(known.mean[0]), change.mean, low, high, good), strict=True))
 

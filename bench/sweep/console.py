@@ -145,9 +145,8 @@ class Console:
             self.table(*answer_table(decision))
         if decision.cost_if_wrong is not None:
             self.say(f"If that is wrong, it falls short of the best by {decision.cost_if_wrong:.3f} on average.")
-        if more := decision.to_be_sure:
-            minutes = "" if more["minutes"] is None else f", about {more['minutes']:.0f} more minutes"
-            self.say(f"To be 95% sure: {more['examples']:.0f} test examples and {more['seeds']:.0f} seeds{minutes}.")
+        if decision.surer:
+            self.say(decision.surer)
         for caveat in decision.caveats:
             self.say(f"- {caveat}")
 

@@ -165,6 +165,7 @@ def test_numbers_as_text() -> None:
     assert interval(0.25, 0.2, 0.3) == "0.250 [0.200, 0.300]"
     assert interval(0.25, float("nan"), 0.3) == "0.250"
     assert interval(-0.01, -0.02, 0.005, sign=True) == "-0.010 [-0.020, +0.005]"
+    assert interval(0.0001, -0.0001, 0.0003, 1, 100, sign=True) == "+0.01 [-0.01, +0.03]"  # never [-0.0, +0.0]
     assert over_seeds([1.0, 2.0, None]) == "1.50 (1.00 to 2.00)"
     assert (over_seeds([2.0, 2.0]), over_seeds([None])) == ("2.00", "-")
     assert (joined(["a"]), joined(["a", "b"]), joined(["a", "b", "c"], "or")) == ("a", "a and b", "a, b or c")

@@ -274,6 +274,22 @@ def test_controls_are_in_the_tables_and_not_in_the_charts(tmp_path: Path) -> Non
     assert "full" in cells(memory.section(group).table)  # type: ignore[union-attr]
 
 
+def test_an_arm_of_one_seed_is_marked_in_every_table(tmp_path: Path) -> None:
+    folder = build_sweep(tmp_path / "synthetic")
+    for run in folder.glob("lora-*-s1-*"):
+        shutil.rmtree(run)
+    sweep = load(folder)
+    sections = report_of(sweep, groups(sweep)).chapters[0].sections
+    tables = [part for section in sections for part in (section, *section.parts) if part.table]
+    naming = [part for part in tables if any("lora (1 seed)" in row[0] for row in part.table.rows)]
+    assert {"Answer", "What would change it", "Quality", "Scores and losses", "Forgetting"} <= {s.title for s in naming}
+    assert all("(1 seed): another seed may turn what is said of it." in part.note for part in naming)
+    assert not any(row[0] in ("lora", "full (1 seed)", "base (1 seed)") for part in tables for row in part.table.rows)
+    quality = next(part for part in tables if part.title == "Quality")
+    assert ["qlora", "lora (1 seed)"] in [list(row[:2]) for row in quality.table.rows]
+    assert any(text.startswith("One seed of lora:") for text in sections[0].headline.asides)
+
+
 def test_several_sweeps_make_one_report_with_an_overview(tmp_path: Path) -> None:
     def other(record: Record) -> Record:
         task = replace(record.config.task, name="summaries")

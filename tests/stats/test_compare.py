@@ -62,6 +62,17 @@ def test_the_suites_mean_counts_tasks_alike(findings: Findings) -> None:
     assert row(findings, SUITE_MEAN, "full", "base")["difference"] == pytest.approx(rising["difference"].mean())
 
 
+def test_intervals_stay_within_what_is_possible() -> None:
+    """Scores and accuracies near 1 and losses near 0: no interval beyond 1, or below 0."""
+    records = runs("base lora", (0,))
+    found = compare(group_of(records, scores=lambda record, place: 1 - 0.3 * (place == 5)))
+    bounded = found.estimates[found.estimates["higher_is_better"]]
+    assert bounded["low"].min() >= 0
+    assert bounded["high"].max() <= 1
+    assert found.estimates.query("kind == 'loss'")["low"].min() >= 0
+    assert found.comparisons.query("kind == 'score'")["low"].min() >= -1
+
+
 def test_p_is_adjusted_within_each_family(findings: Findings) -> None:
     frame = findings.comparisons
     assert set(frame["family"]) <= set(FAMILIES)

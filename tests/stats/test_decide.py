@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_up import group_of, levels, runs, sweep_of
@@ -95,6 +96,18 @@ def test_the_tolerance_can_be_given(clear: Group) -> None:
     assert decide(clear, limits_from_words(["quality_tolerance=0.15"])).arm == "lora"
     assert decide(clear, limits_from_words(["quality_tolerance=30%"])).arm == "lora"
     assert decide(clear, tolerance=0.0).arm == "full"
+
+
+def test_the_task_may_state_a_floor_of_the_tolerance() -> None:
+    """5% of a best score of .1 is .005; the task says that .02 does not matter. A tolerance that is given counts."""
+    records = [replace(r, config=with_settings(r.config, {"task.tolerance_floor": 0.02})) for r in runs("full lora")]
+    means = {"full": 0.26, "lora": 0.25}
+    floored = group_of(records, scores=levels(means), examples=400)
+    plain = group_of(runs("full lora"), scores=levels(means), examples=400)
+    assert decide(floored).tolerance == 0.02
+    assert decide(plain).tolerance == pytest.approx(0.05 * 0.26, rel=0.05)
+    assert decide(floored, limits_from_words(["quality_tolerance=1%"])).tolerance < 0.003
+    assert decide(floored, tolerance=0.001).tolerance == 0.001
 
 
 def test_the_base_is_a_candidate_that_costs_nothing() -> None:
@@ -295,6 +308,17 @@ def test_what_would_make_it_sure_is_more_than_there_is() -> None:
     assert more["minutes"] > 0
     assert decision.cost_if_wrong is not None
     assert decision.cost_if_wrong > decision.tolerance
+
+
+def test_what_no_number_of_examples_makes_sure_is_told_apart_from_what_they_settle() -> None:
+    """lora is worse by about the tolerance: surely worse, and never surely within the tolerance."""
+    group = group_of(runs("full lora"), scores=levels({"full": 0.5, "lora": 0.4877}, noise=0.02), examples=200)
+    low, high = 0.5 * 0.0123, 2 * 0.0123
+    tolerance = min(np.linspace(low, high, 60), key=lambda t: abs((decide(group, tolerance=t).sureness or 0) - 0.55))
+    decision = decide(group, tolerance=float(tolerance))
+    assert (decision.arm, decision.to_be_sure) == ("lora", None)
+    assert decision.surer.startswith("Not even 6,400 test examples and 20 seeds would make it 95% sure that lora falls")
+    assert "whether two methods differ at all is another question" in decision.surer.lower()
 
 
 def test_forgetting_is_a_caveat() -> None:

@@ -7,7 +7,18 @@ import pytest
 from scipy import stats
 
 from bench.stats import paired
-from bench.stats.paired import SeedPart, draws, holm, mcnemar, means, seed_part, seed_variance, verdict
+from bench.stats.paired import (
+    MEDIAN,
+    Estimate,
+    SeedPart,
+    draws,
+    holm,
+    mcnemar,
+    means,
+    seed_part,
+    seed_variance,
+    verdict,
+)
 
 
 @pytest.fixture
@@ -43,10 +54,29 @@ def test_seed_part_is_pooled_over_arms_and_one_seed_adds_nothing(rng: np.random.
 def test_an_estimate_of_zero_is_not_knowledge() -> None:
     """Seeds that happen to agree in the mean leave room for a seeds' part; many of them leave little."""
     few, many = SeedPart(0.2, 1.0, 2).points(), SeedPart(0.2, 1.0, 60).points()
-    assert np.median(few) > 0.3
-    assert np.median(many) < 0.1
+    assert few[MEDIAN] > 0.3
+    assert many[MEDIAN] < 0.1
     clear = SeedPart(50.0, 1.0, 20).points()  # nearly the untruncated posterior
-    assert np.median(clear) == pytest.approx(20 * 50 / stats.chi2.median(20) - 1, rel=0.05)
+    assert clear[MEDIAN] == pytest.approx(20 * 50 / stats.chi2.median(20) - 1, rel=0.05)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 12])
+@pytest.mark.parametrize("p", [0.05, 0.002, 0.0001])
+def test_small_p_values_have_the_tail_of_student_t(degrees: int, p: float) -> None:
+    """Holm's adjustment asks for p of 0.002 and less: a mixture of few equally likely points would give 0 there."""
+    variances = SeedPart(1.0, 0.0, degrees).points()  # the seeds' part is all there is
+    far = -float(stats.t.ppf(p / 2, degrees))
+    result = Estimate(far, variances, 0.0, 0.0, 0.0, 1e9, 10**9, 2, (-9, 9))
+    assert result.p_value() == pytest.approx(p, rel=0.03)
+
+
+def test_runs_that_agree_in_the_mean_leave_room_for_a_seeds_part() -> None:
+    """Two seeds with as many right answers, but not the same ones: their spread is estimated as exactly 0."""
+    arm = np.zeros((2, 60))
+    arm[0, :30] = arm[1, 15:45] = 1
+    part = seed_part([arm])
+    assert part.mean_square == 0
+    assert part.points()[MEDIAN] > part.rest
 
 
 def test_a_large_seeds_part_gives_student_t_of_its_degrees() -> None:
@@ -82,8 +112,17 @@ def test_a_mean_over_tasks_has_the_error_of_its_tasks() -> None:
     result = means([values], weights=weights, strata=task).of(0)
     parts = [values[0, task == t] for t in (0, 1)]
     assert result.mean == pytest.approx(sum(part.mean() for part in parts) / 2)
-    error = np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)) / 2
-    assert (result.interval()[1] - result.mean) == pytest.approx(1.96 * error, rel=0.05)
+    welch = stats.ttest_ind(parts[0], -parts[1], equal_var=False).confidence_interval()  # of the sum of both means
+    assert result.interval() == pytest.approx((welch.low / 2, welch.high / 2))
+
+
+def test_tasks_of_one_item_are_no_certainty() -> None:
+    """Their spread cannot be seen within a task: it is that between them, or with the next smallest task."""
+    values = np.random.default_rng(2).normal(0, 1, (1, 12))
+    single = means([values], strata=np.arange(12)).of(0)
+    assert single.interval() == pytest.approx(means([values]).of(0).interval())
+    mixed = means([values], strata=np.array([0, *[1] * 4, *[2] * 7])).of(0)
+    assert mixed.interval() == pytest.approx(means([values], strata=np.array([1] * 5 + [2] * 7)).of(0).interval())
 
 
 def test_the_test_is_of_the_shown_mean_over_tasks() -> None:
@@ -118,6 +157,30 @@ def test_all_right_is_no_certainty(seeds: int) -> None:
     assert high == 1
     assert exact.low - 0.02 < low < 1
     assert means([np.zeros((seeds, 128))]).of(0).interval() == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize("value", [0.3, 1.0])
+def test_equal_on_every_example_is_no_certainty_about_others(value: float) -> None:
+    """Nor are scores that are all alike: the interval of the difference is never [0, 0]."""
+    scores = np.where(np.arange(128) < 64, value, value * 0.5 if value < 1 else 0.0)[None]
+    result = means([scores, scores]).difference(0, 1)
+    low, high = result.interval()
+    assert (result.mean, verdict(result, 0.02)) == (0, "equal")
+    assert low < -0.001 < 0.001 < high
+    shifted = means([np.ones((1, 64)), np.zeros((1, 64))]).difference(0, 1)  # every answer changed the same way
+    assert shifted.interval()[0] < 0.98
+
+
+def test_few_changes_of_scores_count_one_more() -> None:
+    """Two of 100 scores moved by .3 and .1: as if a third had, so large as these on average."""
+    base = np.linspace(0.1, 0.6, 100)[None]
+    moved = base.copy()
+    moved[0, [7, 50]] += (0.3, 0.1)
+    result = means([moved, base]).difference(0, 1)
+    change = moved - base
+    expected = change.var(ddof=1) / 100 + (0.3**2 + 0.1**2) / 2 / 100**2 * 0.98
+    assert result.item_variance == pytest.approx(expected)
+    assert not result.is_equivalent(0.01)
 
 
 def test_agreeing_seeds_do_not_narrow_right_and_wrong() -> None:
@@ -258,6 +321,6 @@ def test_few_changes_seen_are_no_proof_of_equivalence() -> None:
 
 def test_one_example_tells_nothing_of_the_spread() -> None:
     result = means([np.array([[0.31]]), np.array([[0.72]])]).difference(0, 1)
-    assert result.detectable() == np.inf
+    assert result.interval() == (-np.inf, np.inf)
     assert result.examples_to_decide(0.1) is None
     assert verdict(result, 0.1) == "not settled"

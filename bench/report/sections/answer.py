@@ -11,8 +11,8 @@ from __future__ import annotations
 import pandas as pd
 
 from bench.report.charts import Chart, quality_chart, sureness_chart
-from bench.report.section import Headline, Section, Table, gib, interval, joined, known, minutes, number, percent
-from bench.stats.decide import SURE, Decision, decide, sureness_against
+from bench.report.section import Headline, Section, Table, gib, interval, known, minutes, number, percent
+from bench.stats.decide import Decision, decide, sureness_against
 from bench.stats.frames import Group
 from bench.stats.limits import Limits
 from bench.stats.rates import warnings
@@ -70,17 +70,7 @@ def _asides(decision: Decision, metric: str) -> list[str]:
     asides = []
     if known(decision.cost_if_wrong):
         asides.append(f"If that is wrong, expect to lose about {number(decision.cost_if_wrong)} {metric}.")
-    needs = decision.to_be_sure or {}
-    ways = [f"{needs[what]:,.0f} {words}" for what, words in (("examples", "test examples"), ("seeds", "seeds"))
-            if known(needs.get(what))]  # fmt: skip
-    if ways:
-        time = f" (about {number(needs['minutes'], 0)} minutes more)" if known(needs.get("minutes")) else ""
-        asides.append(f"About {joined(ways)} in all{time} would make it 95% sure.")
-    elif known(decision.sureness) and float(decision.sureness or 0) < SURE:
-        asides.append(
-            "No number of examples and seeds within reach would make it 95% sure: what was seen lies close to the "
-            "tolerance."
-        )
+    asides += [decision.surer] if decision.surer else []
     return [*asides, *decision.caveats]
 
 
