@@ -32,7 +32,7 @@ from bench.stats.compare import match
 from bench.stats.frames import Group, Sweep, family, groups, is_control, is_untrained
 from bench.stats.limits import COLUMNS, Limits
 from bench.stats.measures import Measure, Table, means_of, measure_tables, primary_measure, suite_measure
-from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, SeedPart, draws, seed_variance
+from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, seed_variance
 
 TOLERANCE = 0.05  # of the best score
 SURE = 0.95
@@ -141,7 +141,7 @@ def _decision(group: Group, limits: Limits, seed: int) -> Decision:
     if len(wrong):
         found = replace(found, cost_if_wrong=float(wrong.mean()))
     if choice.sureness < SURE:
-        more = _to_be_sure(group, evidence, limits, seed)
+        more = _to_be_sure(group, evidence, limits)
         found = replace(found, to_be_sure=more, surer=_surer(evidence, choice, more))
     return found
 
@@ -164,20 +164,15 @@ def sureness_against(
     empty = pd.DataFrame(columns=["limit", "value", "arm", "sureness"])
     if isinstance(evidence, str):
         return empty
-    grid = np.asarray(values if values is not None else [], dtype=float)
     if values is None:
-        if limit == "quality_tolerance":
-            worst = float((evidence.scores.max(axis=1, keepdims=True) - evidence.scores).mean(axis=0).max())
-            grid = np.linspace(0, 1.2 * worst, 49)
-        else:
-            drawn = evidence.amounts[limit]
-            middle = np.nanmean(drawn[:, np.isfinite(drawn).any(axis=0)], axis=0) / COLUMNS[limit][1]
-            middle = middle[np.isfinite(middle) & (middle > 0)]
-            if not len(middle):
-                return empty
-            grid = np.linspace(0.8 * middle.min(), 1.2 * middle.max(), 49)
+        short, unit = evidence.scores.max(axis=1, keepdims=True) - evidence.scores, COLUMNS.get(limit, ("", 1.0))[1]
+        needs = (short if limit == "quality_tolerance" else evidence.amounts[limit]).mean(axis=0) / unit
+        needs = needs[np.isfinite(needs) & (needs > 0)]
+        if not len(needs):
+            return empty
+        values = np.linspace(0 if limit == "quality_tolerance" else 0.8 * needs.min(), 1.2 * needs.max(), 49)
     rows = []
-    for value in map(float, grid):
+    for value in map(float, values):
         changed: dict[str, Any] = {limit: value}
         choice = choose(evidence, replace(limits, **changed))
         arm = None if choice.arm is None else evidence.arms[choice.arm]
@@ -417,34 +412,32 @@ def _within_noise(evidence: Evidence, limit: str, arm: int, least: int) -> bool:
     return bool(abs(drawn[:, 0].mean() - drawn[:, 1].mean()) <= 2 * error)
 
 
-def _to_be_sure(group: Group, evidence: Evidence, limits: Limits, seed: int) -> dict[str, float | None] | None:
-    """The cheapest numbers of seeds and examples that would make the answer 95% sure, were the scores seen the true."""
+def _to_be_sure(group: Group, evidence: Evidence, limits: Limits) -> dict[str, float | None] | None:
+    """The cheapest numbers of seeds and examples that would make the answer 95% sure, were the scores seen the true.
+
+    The errors of the draws shrink as the variance of a difference of two arms would.
+    """
     known, trained = evidence.known, np.array(evidence.trained)
-    if not trained.any():
-        trained = np.ones_like(trained)
-    seeds, spread = int(known.seeds[trained].min()), seed_variance(known)
-    wall = {stage: float(group.arms.set_index("arm").reindex(evidence.arms).get(f"{stage}_wall_seconds", pd.Series(
-        np.nan, evidence.arms)).loc[trained].sum()) for stage in ("train", "evaluate")}  # fmt: skip
+    of_arms = group.arms.set_index("arm").reindex(evidence.arms)
+    wall = {stage: float(of_arms.get(f"{stage}_wall_seconds", pd.Series(np.nan, evidence.arms))[trained].sum())
+            for stage in ("train", "evaluate")}  # fmt: skip
+    seeds = int(known.seeds[trained].min()) if trained.any() else 1
+    pairs = known.variance[trained][:, trained] if trained.sum() > 1 else known.variance
+    items = float(pairs[~np.eye(len(pairs), dtype=bool)].mean()) / 2
+    of_seeds, rest = seed_variance(known) * trained.any(), min(known.seed_part.rest, 0.9 * items * seeds)
+
+    def variance(more: int, factor: float) -> float:
+        return (items - rest / seeds + rest / (seeds + more)) / factor + of_seeds / (seeds + more)
 
     def seconds(more: int, factor: float) -> float:
         return more * (wall["train"] + factor * wall["evaluate"]) + seeds * (factor - 1) * wall["evaluate"]
 
-    plans = sorted(itertools.product(_MORE_SEEDS, _MORE_EXAMPLES), key=lambda p: (seconds(*p), p[0] + p[1]))
-    for more, factor in plans:
-        # Of an arm's own error the interaction of seeds and examples falls with the seeds as well.
-        rest, covariance = known.seed_part.rest / factor, known.covariance / factor
-        inverse = np.linalg.inv(covariance + 1e-9 * known.spread**2 * np.eye(len(trained)))
-        alone = 1 / np.linalg.eigvalsh(inverse[np.ix_(trained, trained)]).max()
-        fall = min(rest * (1 / seeds - 1 / (seeds + more)), 0.9 * alone)
-        covariance = covariance - np.diag(np.where(trained, fall, 0.0))
-        degrees = int(trained.sum()) * (seeds + more - 1)
-        imagined = replace(
-            known, covariance=covariance, changes=replace(known.changes, unseen=known.changes.unseen / factor**2),
-            seed_part=SeedPart(spread + rest, rest, degrees),
-            seed_share=np.where(trained, 1 / (seeds + more), known.seed_share),
-        )  # fmt: skip
-        scores = evidence.sign * draws(imagined, np.random.default_rng(seed), DRAWS, alike=list(trained))
-        if choose(replace(evidence, scores=scores), limits).sureness >= SURE:
+    errors = evidence.scores - evidence.scores.mean(axis=0)
+    plans = list(itertools.product(_MORE_SEEDS, _MORE_EXAMPLES))[1:]
+    for more, factor in sorted(plans, key=lambda p: (seconds(*p), p[0] + p[1])):
+        shrunk = math.sqrt(variance(more, factor) / variance(0, 1))
+        imagined = replace(evidence, scores=evidence.sign * known.mean + shrunk * errors)
+        if choose(imagined, limits).sureness >= SURE:
             minutes = seconds(more, factor) / 60
             return {"examples": math.ceil(known.examples * factor), "seeds": seeds + more,
                     "minutes": minutes if math.isfinite(minutes) else None}  # fmt: skip

@@ -44,10 +44,10 @@ Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.80
 FEWEST_EXAMPLES = 10  # below, normal theory does not hold: nothing is shown
 # Priors of `draws`, in units of the spread of one example's value (0.2 for a ROUGE-L, 0.4 for right and wrong at 80%).
-# The logarithm is Student's t of 3 degrees about the median: half lie within a factor of exp(0.76 x scale) of it, and
+# The logarithm is Student's t of 4 degrees about the median: half lie within a factor of exp(0.74 x scale) of it, and
 # spreads far from it are soon believed when the data show them.
 SEED_SPREAD, SEED_SPREAD_LOG_SCALE = 0.035, 0.5  # how far a seed moves one run's mean
-ARM_SPREAD, ARM_SPREAD_LOG_SCALE = 0.10, 0.4  # how far the true means of trained arms lie from their mean
+ARM_SPREAD, ARM_SPREAD_LOG_SCALE = 0.15, 0.5  # how far the true means of trained arms lie from their mean
 _LOGS = np.linspace(-2, 4, 16)  # of spreads over their medians, where the priors are taken
 # Points of the posterior of the seeds' part: quantiles, dense where the variance is large, as small p-values lie there
 # (families!): the tail at p = 0.0001 holds within 2%, where as many equally likely points would give 0.
@@ -216,7 +216,9 @@ def means(
     exact = right_or_wrong and all(len(arm) == 1 for arm in values) and np.ptp(share) <= 1e-12
     number = np.array([len(arm) for arm in values])
     has_seeds = (np.ones(len(arms), dtype=bool) if trained is None else np.asarray(trained, dtype=bool)) | (number > 1)
-    task = _tasks(None if strata is None else strata[kept], len(share))
+    task = np.zeros(len(share), dtype=np.int64)
+    if strata is not None and np.unique(strata[kept], return_counts=True)[1].min() > 1:
+        task = np.unique(strata[kept], return_inverse=True)[1]  # one item tells nothing of its task's spread: no tasks
     covariance, variance, freedom = _moments(by_example, share, task)
     spread = float(np.mean([arm.std() for arm in values]))
     one_example = float((share**2 / np.bincount(task)[task]).sum())  # in each task: its squared weight
@@ -249,18 +251,6 @@ def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats
     if weights is not None and not (np.isfinite(weights[kept]) & (weights[kept] > 0)).all():
         raise ValueError("weights: must be finite and positive; drop examples of weight 0")
     return [np.asarray(arm, dtype=float)[:, kept] for arm in arms], kept
-
-
-def _tasks(strata: NDArray[np.int64] | None, examples: int) -> NDArray[np.int64]:
-    """The task of each example from 0 on. Tasks of one example tell nothing of their spread: they count as one task."""
-    if strata is None:
-        return np.zeros(examples, dtype=np.int64)
-    task = np.unique(strata, return_inverse=True)[1]
-    items = np.bincount(task)
-    alone = items < 2
-    if alone.sum() == 1 and len(items) > 1:
-        alone[np.where(alone, examples, items).argmin()] = True  # with the next smallest
-    return np.asarray(np.unique(np.where(alone[task], -1, task), return_inverse=True)[1])
 
 
 def _moments(by_example: Floats, share: Floats, task: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
@@ -437,7 +427,7 @@ def _seed_variances(known: Means) -> tuple[Floats, Floats]:
 
 
 def _log_prior(scale: float) -> Floats:
-    return np.asarray(stats.t.logpdf(_LOGS / scale, 3))
+    return np.asarray(stats.t.logpdf(_LOGS / scale, 4))
 
 
 def seed_variance(known: Means) -> float:
