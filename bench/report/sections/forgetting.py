@@ -20,8 +20,8 @@ from bench.stats.measures import SUITE_MEAN
 
 _NOTE = (
     "Change against the untouched base on the same items, in points (0 to 100), with its 95% interval. Orange: lost; "
-    "blue: gained; bold: shown to be a change (Holm). All tasks: the mean of the accuracy-like tasks, each counted "
-    "alike."
+    "blue: gained; bold: shown to be a change (Holm, over the tasks and methods; the mean by itself, over the methods). "
+    "All tasks: the mean of the accuracy-like tasks, each counted alike."
 )
 
 
