@@ -375,7 +375,7 @@ def take_over(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, s
     Its files are copied into `folder`, weights are linked into the run's own folder of them: what one run deletes or
     writes anew, the other keeps.
     """
-    key, program, name = training_key if stage == "train" else run_id, provenance(), ITEMS_OF[stage]
+    key, program = training_key if stage == "train" else run_id, provenance()
     for plan in sorted(Path(config.paths.results).glob(f"*/{glob.escape(config.method.name)}-*/plan.json")):
         theirs = read_file(RunConfig, plan) if plan.parent != folder else None
         if theirs is None or key(theirs) != key(config):
@@ -384,7 +384,9 @@ def take_over(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, s
         if result is not None and is_same(result.made.provenance, program):
             for file in result.weights if stage == "train" else ():
                 _link(artifact_folder(theirs) / file, artifact_folder(config) / file)
-            write_atomic(folder / name, (plan.parent / name).read_bytes())
+            for name in (ITEMS_OF[stage], "fit.json"):
+                if (plan.parent / name).exists():
+                    write_atomic(folder / name, (plan.parent / name).read_bytes())
             write_atomic(folder / f"{stage}.json", to_json(result))
             return result
     return None
