@@ -188,6 +188,7 @@ def _manifest(
     assert record.train is not None
     assert record.evaluate is not None  # `exportable` checked all three
     assert record.data is not None
+    program = record.train.made.provenance if record.train.made else record.provenance  # of what is exported
     loss = record.evaluate.heldout_loss
     if run.form is not None and record.serve is not None:
         loss = next(entry.test_loss for entry in record.serve.fidelity if entry.form == run.form)
@@ -200,9 +201,9 @@ def _manifest(
         prompt=PromptFormat(hashes["chat_template_sha256"], hashes["tokenizer_sha256"], record.data.fingerprint),
         evaluated=Evaluated(record.evaluate.examples, scores, loss, record.evaluate.environment),
         data_stream_sha256=record.train.data_stream_sha256,
-        command=str(record.provenance.get("command", "")),
-        git_commit=record.provenance.get("git_commit"),
-        packages=record.provenance.get("packages", {}),
+        command=str(program.get("command", "")),
+        git_commit=program.get("git_commit"),
+        packages=program.get("packages", {}),
         exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
         license=license,
         files={},
