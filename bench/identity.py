@@ -164,15 +164,13 @@ def changed_inputs(config: RunConfig, stage: str) -> list[str]:
     """The inputs of a stage that no longer hold what the run is named by, one line each."""
     parts = _READS.get(stage, _PARTS)
     now, problems = content_of(config, parts), []
-    for name in parts:
-        if getattr(now, name) != getattr(config.content, name):
-            files = _files_of(config, (name,)).get(name, [])
-            latest = max(files, key=lambda file: file.stat().st_ctime_ns, default=None)
-            where = f"changed lately: {latest}" if latest else "a file or a package of it is gone"
-            problems.append(
-                f"content.{name}: no longer what this run was planned with ({where}). Nothing of this stage was kept; "
-                "the same command plans a run with the new content"
-            )
+    for name in (name for name in parts if getattr(now, name) != getattr(config.content, name)):
+        files = _files_of(config, (name,)).get(name, [])
+        latest = max(files, key=lambda file: file.stat().st_ctime_ns, default="a file or a package of it is gone")
+        problems.append(
+            f"content.{name}: not what this run was planned with (changed lately: {latest}); nothing of this stage "
+            "was kept. The same command plans a run with the new content"
+        )
     return problems
 
 

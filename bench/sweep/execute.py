@@ -194,8 +194,7 @@ def make_stage(
         message = f"{path.name} cannot be read back: {' '.join(str(error).split())}"
         failure = Failure(stage, None, message, next_step(Status.ERROR, stage, message), None, "")
         return None, replace(outcome, status=Status.ERROR, failure=failure)
-    made = Made(began.isoformat(timespec="seconds"), outcome.wall_seconds, program, inputs)
-    result = replace(result, made=made)
+    result = replace(result, made=Made(began.isoformat(timespec="seconds"), outcome.wall_seconds, program, inputs))
     write_atomic(path, to_json(result))
     return result, outcome
 
