@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +210,14 @@ def seeds_table(runs: pd.DataFrame, columns: Sequence[tuple[str, str, int, float
         for arm, found in runs.groupby("arm", sort=False)
     ]
     return Table(["method", *(header for header, *_ in shown)], rows)
+
+
+def crossed(corner: str, cells: Mapping[tuple[str, str], str]) -> Table:
+    """A table of (row, column) -> text, both in the order in which they come first; "-" where there is no text."""
+    rows, columns = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
+    return Table(
+        [corner, *columns], [[row, *(cells.get((row, column), UNKNOWN) for column in columns)] for row in rows]
+    )
 
 
 def joined(words: Sequence[str], last: str = "and") -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bench.report.charts import Chart, regression_chart
-from bench.report.section import Section, Table, interval
+from bench.report.section import Section, Table, crossed, interval
 from bench.report.sections.quality import difference
 from bench.stats.compare import compare
 from bench.stats.frames import Group
@@ -55,14 +55,9 @@ def _language(rows: list[dict[Any, Any]]) -> Section | None:
     falling = [row for row in rows if not row["higher_is_better"]]
     if not falling:
         return None
-    arms = list(dict.fromkeys(row["arm"] for row in falling))
-    cells = {(row["measure"], row["arm"]): f"{difference(row)} {row['verdict']}" for row in falling}
-    texts = [
-        [f"{task}, {unit}", *(cells.get((task, arm), "-") for arm in arms)]
-        for task, unit in dict.fromkeys((row["measure"], row["unit"]) for row in falling)
-    ]
+    cells = {(f"{row['measure']}, {row['unit']}", row["arm"]): f"{difference(row)} {row['verdict']}" for row in falling}
     note = "Change against the base with its 95% interval; above 0 is worse."
-    return Section("General text", table=Table(["text", *arms], texts), note=note, fold=True)
+    return Section("General text", table=crossed("text", cells), note=note, fold=True)
 
 
 def _divergence(group: Group) -> Section | None:
@@ -71,13 +66,10 @@ def _divergence(group: Group) -> Section | None:
     found = found[found["kind"] == "divergence"] if len(found) else found
     if found.empty:
         return None
-    names = list(dict.fromkeys(found["measure"]))
-    cells = {(row["arm"], row["measure"]): interval(row["mean"], row["low"], row["high"])
+    cells = {(row["arm"], f"{row['measure']}, nats/token"): interval(row["mean"], row["low"], row["high"])
              for row in found.to_dict("records")}  # fmt: skip
-    rows = [[arm, *(cells.get((arm, name), "-") for name in names)] for arm in dict.fromkeys(found["arm"])]
     note = (
         "KL(base || model) a token: how far the predictions have moved from the untouched base's, for better or worse. "
         "A lower bound: the base's 512 likeliest tokens one by one, the others as one. 0: nothing has changed."
     )
-    table = Table(["method", *(f"{name}, nats/token" for name in names)], rows)
-    return Section("Distance from the base's predictions", table=table, note=note, fold=True)
+    return Section("Distance from the base's predictions", table=crossed("method", cells), note=note, fold=True)

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -58,26 +58,21 @@ def _devices(group: Group) -> Table:
 
 def _parts(group: Group) -> pd.DataFrame:
     """Columns of `memory_chart`: of each arm the mean over seeds, and the estimate for its first run."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm in group.arms.dropna(subset=["peak_memory_bytes"]).to_dict("records"):
-        known = {part: arm[column] for part, column in _COLUMNS.items() if not pd.isna(arm.get(column))}
-        rows += _rows(arm["arm"], "measured", known, arm["peak_memory_bytes"])
+        measured = {part: arm.get(column) for part, column in _COLUMNS.items()}
+        rows.append({"arm": arm["arm"], "source": "measured", "total": arm["peak_memory_bytes"]} | measured)
         trained = next((record for record in group.by_arm.get(arm["arm"], ()) if record.train), None)
-        terms = _estimate(trained) if trained else None
-        if terms:
-            known = {"weights": terms.weights, "gradients": terms.gradients, "optimizer state": terms.optimizer}
-            rows += _rows(arm["arm"], "estimated", known, terms.total)
-    return pd.DataFrame(rows)
-
-
-def _rows(arm: str, source: str, known: Mapping[str, float], total_bytes: float) -> list[dict[str, object]]:
-    """One row a part; the rest of the total is the last of `PARTS`."""
-    sizes = {**known, next(reversed(PARTS)): total_bytes - sum(known.values())}
-    return [
-        {"arm": arm, "source": source, "part": part, "GiB": size / 2**30, "total GiB": total_bytes / 2**30}
-        for part, size in sizes.items()
-        if size > 0
-    ]
+        if trained and (terms := _estimate(trained)):
+            sizes = zip(_COLUMNS, (terms.weights, terms.gradients, terms.optimizer), strict=True)
+            rows.append({"arm": arm["arm"], "source": "estimated", "total": terms.total} | dict(sizes))
+    if not rows:
+        return pd.DataFrame()
+    bars = pd.DataFrame(rows).assign(**{"total GiB": lambda bars: bars["total"] / 2**30})
+    bars[rest := next(reversed(PARTS))] = bars["total"] - bars[list(_COLUMNS)].sum(axis=1)
+    parts = bars.melt(["arm", "source", "total GiB"], [*_COLUMNS, rest], "part", "GiB", ignore_index=False)
+    parts = parts[parts["GiB"] > 0].sort_index(kind="stable").reset_index(drop=True)
+    return parts.assign(GiB=parts["GiB"] / 2**30)[["arm", "source", "part", "GiB", "total GiB"]]
 
 
 def _estimate(record: Record) -> Terms | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report.charts import Chart, differences_chart
-from bench.report.section import Section, Table, interval, known, number
+from bench.report.section import Section, Table, crossed, interval, known, number
 from bench.stats.compare import compare
 from bench.stats.frames import Group
 
@@ -62,21 +62,13 @@ def _chart(group: Group, primary: list[dict[Any, Any]]) -> Chart:
 
 def _every_metric(rows: list[dict[Any, Any]]) -> Section:
     """One row a metric, one column a pair of arms; a star where a difference is shown."""
-    pairs = list(dict.fromkeys((row["arm"], row["baseline"]) for row in rows))
-    cells = {(row["kind"], row["measure"], row["arm"], row["baseline"]): row for row in rows}
-    texts = []
-    for kind, measure, unit in dict.fromkeys((row["kind"], row["measure"], row["unit"]) for row in rows):
-        name = f"{measure} loss, {unit}" if kind == "loss" else measure
-        texts.append([name, *(_starred(cells.get((kind, measure, *pair))) for pair in pairs)])
+    cells = {}
+    for row in rows:
+        name = f"{row['measure']} loss, {row['unit']}" if row["kind"] == "loss" else row["measure"]
+        shown = "*" * (row["verdict"] in ("better", "worse"))
+        cells[name, f"{row['arm']} - {row['baseline']}"] = number(row["difference"], sign=True) + shown
     note = "Differences; *: shown to be better or worse. Intervals: tables/comparisons.csv. A lower loss is better."
-    headers = ["metric", *(f"{arm} - {baseline}" for arm, baseline in pairs)]
-    return Section("Every metric", table=Table(headers, texts), note=note, fold=True)
-
-
-def _starred(row: dict[Any, Any] | None) -> str:
-    if row is None:
-        return "-"
-    return number(row["difference"], sign=True) + "*" * (row["verdict"] in ("better", "worse"))
+    return Section("Every metric", table=crossed("metric", cells), note=note, fold=True)
 
 
 def _scores(group: Group) -> Section:
