@@ -20,11 +20,11 @@ without a finite value in some run are left out of all. Weighted means (a loss b
 over tasks of unequal size (`strata`) every task counts alike, in its error, its degrees of freedom and its test.
 
 What was not seen may still happen (`Changes`). Where two arms differ in few examples, or in none, one changed example
-more is counted in each task (half an example to each way of changing: Agresti and Min 2005), and an interval's end is
-the farthest truth that the data do not reject, with the variance that so much change would have (a score interval, as
-Wilson's of a proportion and Tango's of a paired difference); a mean is treated as its difference from the commonest
-value. The less, the fewer examples are unchanged: where all differ, one seed gives the paired t-test. Changes are
-counted by example and not by seed and example, so that seeds which agree add none.
+more is counted (half an example to each way of changing: Agresti and Min 2005), and an interval's end is the farthest
+truth that the data do not reject, with the variance that so much change would have: a score interval, as Wilson's of a
+proportion and Tango's of a paired difference. A mean is treated as its difference from the commonest value. The fewer
+examples are unchanged, the less of all this; where all differ, one seed gives the paired t-test. Changes are counted
+by example and not by seed and example, so that seeds which agree add none.
 
     >>> result = means([full_scores, lora_scores]).difference(1, 0)      # each of shape (seeds, examples)
     >>> result.mean, result.interval(), result.p_value()
@@ -221,13 +221,12 @@ def means(
         task = np.unique(strata[kept], return_inverse=True)[1]  # one item tells nothing of its task's spread: no tasks
     covariance, variance, freedom = _moments(by_example, share, task)
     spread = float(np.mean([arm.std() for arm in values]))
-    one_example = float((share**2 / np.bincount(task)[task]).sum())  # in each task: its squared weight
     return Means(
         mean=by_example @ share,
         covariance=covariance,
         variance=variance,
         freedom=freedom,
-        changes=_changes(by_example, None if right_or_wrong else spread, one_example, float((share**2).sum())),
+        changes=_changes(by_example, None if right_or_wrong else spread, float((share**2).sum())),
         seeds=number,
         seed_share=np.where(has_seeds, 1 / number, 0.0),
         seed_part=seed_part(values, share) if seeds is None else seeds,
@@ -279,12 +278,12 @@ def _moments(by_example: Floats, share: Floats, task: NDArray[np.int64]) -> tupl
     return covariance, variance, np.divide(variance**2, squares, out=plain, where=squares > 0)
 
 
-def _changes(by_example: Floats, spread: float | None, one_example: float, all_examples: float) -> Changes:
+def _changes(by_example: Floats, spread: float | None, weight: float) -> Changes:
     """The changes between arms, given by their means over seeds, shape (arms, examples).
 
     Args:
         spread: size of a change where none was seen; None: all answers are right or wrong, and a change is one of 1.
-        one_example, all_examples: squared weight in the mean, of one example in each task, and summed over all.
+        weight: of one example in the mean, on average: the sum of the squared weights.
     """
     arms, examples = by_example.shape
     usual = 1.0 if spread is None else spread
@@ -299,8 +298,8 @@ def _changes(by_example: Floats, spread: float | None, one_example: float, all_e
         known = (changed > 0) & (spread is not None)
         square = np.divide(squares, changed, out=np.full(arms, usual**2), where=known)
         same = 1 - changed / examples
-        unseen[arm] = square * same * one_example
-        growth[arm] = np.divide(squares, sizes, out=np.full(arms, usual), where=known) * same * all_examples
+        unseen[arm] = square * same * weight**2
+        growth[arm] = np.divide(squares, sizes, out=np.full(arms, usual), where=known) * same * weight
     np.fill_diagonal(unseen, 0.0)  # of a mean nothing is tested: its interval's ends have what would be unseen there
     return Changes(unseen, growth, origin)
 

@@ -20,7 +20,7 @@ from bench.stats.measures import SUITE_MEAN
 
 _NOTE = (
     "Change against the untouched base on the same items, in points (0 to 100), with its 95% interval. Orange: lost; "
-    "blue: gained; bold: shown to be a change (Holm, over the tasks and methods; the mean by itself, over the methods). "
+    "blue: gained; bold: shown to be a change (Holm: over all tasks and methods; for the mean, over the methods). "
     "All tasks: the mean of the accuracy-like tasks, each counted alike."
 )
 
