@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import product
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from bench.record import Adapters, Fidelity, Record, ServedForm, ServeResult
+from bench.record import Adapters, Fidelity, Generation, Record, ServedForm, ServeResult
 from bench.stats.compare import Margins
 from bench.stats.frames import Group
 from bench.stats.measures import measure_tables, primary_measure
@@ -69,7 +69,8 @@ def timed_answers(records: Sequence[Record]) -> pd.DataFrame:
     """One row a timed answer: run_id, the fields of `Generation`, and decode_tokens_per_second."""
     rows = [asdict(answer) | {"run_id": record.run_id, "new_tokens": int(record.serve.settings["new_tokens"])}
             for record in records if record.serve for answer in record.serve.generations]  # fmt: skip
-    frame = pd.DataFrame(rows)
+    numbers = {f.name: float for f in fields(Generation) if f.name.endswith("seconds")}
+    frame = pd.DataFrame(rows, columns=[*(f.name for f in fields(Generation)), "run_id", "new_tokens"]).astype(numbers)
     decoding = frame["total_seconds"] - frame["first_token_seconds"]
     return frame.assign(decode_tokens_per_second=frame["batch_size"] * (frame["new_tokens"] - 1) / decoding)
 
@@ -227,7 +228,8 @@ def adapters_frame(group: Group) -> pd.DataFrame:
     rows = []
     for arm, records in served_arms(group).items():
         for result in results_of(records):
-            if (many := result.adapters) is None:
+            many = result.adapters
+            if many is None or not many.generations:
                 continue
             of_arm = {
                 "arm": arm,

@@ -92,6 +92,18 @@ def test_memory_and_speed_of_many_adapters(group: Group) -> None:
     assert lora["load_seconds"].iloc[0] == pytest.approx(0.11)
 
 
+@pytest.mark.parametrize("left", ["generations", "fidelity"])
+def test_what_was_not_asked_for_is_unknown(left: str) -> None:
+    """serve.batch_sizes=[] and serve.fidelity_examples=0 measure the rest."""
+    record, _ = served(make_record("lora", 0))
+    assert record.serve is not None
+    (group,) = groups(Sweep([], [replace(record, serve=replace(record.serve, **{left: []}))]))
+    forms = serving.forms_frame(group).set_index("form")
+    assert list(forms.index) == list(LORA)
+    assert not forms["ship"].any()
+    assert serving.latency_frame(group).empty == (left == "generations")
+
+
 def test_a_sweep_that_was_not_served_has_no_forms() -> None:
     (group,) = groups(Sweep([], [make_record("lora", 0)]))
     assert serving.forms_frame(group).empty
