@@ -170,7 +170,8 @@ def sureness_against(
         needs = needs[np.isfinite(needs) & (needs > 0)]
         if not len(needs):
             return empty
-        values = np.linspace(0 if limit == "quality_tolerance" else 0.8 * needs.min(), 1.2 * needs.max(), 49)
+        lowest = 0 if limit == "quality_tolerance" else 0.8 * needs.min()
+        values = list(np.linspace(lowest, 1.2 * needs.max(), 49))
     rows = []
     for value in map(float, values):
         changed: dict[str, Any] = {limit: value}
