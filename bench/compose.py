@@ -30,6 +30,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from bench.config import (
+    FREE,
     ConfigurationError,
     RunConfig,
     all_of,
@@ -322,7 +323,7 @@ def _problems(override: Override) -> Iterator[str]:
                 yield f"{key}={choice}: no such {key}{suggest(choice, allowed)}"
         return
     *path, name = key.split(".")
-    if name in known_keys(path):
+    if name in known_keys(path) or ".".join(path) in FREE:
         return
     groups = [p.name for p in CONFIG_FOLDER.iterdir() if p.is_dir()] if not path else []
     close = difflib.get_close_matches(key, roles(), n=1)

@@ -118,6 +118,7 @@ class Role:
     for_training: bool | None = None
 
 
+FREE = ("model.template",)  # settings that are mappings, with names of the user's
 NO_RESULT, PLANNER = Role("none"), Role("planner")
 _TRAINING_EXAMPLES = Role("data", "task", for_training=True)
 _TRAINING_FILE = Role("data", "task", applies=_reads_training_examples, for_training=True)
@@ -135,6 +136,12 @@ _SHARING = Role("training", "device", keeps_rate=True, applies=_several_devices)
 def roles() -> dict[str, Role]:
     """Dotted setting ("train.epochs") -> its role, in the order of definition; parts ("method.adapter") included."""
     return dict(_roles_below(RunConfig, "", None))
+
+
+def role_of(setting: str) -> Role:
+    """The role of a setting, or of the mapping that it is an entry of ("model.template.enable_thinking")."""
+    known = roles()
+    return known[setting] if setting in known else known[setting.rpartition(".")[0]]
 
 
 def _roles_below(owner: type, prefix: str, of_part: Role | None) -> Iterator[tuple[str, Role]]:
@@ -215,6 +222,8 @@ class ModelConfig:
     max_context: Annotated[PositiveInt, Role("evaluation", "model", in_data=_prompted)] = 2048
     parameters: Annotated[PositiveInt | None, PLANNER] = None  # counted from the architecture; for checks of space
     chat_template: str | None = None  # Jinja source for models that ship none; None keeps the model's own
+    # options that the chat template reads, such as enable_thinking; `date`: the day that it is told
+    template: dict[str, bool | int | float | str] = field(default_factory=dict)
     trust_remote_code: bool = False
     architecture: Annotated[ArchitectureConfig | None, PLANNER] = None  # None: from the model's config.json
 
@@ -270,8 +279,13 @@ class TaskConfig:
 
     name: Name
     source: Literal["docstrings", "files", "hub"]
-    prompt: str = "{prompt}"  # template over an example's columns
-    target: str = "{target}"
+    prompt: str | None = "{prompt}"  # template over an example's columns; None: the columns tell the layout
+    target: str | None = "{target}"
+    # plain: prompt, answer, end of text, for a model without a chat template
+    format: Literal["chat", "plain"] = "chat"
+    # assistant turns that are learned; weights: those whose message has no weight of 0
+    loss: Annotated[Literal["all", "last", "weights"], _TRAINING_EXAMPLES] = "all"
+    test_turns: Annotated[Literal["last", "all"], _TEST_EXAMPLES] = "last"  # assistant turns that are tested
     system: str | None = None  # system message; None leaves the model's own default
     metrics: Annotated[list[Metric], Role("evaluation", "task")] = field(default_factory=lambda: ["exact_match"])
     max_new_tokens: Annotated[PositiveInt, _TEST_EXAMPLES] = 64
@@ -279,7 +293,7 @@ class TaskConfig:
     validation_examples: Annotated[PositiveInt | None, _TRAINING_EXAMPLES] = None
     test_examples: Annotated[PositiveInt | None, _TEST_EXAMPLES] = None
     overflow: Annotated[Literal["error", "drop"], _TRAINING_EXAMPLES] = "error"  # longer than train.max_length
-    # files: .jsonl, .csv or .parquet; their content counts (`ContentConfig`), not their place
+    # files or folders; their content counts (`ContentConfig`), not their place
     train_file: Annotated[str | None, NO_RESULT] = None
     validation_file: Annotated[str | None, NO_RESULT] = None  # None: cut from train_file, as the next
     test_file: Annotated[str | None, NO_RESULT] = None
@@ -516,7 +530,14 @@ def _source_checks(config: RunConfig) -> Checks:
     task, suite = config.task, config.suite
     return [
         (task.source == "files" and not task.train_file,
-         "task.train_file: missing; give the path of a .jsonl, .csv or .parquet file"),
+         "task.train_file: missing; give the path of a .jsonl, .json, .csv or .parquet file, or a folder of these"),
+        ((task.prompt is None) != (task.target is None),
+         f"task.{'prompt' if task.prompt is None else 'target'}: missing; give both templates, or none of them to have "
+         "the layout recognized by the columns"),
+        (task.source == "docstrings" and task.prompt is None,
+         "task.prompt, task.target: missing; the docstrings need templates"),
+        (task.format == "plain" and task.system,
+         "task.system: task.format=plain has no system message; write it into task.prompt"),
         (task.source == "hub" and not task.hub_dataset,
          "task.hub_dataset: missing; give the data set's name on the hub"),
         (twice := _repeated(task.metrics, column_name),

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.config import RunConfig, roles
+from bench.config import RunConfig, role_of
 from bench.identity import MEASURED, names_of_arms, run_id, settings_with_roles
 from bench.record import Environment, EvaluateResult, Record, RegressionResult, TrainResult
 
@@ -75,7 +75,7 @@ def requirement_of(setting: str, *, trained: bool = True) -> str | None:
     Args:
         trained: False when one of the runs trains nothing: only what concerns evaluation must agree.
     """
-    role = roles()[setting]
+    role = role_of(setting)
     for_training = role.stage == "training" if role.for_training is None else role.for_training
     return role.requirement if trained or not for_training else None
 

@@ -26,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.config import ContentConfig, Role, RunConfig, flat, roles, to_mapping
+from bench.config import ContentConfig, Role, RunConfig, flat, role_of, roles, to_mapping
 from bench.metrics import code_files
 from bench.trust import LONGEST_NAME, lock_file, printable
 
@@ -49,7 +49,7 @@ def settings_with_roles(config: RunConfig) -> list[tuple[str, Any, Role]]:
     mapping = to_mapping(config)
     if config.model.source == "folder":
         mapping["model"]["location"] = None
-    return [(name, value, roles()[name]) for name, value in flat(mapping).items()]
+    return [(name, value, role_of(name)) for name, value in flat(mapping).items()]
 
 
 def settings_of_stages(config: RunConfig, *stages: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def comparison_key(config: RunConfig) -> str:
 def tuning_key(config: RunConfig) -> str:
     """Equal for runs that one search of the learning rate holds for: same model, method, task and budget."""
     relevant = settings_of_stages(config, "data", "training")
-    return digest({n: value for n, value in relevant.items() if not roles()[n].keeps_rate})[:_DIGITS]
+    return digest({n: value for n, value in relevant.items() if not role_of(n).keeps_rate})[:_DIGITS]
 
 
 def sweep_folder(config: RunConfig) -> Path:
@@ -179,7 +179,8 @@ def _files_of(config: RunConfig, parts: Collection[str]) -> dict[str, list[Path]
     task, folder, found = config.task, Path(config.model.location), dict[str, list[Path]]()
     if task.source == "files":
         names = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
-        named = {split: [Path(name).expanduser()] for split, name in names.items() if name}
+        paths = {split: Path(name).expanduser() for split, name in names.items() if name}
+        named = {split: [*path.rglob("*")] if path.is_dir() else [path] for split, path in paths.items()}
         named.setdefault("test", named.get("train", []))  # from which it is cut
         found = {f"{split}_file": files for split, files in named.items()}
     if config.model.source == "folder":
@@ -209,7 +210,9 @@ def _digest_of_files(config: RunConfig, part: str, files: list[Path]) -> str | N
     kept, task = Path(config.paths.cache), config.task
     if part.endswith("_file"):
         cut = [split for split in ("validation", "test") if part == "train_file" and not getattr(task, f"{split}_file")]
-        return digest([sha256_of(files[0], kept), *cut])[:_CONTENT_DIGITS]
+        root = Path(os.path.commonpath(files))  # of a folder, whose files are named by their split
+        places = [path.relative_to(root).as_posix() for path in files] if len(files) > 1 else []
+        return digest([*(sha256_of(file, kept) for file in files), *places, *cut])[:_CONTENT_DIGITS]
     root = Path(config.suite.path or "") if part == "suite" else Path(config.model.location)
     places = [path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name for path in files]
     return digest([[place, sha256_of(path, kept)] for place, path in zip(places, files, strict=True)])[:_CONTENT_DIGITS]

@@ -503,5 +503,35 @@ def json_valid(prediction: str, reference: str) -> float:
     return 1.0
 
 
+_OPENING = re.compile(r"[\[{]")  # of JSON
+
+
+def tool_calls(text: str) -> list[dict[str, Any]]:
+    """The calls of functions in an answer, as {"name", "arguments"}, whatever stands around their JSON.
+
+    Read are objects with a name and `arguments` or (Llama) `parameters`, alone, in a list, or as {"function": {...}}.
+    """
+    found, at = [], 0
+    while start := _OPENING.search(text, at):
+        try:
+            value, at = json.JSONDecoder().raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            at = start.end()
+            continue
+        for entry in value if isinstance(value, list) else [value]:
+            call = entry.get("function", entry) if isinstance(entry, dict) else {}
+            arguments = call.get("arguments", call.get("parameters")) if isinstance(call, dict) else None
+            if arguments is not None and isinstance(call.get("name"), str):
+                found.append({"name": call["name"], "arguments": arguments})
+    return found
+
+
+@metric
+def tool_call(prediction: str, reference: str) -> float:
+    """The same calls in any order, names and arguments equal as JSON; without a call in the reference: none."""
+    predicted, expected = tool_calls(prediction), tool_calls(reference)
+    return float(len(predicted) == len(expected) and all(predicted.count(c) == expected.count(c) for c in expected))
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")

@@ -437,6 +437,7 @@ class DataSummary:
     source: str  # where it came from, for a person
     fingerprints: dict[str, str] = field(default_factory=dict)  # by split; of the test split over its texts
     labels: list[str] | None = None  # of the metric `label`, where the training split's targets are the labels
+    repeated_prompts: int | None = None  # of the test split, that training holds but for case, spaces or the answer
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -12,6 +12,7 @@ from bench.config import ConfigurationError
 GROUPS = ("model", "method", "task", "suite", "train", "hardware", "tracking", "serve", "experiment")
 COMPLETIONS = {  # what a file leaves to the user
     ("model", "folder"): ["model.location=somewhere"],
+    ("task", "data"): ["task.train_file=data.jsonl"],
     ("task", "jsonl"): ["task.train_file=data.jsonl"],
     ("suite", "local"): ["suite.path=somewhere"],
 }
@@ -37,7 +38,7 @@ def test_no_yaml_file_is_missed() -> None:
         Path("tune.yaml"),
         Path("plan.yaml"),
     }
-    assert len(FILES) == 67, "a new YAML file: count it here"
+    assert len(FILES) == 68, "a new YAML file: count it here"
 
 
 def test_what_the_inputs_hold_cannot_be_set() -> None:

@@ -28,11 +28,11 @@ from pydantic.dataclasses import dataclass
 
 from bench.compose import CONFIG_FOLDER
 from bench.config import ConfigurationError, PathsConfig, RunConfig, all_of
-from bench.identity import data_key, run_folder, sweep_folder, write_atomic
-from bench.record import ExportedFile, Stage, to_json
+from bench.identity import data_folder, data_key, run_folder, sweep_folder, write_atomic
+from bench.record import DataSummary, ExportedFile, Stage, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
-from bench.sweep.execute import claim, write_plan
+from bench.sweep.execute import claim, read_file, write_plan
 from bench.sweep.exporting import changed_files, checksums, read_manifest
 from bench.sweep.tracking import tracking_problems
 
@@ -94,8 +94,19 @@ def prepare_all(
         if outcome.failure:
             log = run_folder(config) / f"{stage}.log"
             raise ConfigurationError([f"preparing failed: {outcome.failure.message}; log: {log}"])
+        if summary := read_file(DataSummary, data_folder(config) / "summary.json"):
+            console.say(told(config.task.name, summary))
 
     all_of(*(partial(made, config) for config in made_once.values()))
+
+
+def told(task: str, data: DataSummary) -> str:
+    """What the data are and what was left out, in one line."""
+    counts = f"{data.train_examples} train, {data.validation_examples} validation, {data.test_examples} test examples"
+    left_out = [f"left out, {reason}: {count}" for reason, count in data.dropped.items()]
+    if data.repeated_prompts:
+        left_out.append(f"test prompts that are in training but for case, spaces or answer: {data.repeated_prompts}")
+    return "; ".join([f"data of {task}: {data.source}: {counts}", *left_out])
 
 
 def unwritable_folders(config: RunConfig) -> list[str]:

@@ -5,17 +5,14 @@
 The methods of a comparison read the same folder, so they cannot differ in their data. The folder is named by what went
 into it, and appears by one rename when it is complete: other data never take its place.
 
-An answer is everything that the model's chat template adds to the prompt, up to and including the token that ends the
-turn: a model trained on it learns to stop. Prompt and answer together are exactly the tokens of the whole
-conversation, which is checked for every example, so training, held-out loss and generation see one prompt. Which
-examples belong to a split never depends on the method: they are kept or dropped by their length without solved
-examples, and a run whose prompts with solved examples are too long is refused.
+`chat` makes tokens of an example. Which examples belong to a split never depends on the method: they are kept or
+dropped by their length without solved examples, and a run whose prompts with solved examples are too long is refused.
 
     >>> summary = prepare(config, tokenizer, identity.data_folder(config))
     >>> load_prepared(folder).train[0]["answer_ids"]
     [13450, 260, 3215, 30, 2]
 
-    folder/train/ validation/ test/   datasets.Dataset: example_id, prompt, reference, prompt_ids, answer_ids
+    folder/train/ validation/ test/   datasets.Dataset with the columns of `Record`
     folder/summary.json               DataSummary, with what was dropped
     folder/checksums.json             of these files
 """
@@ -27,17 +24,18 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 
-from bench.config import ConfigurationError, RunConfig, TaskConfig
+from bench.config import ConfigurationError, RunConfig
 from bench.identity import is_whole, make_once
+from bench.metrics import tool_calls
 from bench.record import DataSummary, from_json, to_json
+from bench.worker import chat
+from bench.worker.chat import Tokens, each_answer, render, render_learned, special_tokens
 from bench.worker.instruments.tokens import IGNORED
 from bench.worker.sources import SPLITS, Example, Loaded, content_hash, docstrings, files, hub, shortened
 
@@ -53,11 +51,12 @@ class Record(NamedTuple):
     reference: str
     prompt_ids: list[int]
     answer_ids: list[int]  # ends with the end-of-turn token
+    answer_mask: list[int]  # 1 where a token of the answer carries loss; empty: all do
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared data, memory-mapped. Columns: example_id, prompt, reference (texts), prompt_ids, answer_ids."""
+    """Prepared data, memory-mapped; the columns are those of `Record`."""
 
     summary: DataSummary
     train: datasets.Dataset
@@ -80,6 +79,8 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     if is_whole(folder, cache):
         return load_prepared(folder).summary
     loaded = {"docstrings": docstrings, "files": files, "hub": hub}[config.task.source].load(config.task)
+    if config.task.test_turns == "all":
+        loaded.splits["test"] = [answer for example in loaded.splits["test"] for answer in each_answer(example)]
     problems = _count_problems(config, loaded)
     if problems:
         raise ConfigurationError(problems)
@@ -91,10 +92,14 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
         problems += found
         if split == "train":
             drawn = sorted(splits["train"], key=lambda r: content_hash(str(config.seed), r.example_id))
-            shots = [Example(r.example_id, r.prompt, r.reference, "") for r in drawn[: config.method.shots]]
+            by_id = {example.example_id: example for example in loaded.splits["train"]}
+            shots = [by_id[r.example_id] for r in drawn[: config.method.shots]]
     if problems:
         raise ConfigurationError(problems)
-    summary = _summarize(splits, dropped, loaded.source)
+    source = loaded.source
+    if config.task.format == "chat" and "strftime_now" in str(tokenizer.chat_template):
+        source += f"; the chat template is told the date {config.model.template.get('date', chat.DATE)}"
+    summary = _summarize(splits, dropped, source)
     make_once(folder, lambda target: _write(target, splits, summary), cache)
     return load_prepared(folder).summary
 
@@ -137,7 +142,14 @@ def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: s
         tokens_per_example_mean=sum(lengths) / len(lengths),
         tokens_per_example_max=max(lengths),
         source=source,
+        repeated_prompts=_repeated_prompts(splits),
     )
+
+
+def _repeated_prompts(splits: dict[str, list[Record]]) -> int:
+    """Test prompts that are in the training split, whatever their case, spaces and answers."""
+    trained = {" ".join(record.prompt.casefold().split()) for record in splits["train"]}
+    return sum(" ".join(record.prompt.casefold().split()) in trained for record in splits["test"])
 
 
 def _write(target: Path, splits: dict[str, list[Record]], summary: DataSummary) -> None:
@@ -150,6 +162,9 @@ def _write(target: Path, splits: dict[str, list[Record]], summary: DataSummary) 
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
+_UNREADABLE_SHOWN = 3  # examples that the chat template refuses, of a split: others mostly fail for the same cause
+
+
 def tokenize_split(
     config: RunConfig, tokenizer: Any, split: str, examples: Sequence[Example], shots: Sequence[Example],
     dropped: Counter[str],
@@ -166,13 +181,21 @@ def tokenize_split(
     wanted: int | None = getattr(config.task, f"{split}_examples")
     records: list[Record] = []
     problems: list[str] = []
+    unreadable: dict[str, None] = {}  # an ordered set
     for example in examples:
-        if wanted is not None and len(records) >= wanted:
+        if (wanted is not None and len(records) >= wanted) or len(unreadable) >= _UNREADABLE_SHOWN:
             break
         if any(token in example.prompt + example.target for token in special_tokens(tokenizer)):  # read as the token
             dropped[f"{split}: spells out a special token of the model"] += 1
             continue
-        tokens = render(tokenizer, config.task, example)
+        try:
+            tokens = (render if split == "test" else render_learned)(tokenizer, config.task, example)
+        except ConfigurationError as error:
+            unreadable |= dict.fromkeys(error.problems)
+            continue
+        if tokens is None:
+            dropped[f"{split}: no answer that task.loss={config.task.loss} learns"] += 1
+            continue
         too_long = _too_long(config, split, example, tokens)
         if too_long and config.task.overflow == "drop":
             dropped[f"{split}: longer than train.max_length"] += 1
@@ -180,8 +203,11 @@ def tokenize_split(
         if split == "test" and shots:
             tokens = render(tokenizer, config.task, example, shots)
             too_long = too_long or _beyond_context(config, example, tokens)
-        problems += [too_long] if too_long else []
-        records.append(Record(example.example_id, example.prompt, example.target, *tokens))
+        records.append(_record(tokenizer, example, tokens))
+        unread = _unread_call(config, example, records[-1]) if split == "test" else None
+        problems += [problem for problem in (too_long, unread) if problem]
+    if unreadable:
+        return records, list(unreadable)
     if wanted is not None and len(records) < wanted:
         problems.append(
             f"task.{split}_examples: {wanted} asked for, but only {len(records)} of {len(examples)} in {split} fit "
@@ -192,13 +218,32 @@ def tokenize_split(
     return records, shortened(problems)
 
 
+def _record(tokenizer: Any, example: Example, tokens: Tokens) -> Record:
+    """A call of tools is scored as the template writes it."""
+    calls = example.turns and example.turns[-1].get("tool_calls")
+    reference = tokenizer.decode(tokens.answer_ids, skip_special_tokens=True) if calls else example.target
+    ids = tokens.prompt_ids, tokens.answer_ids, list(tokens.answer_mask)
+    return Record(example.example_id, example.prompt or reference, reference, *ids)
+
+
+def _unread_call(config: RunConfig, example: Example, record: Record) -> str | None:
+    """What is wrong when the metric `tool_call` cannot read what the chat template writes."""
+    calls = [call["function"] for turn in example.turns[-1:] for call in turn.get("tool_calls", [])]
+    if "tool_call" not in config.task.metrics or not calls or tool_calls(record.reference) == calls:
+        return None
+    return (
+        f"task.metrics: tool_call reads JSON with a name and arguments, and the chat template writes "
+        f"{record.reference[:60]!r} (test, example {example.example_id}); use exact_match"
+    )
+
+
 def fingerprint(splits: dict[str, list[Record]]) -> str:
-    """SHA-256 over the (prompt_ids, answer_ids) of every split in order, in hex."""
+    """SHA-256 over the (prompt_ids, answer_ids, answer_mask where it is not empty) of every split in order, in hex."""
     hashed = hashlib.sha256()
     for split in splits:
         hashed.update(f"{split}:{len(splits[split])}\n".encode())
         for record in splits[split]:
-            hashed.update(f"{record.prompt_ids}{record.answer_ids}\n".encode())
+            hashed.update(f"{record.prompt_ids}{record.answer_ids}{record.answer_mask or ''}\n".encode())
     return hashed.hexdigest()
 
 
@@ -232,102 +277,6 @@ def _beyond_context(config: RunConfig, example: Example, tokens: Tokens) -> str 
     )
 
 
-class Tokens(NamedTuple):
-    """Token ids; `prompt_ids + answer_ids` is the conversation."""
-
-    prompt_ids: list[int]
-    answer_ids: list[int]  # ends with the end-of-turn token
-
-
-def messages(task: TaskConfig, example: Example, shots: Sequence[Example] = ()) -> list[dict[str, str]]:
-    """The conversation before the answer: system message if any, solved examples, question."""
-    turns = [{"role": "system", "content": task.system}] if task.system else []
-    for shot in shots:
-        turns += [{"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.target}]
-    return [*turns, {"role": "user", "content": example.prompt}]
-
-
-def render(tokenizer: Any, task: TaskConfig, example: Example, shots: Sequence[Example] = ()) -> Tokens:
-    """Tokenize one example.
-
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        shots: solved examples shown before the question.
-
-    Raises:
-        ConfigurationError: no chat template, or one that does not keep the prompt when the answer is added, or
-            that does not end the answer with a special token.
-    """
-    question = messages(task, example, shots)
-    prompt = _apply(tokenizer, question, add_generation_prompt=True)
-    full = _apply(tokenizer, [*question, {"role": "assistant", "content": example.target}], add_generation_prompt=False)
-    if not full.startswith(prompt):
-        raise _broken(tokenizer, example, "changes the prompt when the answer is added", prompt[-60:])
-    answer = _until_end_of_turn(tokenizer, example, full[len(prompt) :])
-    # The template writes the beginning-of-text token itself: the tokenizer must not add a second one.
-    prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    full_ids: list[int] = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
-    if full_ids[: len(prompt_ids)] != prompt_ids:
-        raise _broken(tokenizer, example, "merges the answer's first characters into the prompt", prompt)
-    return Tokens(prompt_ids, full_ids[len(prompt_ids) :])
-
-
-@lru_cache(maxsize=1)
-def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of the tokens that are markup: named ones (end of text, ...) and those added as special."""
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
-
-
-def _apply(tokenizer: Any, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    if not tokenizer.chat_template:
-        raise ConfigurationError(
-            [
-                "model.chat_template: the tokenizer has none; set it to a Jinja chat template that ends each "
-                "assistant turn with a special token (base models: ChatML is a common choice)"
-            ]
-        )
-    try:
-        text: str = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:  # templates raise their own: "System role not supported"
-        roles = ", ".join(dict.fromkeys(turn["role"] for turn in conversation))
-        raise ConfigurationError(
-            [f"model.chat_template: refuses a conversation of {roles}: {error}; change task.system or the template"]
-        ) from None
-    return text
-
-
-def _until_end_of_turn(tokenizer: Any, example: Example, addition: str) -> str:
-    """The text that the model has to write: the template's addition up to the first special token past the target.
-
-    Templates go on behind it (a newline, an end of text): the model never has to produce that.
-    """
-    if any(addition.startswith(token) for token in special_tokens(tokenizer)):
-        raise _broken(tokenizer, example, "ignores add_generation_prompt: the answer's header is not in the prompt", "")
-    found = addition.find(example.target)
-    if found < 0:
-        raise _broken(tokenizer, example, "rewrites the answer", addition[:60])
-    behind = found + len(example.target)
-    ends = [(at, len(token)) for token in special_tokens(tokenizer) if (at := addition.find(token, behind)) >= 0]
-    if not ends:
-        raise _broken(tokenizer, example, "does not end the answer with a special token", addition[-60:])
-    at, length = min(ends)
-    return addition[: at + length]
-
-
-def _broken(tokenizer: Any, example: Example, what: str, shown: str) -> ConfigurationError:
-    near = f" (near {shown[-60:]!r})" if shown else ""
-    return ConfigurationError(
-        [
-            f"model.chat_template: the template {what}{near}, seen at example {example.example_id}; without this "
-            "the model would be trained on another prompt than it is tested on. Set model.chat_template to one "
-            "that keeps the prompt and ends each assistant turn with a special token"
-        ]
-    )
-
-
 # ------------------------------------------------------------------------------------------------------------- batches
 def training_order(
     lengths: Sequence[int], *, seed: int, epochs: int, batch_size: int, max_steps: int | None
@@ -355,13 +304,19 @@ def row_length(row: Mapping[str, Any]) -> int:
     return len(row["prompt_ids"]) + len(row["answer_ids"])
 
 
+def labels_of(row: Mapping[str, Any]) -> list[int]:
+    """The answer's tokens, `IGNORED` where one carries no loss."""
+    mask = row.get("answer_mask") or [1] * len(row["answer_ids"])
+    return [token if learned else IGNORED for token, learned in zip(row["answer_ids"], mask, strict=True)]
+
+
 def padding_multiple(device_type: str) -> int:
     """What lengths are rounded up to: few lengths on CUDA, where compiled layers and kernels adapt to each new one."""
     return 64 if device_type == "cuda" else 1
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int, multiple: int = 1) -> dict[str, torch.Tensor]:
-    """Right-pad rows of prompt_ids and answer_ids; only the answer is labelled. Each tensor is (batch, length).
+    """Right-pad rows; only what the answer learns is labelled. Each tensor is (batch, length).
 
     Args:
         multiple: the length is rounded up to a multiple of it (`padding_multiple`).
@@ -377,7 +332,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int, multiple: int = 1) -
         end = len(prompt) + len(answer)
         batch["input_ids"][i, :end] = torch.tensor([*prompt, *answer])
         batch["attention_mask"][i, :end] = 1
-        batch["labels"][i, len(prompt) : end] = torch.tensor(answer)
+        batch["labels"][i, len(prompt) : end] = torch.tensor(labels_of(row))
     return batch
 
 
@@ -389,7 +344,7 @@ def pack(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """
     lengths = [row_length(row) for row in rows]
     ids = [token for row in rows for token in [*row["prompt_ids"], *row["answer_ids"]]]
-    labels = [label for row in rows for label in [*[IGNORED] * len(row["prompt_ids"]), *row["answer_ids"]]]
+    labels = [label for row in rows for label in [*[IGNORED] * len(row["prompt_ids"]), *labels_of(row)]]
     return {
         "input_ids": torch.tensor([ids]),
         "labels": torch.tensor([labels]),

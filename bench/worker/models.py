@@ -33,6 +33,7 @@ from transformers import (
 
 from bench.config import ConfigurationError, ModelConfig, RunConfig
 from bench.identity import make_once
+from bench.worker.chat import with_options
 
 _MACHINE_TROUBLE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
@@ -82,18 +83,14 @@ def local_folder(model: ModelConfig, source: str) -> Path:
 
 
 def load_tokenizer(model: ModelConfig, source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a padding token and the config's chat template if it sets one.
+    """The tokenizer, with a padding token and the config's chat template if it sets one, its options and date set.
 
     Raises:
-        ConfigurationError: there is no chat template to format the examples with.
+        ConfigurationError: an option that the chat template does not read.
     """
     tokenizer = _or_explain(model, lambda: AutoTokenizer.from_pretrained(source, **_hub_options(model)))
-    if model.chat_template is not None:
-        tokenizer.chat_template = model.chat_template
-    if not tokenizer.chat_template:
-        raise ConfigurationError(
-            [f"model.chat_template: {model.name} ships none; set one (Jinja) or choose an instruct model"]
-        )
+    template = tokenizer.chat_template if model.chat_template is None else model.chat_template
+    tokenizer.chat_template = with_options(template, model.template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -14,7 +14,8 @@ from conversation import CHATML, byte_tokenizer
 
 from bench.config import ConfigurationError, RunConfig, TaskConfig, from_mapping
 from bench.worker import data
-from bench.worker.data import load_prepared, messages, prepare, render
+from bench.worker.chat import conversation, render
+from bench.worker.data import load_prepared, prepare
 from bench.worker.instruments.tokens import TokenStream
 from bench.worker.observe import heldout_steps
 from bench.worker.sources import Example
@@ -68,7 +69,7 @@ def test_the_folder_holds_the_splits_asked_for(sums: Path, tmp_path: Path) -> No
     assert [len(prepared.train), len(prepared.validation), len(prepared.test)] == [20, 5, 10]
     assert prepared.summary == summary
     row = prepared.train[0]
-    assert set(row) == {"example_id", "prompt", "reference", "prompt_ids", "answer_ids"}
+    assert set(row) == {"example_id", "prompt", "reference", "prompt_ids", "answer_ids", "answer_mask"}
     assert tokenizer.decode(row["answer_ids"]) == row["reference"] + "<|im_end|>"
     assert row["prompt"] in tokenizer.decode(row["prompt_ids"])
     rows = [*prepared.train, *prepared.validation, *prepared.test]
@@ -195,11 +196,12 @@ def test_prompt_and_answer_are_the_conversation_up_to_the_end_of_turn() -> None:
 def test_system_message_and_solved_examples_come_first() -> None:
     task = TaskConfig(name="t", source="files", system="Be brief.")
     shot = Example("e0", "1 + 1?", "2", "")
-    assert messages(task, EXAMPLE, [shot]) == [
+    assert conversation(task, EXAMPLE, [shot]) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "1 + 1?"},
         {"role": "assistant", "content": "2"},
         {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
     ]
     with_shot = render(byte_tokenizer(), task, EXAMPLE, [shot])
     without = render(byte_tokenizer(), task, EXAMPLE)

@@ -123,9 +123,9 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         test_file=str(tmp_path / "missing.jsonl"),
     )
     assert len(problems) == 3
-    assert "holds no records" in problems[0]
-    assert "allowed: .jsonl, .json, .csv, .parquet" in problems[1]
-    assert "not found" in problems[2]
+    assert "allowed: .jsonl, .json, .csv, .parquet, also with .gz" in problems[0]
+    assert "not found" in problems[1]
+    assert "holds no records" in problems[2]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,9 @@ def test_label_numbers_become_names(tmp_path: Path) -> None:
 def test_bytes_that_are_not_text_are_located(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"q": "x", "a": "y"}\n{"q": "\xff", "a": "y"}\n')
-    assert problems_of(train_file=str(path)) == [f"{path}:2: byte 0xff is not UTF-8; save the file as UTF-8"]
+    (problem,) = problems_of(train_file=str(path))
+    assert problem.startswith(f"{path}:2: byte 0xff is not UTF-8")
+    assert problem.endswith("save the file as UTF-8")
 
 
 def test_half_a_surrogate_pair_is_refused(tmp_path: Path) -> None:

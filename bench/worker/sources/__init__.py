@@ -4,7 +4,7 @@
     files        the user's .jsonl, .json, .csv or .parquet
     hub          data sets of the Hugging Face hub
 
-A source's `load(task)` returns `Loaded`: three lists of `Example` (templates already filled in) and a count of
+A source's `load(task)` returns `Loaded`: three lists of `Example` (`layouts` makes them of records) and a count of
 everything it left out. Orders and cuts follow from SHA-256 of the content, so the same data give the same splits on
 every machine.
 
@@ -17,25 +17,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+from charset_normalizer import from_bytes
 
 SPLITS = ("train", "validation", "test")
 CUT_FRACTION = 10  # a missing validation or test split is one example in ten of the training split ...
 CUT_MAXIMUM = 1000  # ... but never more than this
 
 
+Message = dict[str, Any]  # role, content, and what a chat template reads besides: tool_calls, reasoning_content
+
+
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its answer.
+    """One prompt with its answer; or a conversation; or, where the prompt is empty, a raw text.
 
     Attributes:
         example_id: where it came from, for a person: a file and line, a split and row, or a function's name.
+        prompt: of a conversation, all before the last answer as one text, for a person.
+        target: of a conversation, its last answer.
         group: examples of one group are never divided between splits (a module; a repeated prompt).
+        turns: the messages of a conversation, the last from the assistant; (): prompt and target are all there is.
+            "weight" (0 or 1) and "given" (True: never learned) are ours, the template does not see them.
+        tools: definitions of functions (JSON schema) that the conversation may call.
     """
 
     example_id: str
     prompt: str
     target: str
     group: str
+    turns: tuple[Message, ...] = ()
+    tools: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,3 +108,28 @@ def shortened(problems: list[str], limit: int = 10) -> list[str]:
     if len(problems) <= limit:
         return problems
     return [*problems[:limit], f"... and {len(problems) - limit} more like these"]
+
+
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # byte-order marks
+_GUESSED_BYTES = 1 << 16  # around the first byte that is not UTF-8
+
+
+def decoded(content: bytes, where: str) -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        ValueError: another encoding; the message leads with `where` and the line, and names the likely encoding.
+    """
+    mark = next((name for start, name in _MARKS.items() if content.startswith(start)), "utf-8")
+    if mark == "UTF-16":
+        raise ValueError(f"{where}:1: the file is in UTF-16, not UTF-8; save it as UTF-8")
+    try:
+        return content.decode(mark)
+    except UnicodeDecodeError as error:
+        at = error.start
+        guess = from_bytes(content[max(0, at - _GUESSED_BYTES) : at + _GUESSED_BYTES]).best()
+        likely = f" (it looks like {guess.encoding})" if guess else ""
+        line = content.count(b"\n", 0, at) + 1
+        raise ValueError(
+            f"{where}:{line}: byte {content[at]:#04x} is not UTF-8{likely}; save the file as UTF-8"
+        ) from None

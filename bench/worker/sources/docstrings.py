@@ -30,7 +30,7 @@ from pathlib import Path
 from bench.config import ConfigurationError, TaskConfig
 from bench.identity import DOCSTRING_PACKAGES, package_versions
 from bench.worker.sources import Example, Loaded, content_hash
-from bench.worker.sources.files import Row, fill, template_problems
+from bench.worker.sources.layouts import Row, fill, template_problems
 
 COLUMNS = ("code", "docstring", "name", "module", "outline")
 # Tests say little in their docstrings; `models` of transformers are copies of one another; the others are left

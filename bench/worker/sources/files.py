@@ -1,8 +1,9 @@
-"""The user's own files: .jsonl, .json, .csv or .parquet -> examples.
+"""The user's own files: .jsonl, .json, .csv or .parquet, also gzipped -> examples.
 
-One record is one example; the templates `task.prompt` and `task.target` say how. Everything that is wrong is
-reported at once, with file and line. A split without a file is cut from the training file: a tenth of it, at
-most 1000 examples, by hash. An example in two given files is an error: scores on it would be memory, not skill.
+A file, a folder of files named by their split, or a folder that `datasets` has saved. One record is one example;
+`layouts` says how. Everything that is wrong is reported at once, with file and line. A split without a file is cut
+from the training file: a tenth of it, at most 1000 examples, by hash. An example in two given files is an error:
+scores on it would be memory, not skill.
 
     >>> load(TaskConfig(name="mine", source="files", train_file="train.jsonl", prompt="{q}", target="{a}"))
     Loaded(splits={'train': [...], 'validation': [...], 'test': [...]}, dropped={}, source='train.jsonl')
@@ -11,169 +12,157 @@ most 1000 examples, by hash. An example in two given files is an error: scores o
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
-import string
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+import sys
+import zlib
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.config import ConfigurationError, TaskConfig, suggest
-from bench.worker.sources import SPLITS, Example, Loaded, cut, in_content_order, shortened, without_duplicates
+from bench.config import ConfigurationError, TaskConfig
+from bench.worker.sources import SPLITS, Example, Loaded, cut, decoded, in_content_order, shortened, without_duplicates
+from bench.worker.sources.layouts import Row, column_problems, described, fill
+
+_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One record of a file or data set."""
-
-    where: str  # for a person: file:line or split:row
-    columns: dict[str, Any]
+# --- Which files ---
 
 
-def columns_of(template: str) -> list[str]:
-    """The column names in a template, in order.
+class Source(NamedTuple):
+    """A file with records, or a folder that `datasets` has saved."""
 
-    Raises:
-        ValueError: when the template is malformed or asks for more than plain columns.
-    """
-    names = []
-    for _, name, specification, conversion in string.Formatter().parse(template):
-        if name is None:
+    path: Path
+    name: str  # in the ids of its examples
+
+    @property
+    def kind(self) -> str:
+        """The extension in small letters, without .gz."""
+        path = self.path.with_suffix("") if self.path.suffix.lower() == ".gz" else self.path
+        return path.suffix.lower()
+
+
+def sources_of(task: TaskConfig) -> tuple[dict[str, list[Source]], list[str]]:
+    """(split -> its files, what is wrong with the paths); a split of a training folder gives way to a file given."""
+    given = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
+    found: dict[str, list[Source]] = {}
+    problems = []
+    for split, name in given.items():
+        if not name:
             continue
-        if not name or name.isdecimal() or not set(name).isdisjoint(".[]"):
-            raise ValueError(f"{{{name}}} is not a column's name")
-        if specification or conversion:
-            raise ValueError(f"{{{name}}} takes no format after its name")
-        names.append(name)
-    return names
+        path, key = Path(name).expanduser(), f"task.{split}_file"
+        if path.is_dir():
+            parts = _below(path)
+            if split != "train" or "train" not in parts:
+                parts = {split: [source for sources in parts.values() for source in sources]}
+            found = parts | found | {split: parts[split]}
+            problem = None if parts[split] else f"{path} holds no data files; allowed: {_ALLOWED}"
+        else:
+            found[split] = [Source(path, path.name)]
+            problem = _path_problem(name, found[split][0])
+        problems += [f"{key}: {problem}"] if problem else []
+    return found, problems
 
 
-def template_problems(key: str, template: str, columns: Sequence[str], task: TaskConfig) -> list[str]:
-    """Problems of one template, given the columns of the data; empty when it can be filled.
-
-    Args:
-        key: the setting's name for the message, for example "task.prompt".
-    """
-    allowed = [*columns, *(["labels"] if task.labels else [])]
-    try:
-        names = columns_of(template)
-    except ValueError as error:
-        return [f"{key}: {template!r} is not a template: {error}; write {{column}}, and a literal brace twice"]
-    if not names:
-        return [f"{key}: {template!r} names no column, so every example would be the same; {_listing(columns)}"]
-    return [f"{key}: {{{n}}} is not a column{suggest(n, allowed)}" for n in dict.fromkeys(names) if n not in allowed]
+def _path_problem(name: str, source: Source) -> str | None:
+    if source.path.exists() and source.kind in READERS:
+        return None
+    if not source.path.exists() and source.kind not in READERS and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return f"no file {name}; a data set of the hub is task.source=hub task.hub_dataset={name}"
+    if source.kind not in READERS:
+        return f"{source.path} has the extension {source.path.suffix or 'none'!r}; allowed: {_ALLOWED}"
+    return f"{source.path} not found; give a file or a folder, relative paths start at {Path.cwd()}"
 
 
-def fill(rows: Sequence[Row], prompt: str, target: str, task: TaskConfig) -> tuple[list[Example], list[str]]:
-    """Examples of all rows that can be filled, and one problem a row that cannot.
-
-    Prompts and targets are stripped of surrounding white space: chat templates do so, or not, by model.
-    """
-    answer_columns = columns_of(target)
-    needed = [c for c in dict.fromkeys([*columns_of(prompt), *answer_columns]) if c != "labels" or not task.labels]
-    extra = {"labels": ", ".join(task.labels)} if task.labels else {}
-    examples, problems = [], []
-    for row in rows:
-        values, problem = _named_label(row.columns, task)
-        problem = problem or _cell_problem(values, needed, answer_columns)
-        if problem is None:
-            text = prompt.format_map({**values, **extra}).strip()
-            answer = target.format_map({**values, **extra}).strip()
-            if text and answer:
-                examples.append(Example(row.where, text, answer, group=text))
-                continue
-            problem = "the target is empty" if text else "the prompt is empty"
-        problems.append(f"{row.where}: {problem}")
-    return examples, problems
+def _below(folder: Path) -> dict[str, list[Source]]:
+    """Split -> the data files below a folder, by a split's name in the file's or a folder's; without any: train."""
+    saved = [path.parent for path in folder.rglob("state.json")]
+    files = [path for path in folder.rglob("*") if Source(path, "").kind in READERS and path.is_file()]
+    named: dict[str, list[Source]] = {}
+    for path in sorted(saved or files):
+        relative = path.relative_to(folder)
+        split = next((_NAMES[w] for part in relative.parts[::-1] for w in re.split(r"[^a-z]+", part.lower())
+                      if w in _NAMES), "")  # fmt: skip
+        named.setdefault(split, []).append(Source(path, str(relative) if relative.parts else folder.name))
+    unnamed = named.pop("", [])
+    return named or {"train": unnamed}
 
 
-def _cell_problem(values: dict[str, Any], needed: list[str], answer_columns: list[str]) -> str | None:
-    for name in needed:
-        if name not in values:
-            return f"no column {name!r}; {_listing(list(values))}"
-        value = values[name]
-        # Numbers read well in a prompt; an answer's exact spelling is what is learned and scored.
-        allowed: tuple[type, ...] = (str,) if name in answer_columns else (str, int, float)
-        if value is None:
-            return f"column {name!r} is null; give it a text, or leave the record out"
-        if not isinstance(value, allowed):
-            return f"column {name!r} holds a {type(value).__name__} ({_short(value)}); write it as a text"
-        if isinstance(value, str) and value.encode(errors="replace").decode() != value:  # JSON can spell such
-            return f"column {name!r} holds half a surrogate pair, which is no text; mend its \\u escapes"
-    return None
+# --- Their records ---
+
+Read = tuple[list[Row], list[str]]  # rows, and what is wrong with the others
 
 
-def _named_label(values: dict[str, Any], task: TaskConfig) -> tuple[dict[str, Any], str | None]:
-    """The values with the integer class of `label_column` replaced by its name."""
-    name, labels = task.label_column, task.labels
-    if name is None or labels is None or name not in values:
-        return values, None
-    given = values[name]
-    index = int(given) if isinstance(given, str) and given.isdecimal() else given
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(labels):
-        return values, f"column {name!r} is {_short(given)}; allowed: 0 to {len(labels) - 1}, an index of task.labels"
-    return {**values, name: labels[index]}, None
+def read_records(source: Source) -> Read:
+    """The rows of a source, and what is wrong with the others.
 
-
-def _listing(columns: Sequence[str]) -> str:
-    return f"columns there: {', '.join(sorted(map(str, columns))) or 'none'}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def read_records(path: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a file whose extension is in `READERS`, and what is wrong with the others.
-
-    Row numbers count lines of the file for .jsonl and .csv, records for .parquet and a .json array; from 1.
+    Row numbers count lines of the file for .jsonl and .csv, records for .parquet, a .json array and a saved folder;
+    from 1.
     """
     try:
-        return READERS[path.suffix](path)
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        return [], [f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save the file as UTF-8"]
+        if source.path.is_dir():
+            return _read_saved(source)
+        content = source.path.read_bytes()
+        return READERS[source.kind](source, gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        return [], [f"{source.path}: not a whole gzip file: {error}"]
     except OSError as error:
-        return [], [f"{path}: cannot be read: {error.strerror or error}"]
+        return [], [f"{source.path}: cannot be read: {error.strerror or error}"]
+    except ValueError as error:  # of `decoded`
+        return [], [str(error)]
 
 
-def _read_json(path: Path) -> tuple[list[Row], list[str]]:
-    text = path.read_bytes().decode("utf-8-sig")
+def _read_json(source: Source, content: bytes) -> Read:
+    text = decoded(content, str(source.path))
     if not text.lstrip().startswith("["):
-        return _json_lines(path, text)
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        return [], [f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})"]
-    return _objects(path, list(enumerate(records, 1)))
+        return _json_lines(source, text)
+    records, problem = _parsed(text)
+    return ([], [f"{source.path}:{problem}"]) if problem else _objects(source, list(enumerate(records, 1)))
 
 
-def _json_lines(path: Path, text: str) -> tuple[list[Row], list[str]]:
+def _json_lines(source: Source, text: str) -> Read:
     records, problems = [], []
     # Only \n ends a line: JSON texts may hold other separators that str.splitlines would break at.
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            records.append((number, json.loads(line)))
-        except json.JSONDecodeError as error:
-            problems.append(f"{path}:{number}: not JSON: {error.msg} (column {error.colno}); one object a line")
-    rows, more = _objects(path, records)
+        if line.strip():
+            record, problem = _parsed(line)
+            if problem:
+                problems.append(f"{source.path}:{number}:{problem.partition(':')[2]}; one object a line")
+            else:
+                records.append((number, record))
+    rows, more = _objects(source, records)
     return rows, problems + more
 
 
-def _objects(path: Path, records: list[tuple[int, Any]]) -> tuple[list[Row], list[str]]:
+def _parsed(text: str) -> tuple[Any, str | None]:
+    """(the value, "LINE: what is wrong")."""
+    try:
+        return json.loads(text), None
+    except json.JSONDecodeError as error:
+        return None, f"{error.lineno}: not JSON: {error.msg} (column {error.colno})"
+    except RecursionError:
+        return None, "1: nested too deeply to be read"
+    except ValueError:  # Python's own limit
+        return None, f"1: a number of more than {sys.get_int_max_str_digits()} digits; write it as a text"
+
+
+def _objects(source: Source, records: list[tuple[int, Any]]) -> Read:
     wrong = [(number, type(record).__name__) for number, record in records if not isinstance(record, dict)]
-    problems = [f"{path}:{number}: a {kind}, not an object of named columns" for number, kind in wrong]
-    return [Row(f"{path.name}:{number}", record) for number, record in records if isinstance(record, dict)], problems
+    problems = [f"{source.path}:{number}: a {kind}, not an object of named columns" for number, kind in wrong]
+    return [Row(f"{source.name}:{number}", record) for number, record in records if isinstance(record, dict)], problems
 
 
-def _read_csv(path: Path) -> tuple[list[Row], list[str]]:
-    text = path.read_bytes().decode("utf-8-sig")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _read_csv(source: Source, content: bytes) -> Read:
+    csv.field_size_limit(sys.maxsize)  # else a cell of more than 131,072 characters is an error
+    reader = csv.reader(io.StringIO(decoded(content, str(source.path)), newline=""), strict=True)
     rows: list[Row] = []
     problems: list[str] = []
     header: list[str] | None = None
@@ -184,34 +173,59 @@ def _read_csv(path: Path) -> tuple[list[Row], list[str]]:
                 header = cells
                 repeated = sorted({name for name in cells if cells.count(name) > 1})
                 if repeated:
-                    return [], [f"{path}:1: columns named twice: {', '.join(repeated)}"]
+                    return [], [f"{source.path}:1: columns named twice: {', '.join(repeated)}"]
             elif cells and len(cells) != len(header):
-                problems.append(f"{path}:{line}: {len(cells)} cells, but the header names {len(header)} columns")
+                problems.append(f"{source.path}:{line}: {len(cells)} cells, but the header names {len(header)} columns")
             elif cells:
-                rows.append(Row(f"{path.name}:{line}", dict(zip(header, cells, strict=True))))
+                rows.append(Row(f"{source.name}:{line}", dict(zip(header, cells, strict=True))))
             line = reader.line_num + 1  # where the next record starts: quoted cells may span lines
     except csv.Error as error:
-        problems.append(f"{path}:{reader.line_num}: not CSV: {error}")
+        problems.append(f"{source.path}:{reader.line_num}: not CSV: {error}")
     return rows, problems
 
 
-def _read_parquet(path: Path) -> tuple[list[Row], list[str]]:
+def _read_parquet(source: Source, content: bytes) -> Read:
     import pyarrow  # slow to import, and only these files need it
     import pyarrow.parquet
 
     try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        return [], [f"{path}: not Parquet: {str(error).splitlines()[0]}"]
-    return _objects(path, list(enumerate(records, 1)))
+        records = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        return [], [f"{source.path}: not Parquet: {str(error).splitlines()[0]}"]
+    return _objects(source, list(enumerate(map(_without_nulls, records), 1)))
 
 
-READERS: dict[str, Callable[[Path], tuple[list[Row], list[str]]]] = {
+def _read_saved(source: Source) -> Read:
+    import datasets
+
+    try:
+        records = list(datasets.load_from_disk(str(source.path)))
+    except Exception as error:  # the library raises many kinds for a folder that is not whole
+        return [], [f"{source.path}: cannot be read by `datasets`: {type(error).__name__}: {error}"]
+    return _objects(source, list(enumerate(map(_without_nulls, records), 1)))
+
+
+def _without_nulls(record: dict[str, Any]) -> dict[str, Any]:
+    """Arrow gives every object of a column the same fields: those that an object lacks are null in it."""
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: inner(v) for name, v in value.items() if v is not None}
+        return [inner(v) for v in value] if isinstance(value, list) else value
+
+    return {name: inner(value) for name, value in record.items()}
+
+
+READERS: dict[str, Callable[[Source, bytes], Read]] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+_ALLOWED = f"{', '.join(READERS)}, also with .gz"
+
+
+# --- Their examples ---
 
 
 def load(task: TaskConfig) -> Loaded:
@@ -219,71 +233,59 @@ def load(task: TaskConfig) -> Loaded:
 
     Raises:
         ConfigurationError: files that are missing, malformed or empty, columns and cells that do not suit the
-            templates, examples in two splits; all at once, ten of a kind.
+            templates or the layout, examples in two splits; all at once, ten of a kind.
     """
-    paths = _paths(task)
-    problems: list[str] = []
+    found, problems = sources_of(task)
     given: dict[str, list[Example]] = {}
-    for split, path in paths.items():
-        given[split], found = _read(split, path, task)
-        problems += found
+    layouts = {}
+    for split, sources in found.items():
+        if sources and not any(_path_problem("", source) for source in sources if not source.path.is_dir()):
+            given[split], layouts[split], more = _read(split, sources, task)
+            problems += more
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
+    paths = {split: sources[0].path for split, sources in found.items() if sources}
     problems = _overlaps(given, paths)
     if problems:
         raise ConfigurationError(problems)
-    names = dict.fromkeys(path.name for path in paths.values())
     splits, dropped = with_missing_splits(given)
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
         cuts = {split: "its other splits were cut" if split == "train" else f"{split} was cut" for split in empty}
         start = f"{paths['train']}: with {len(given['train'])} examples nothing is left in"
         raise ConfigurationError([f"{start} {split} after {cuts[split]}; give separate files" for split in empty])
-    return Loaded({s: in_content_order(splits[s]) for s in SPLITS}, dropped, ", ".join(names))
+    names = list(dict.fromkeys(source.name for sources in found.values() for source in sources))
+    where = ", ".join(shortened(names, 5)) + (f" ({layouts['train']})" if layouts["train"] else "")
+    return Loaded({s: in_content_order(splits[s]) for s in SPLITS}, dropped, where)
 
 
 def with_missing_splits(given: dict[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
-    """The given splits, and those not given cut from the training split; with what was dropped for it.
-
-    Duplicates within the training split are dropped only when it is cut: they could end up on both sides.
-    """
-    splits = dict(given)
-    missing = [split for split in ("test", "validation") if split not in given]
-    dropped: dict[str, int] = {}
-    if missing:
-        distinct = without_duplicates(splits["train"])
-        if len(distinct) < len(splits["train"]):
-            dropped["train: duplicate"] = len(splits["train"]) - len(distinct)
-        splits["train"] = distinct
-        for split in missing:
+    """The given splits without duplicates in training, those not given cut from it; with what was dropped."""
+    distinct = without_duplicates(given["train"])
+    splits = given | {"train": distinct}
+    for split in ("test", "validation"):
+        if split not in given:
             splits["train"], splits[split] = cut(splits["train"], len(distinct))
-    return splits, dropped
+    repeated = len(given["train"]) - len(distinct)
+    return splits, {"train: duplicate": repeated} if repeated else {}
 
 
-def _paths(task: TaskConfig) -> dict[str, Path]:
-    given = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
-    return {split: Path(name).expanduser() for split, name in given.items() if name}
-
-
-def _read(split: str, path: Path, task: TaskConfig) -> tuple[list[Example], list[str]]:
-    key = f"task.{split}_file"
-    if path.suffix not in READERS:
-        return [], [f"{key}: {path} has the extension {path.suffix or 'none'!r}; allowed: {', '.join(READERS)}"]
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "not found"
-        return [], [f"{key}: {path} {what}; give a file, relative paths start at {Path.cwd()}"]
-    rows, problems = read_records(path)
+def _read(split: str, sources: list[Source], task: TaskConfig) -> tuple[list[Example], str, list[str]]:
+    """(examples, the layout where it was recognized, problems) of a split."""
+    read = [read_records(source) for source in sources]
+    rows, problems = [row for rows, _ in read for row in rows], [p for _, found in read for p in found]
     if problems:
-        return [], shortened(problems)
+        return [], "", shortened(problems)
+    where = ", ".join(shortened([str(source.path) for source in sources], 3))
     if not rows:
-        return [], [f"{key}: {path} holds no records"]
+        return [], "", [f"task.{split}_file: {where} holds no records"]
     columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-    problems = template_problems("task.prompt", task.prompt, columns, task)
-    problems += template_problems("task.target", task.target, columns, task)
+    problems = column_problems(columns, task, "task.prompt", "task.target")
     if problems:
-        return [], [f"{problem} (in {path})" for problem in problems]
+        return [], "", [f"{problem} (in {where})" for problem in problems]
     examples, problems = fill(rows, task.prompt, task.target, task)
-    return examples, shortened(problems)
+    layout = described(columns, examples) if task.prompt is None or task.target is None else ""
+    return examples, layout, shortened(problems)
 
 
 def _overlaps(given: dict[str, list[Example]], paths: dict[str, Path]) -> list[str]:

@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 from bench.config import ConfigurationError, TaskConfig, suggest
-from bench.worker.sources import SPLITS, Example, Loaded, in_content_order, without_duplicates
-from bench.worker.sources.files import Row, fill, template_problems, with_missing_splits
+from bench.worker.sources import SPLITS, Example, Loaded, in_content_order
+from bench.worker.sources.files import with_missing_splits
+from bench.worker.sources.layouts import Row, column_problems, described, fill
 
 
 def load(task: TaskConfig) -> Loaded:
@@ -28,6 +29,7 @@ def load(task: TaskConfig) -> Loaded:
     """
     given: dict[str, list[Example]] = {}
     dropped: Counter[str] = Counter()
+    layout = ""
     for split, name in _wanted_splits(task).items():
         rows, filled = _rows(split, name, task)
         examples, unusable = fill(rows, filled.prompt, filled.target, filled)
@@ -36,19 +38,19 @@ def load(task: TaskConfig) -> Loaded:
         if unusable:  # nobody can mend a published data set: left out and counted
             dropped[f"{split}: a column is empty or not a text"] += len(unusable)
         given[split] = examples
+        if split == "train" and (filled.prompt is None or filled.target is None):
+            layout = f" ({described(list(rows[0].columns), examples)})"
     for held_out in ("test", "validation"):
         taken = {(e.prompt, e.target) for e in given.get(held_out, [])}
         fewer = [e for e in given["train"] if (e.prompt, e.target) not in taken]
         dropped[f"train: also in {held_out}"] += len(given["train"]) - len(fewer)
         given["train"] = fewer
     # Converted data sets may repeat their training split as its own subsets (GEM/viggo does).
-    distinct = without_duplicates(given["train"])
-    dropped["train: duplicate"] += len(given["train"]) - len(distinct)
-    given["train"] = distinct
-    splits, _ = with_missing_splits(given)
+    splits, repeated = with_missing_splits(given)
+    dropped.update(repeated)
     where = dict.fromkeys(f"{_for_split(s, task).hub_dataset} ({n})" for s, n in _wanted_splits(task).items())
     ordered = {split: in_content_order(splits[split]) for split in SPLITS}
-    return Loaded(ordered, {reason: n for reason, n in dropped.items() if n}, "hub: " + ", ".join(where))
+    return Loaded(ordered, {reason: n for reason, n in dropped.items() if n}, f"hub: {', '.join(where)}{layout}")
 
 
 def check_columns_without_download(task: TaskConfig) -> list[str]:
@@ -107,8 +109,7 @@ def _column_problems(split: str, columns: list[str], task: TaskConfig) -> list[s
     own = _for_split(split, task)
     prompt_key = f"task.{prefix if task.train_prompt else ''}prompt"
     target_key = f"task.{prefix if task.train_target else ''}target"
-    problems = template_problems(prompt_key, own.prompt, columns, task)
-    problems += template_problems(target_key, own.target, columns, task)
+    problems = column_problems(columns, own, prompt_key, target_key)
     return [f"{problem} (in {own.hub_dataset})" for problem in problems]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from bench.config import SuiteConfig, suggest
+from bench.worker.sources import decoded
 from bench.worker.suites import QuickTask
 from bench.worker.suites.quick import quick_tasks
 
@@ -61,17 +62,20 @@ def minimal_pair_tasks(folder: Path) -> list[QuickTask]:
 
 def _pairs(file: Path) -> Iterator[tuple[str, str]]:
     """(good, bad) sentences of every line that is not empty."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Only \n ends a line: a sentence may hold other separators.
+    for number, line in enumerate(decoded(file.read_bytes(), file.name).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             pair = row["sentence_good"], row["sentence_bad"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             pair = None, None
         if not all(isinstance(sentence, str) and sentence for sentence in pair):
             reason = "not a JSON object with the strings sentence_good and sentence_bad"
             raise ValueError(f"{file.name} line {number}: {reason}")
+        if pair[0] == pair[1]:
+            raise ValueError(f"{file.name} line {number}: both sentences are the same, so neither is the likelier")
         yield pair
 
 
@@ -114,7 +118,9 @@ def problems(folder: Path) -> list[str]:
 def _read_yaml(file: Path) -> dict[str, Any]:
     """A YAML file's mapping; what cannot be read is an empty task with the reason under `__error__`."""
     try:
-        config = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        config = yaml.load(decoded(file.read_bytes(), file.name), Loader=_Loader)  # a SafeLoader
+    except ValueError as error:
+        return {"__error__": str(error).removeprefix(f"{file.name}:")}
     except yaml.YAMLError as error:
         return {"__error__": f"not valid YAML: {' '.join(str(error).split())}"}
     return config if isinstance(config, dict) else {"__error__": "not a mapping of settings"}
