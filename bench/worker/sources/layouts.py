@@ -306,7 +306,9 @@ def described(columns: Sequence[str], examples: Sequence[Example]) -> str:
 def _objects(columns: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """A column of objects, also as JSON text (CSV); [] where it is missing or null."""
     value = columns.get(name)
-    value = _json(value, f"column {name!r}") if isinstance(value, str) and value.strip() else value or []
+    if isinstance(value, str) and value.strip():
+        value = _json(value, f"column {name!r}")
+    value = value or []
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise ValueError(f"column {name!r} holds {_short(value)}; write a list of objects")
     return value
