@@ -147,6 +147,24 @@ def test_spelled_out_special_tokens_are_dropped_and_counted(sums: Path, tmp_path
     assert "spells out a special token" in next(iter(summary.dropped))
 
 
+def test_prompts_that_training_holds_too_are_counted(sums: Path, tmp_path: Path) -> None:
+    assert prepare(configuration(sums), byte_tokenizer(), tmp_path / "a").repeated_prompts == 0
+    test = tmp_path / "test.jsonl"
+    test.write_text(
+        '{"q": "what is  3 + 1?", "a": "4"}\n{"q": "What is 4 + 1?", "a": "five"}\n{"q": "New?", "a": "1"}\n'
+    )
+    summary = prepare(configuration(sums, test_file=str(test)), byte_tokenizer(), tmp_path / "b")
+    assert (summary.repeated_prompts, summary.test_examples) == (2, 3)
+
+
+def test_masks_become_labels_and_part_of_the_fingerprint() -> None:
+    row = {"prompt_ids": [1, 2], "answer_ids": [3, 4, 5], "answer_mask": [1, 0, 1]}
+    assert data.collate([row], pad_id=0)["labels"].tolist() == [[-100, -100, 3, -100, 5]]
+    assert data.pack([row, row])["labels"].tolist() == [[-100, -100, 3, -100, 5] * 2]
+    one, other = (data.Record("e", "p", "r", [1, 2], [3, 4, 5], mask) for mask in ([], [1, 0, 1]))
+    assert data.fingerprint({"train": [one]}) != data.fingerprint({"train": [other]})
+
+
 def test_solved_examples_come_from_training_by_the_seed(sums: Path, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     prompts = {}

@@ -11,9 +11,11 @@ from typing import Any
 import datasets
 import pytest
 from conversation import DATA
+from test_chat import in_marks, tokenizer_of
 
 from bench.config import ConfigurationError, TaskConfig
 from bench.metrics import score, tool_calls
+from bench.worker.chat import render_learned
 from bench.worker.sources import Loaded, files
 from bench.worker.sources.layouts import Row, fill
 
@@ -120,6 +122,21 @@ def test_columns_of_no_layout_ask_for_templates(tmp_path: Path) -> None:
         assert f"columns there: {', '.join(sorted(record))}" in problem
     (problem,) = problems_of(DATA / "sharegpt.json", format="plain")[:1]
     assert "needs a chat template" in problem
+
+
+def shown_block() -> str:
+    """One example of each file in tests/data, by Qwen3's style of template: what carries loss between « and »."""
+    tokenizer, lines = tokenizer_of("qwen3"), []
+    for name in FORMATS:
+        rows, _ = files.read_records(files.Source(DATA / name, name))
+        (example,), _ = fill(rows[1:2], None, None, task())
+        text = in_marks(tokenizer, render_learned(tokenizer, task(loss="all"), example))
+        lines += [f"{name}:", *(f"    {line}" for line in text.split("\n")), ""]
+    return "\n".join(f"    {line}".rstrip() for line in lines).rstrip() + "\n"
+
+
+def test_the_page_shows_what_is_learned_of_each_format() -> None:
+    assert shown_block() in (DATA.parents[1] / "docs" / "data.md").read_text()
 
 
 # --- Files ---

@@ -156,6 +156,26 @@ class TestLocalFolders:
         (problem,) = self.problems(tmp_path)
         assert "verbs.jsonl line 2" in problem
 
+    def test_pairs_as_people_write_them(self, tmp_path: Path) -> None:
+        row = '{"sentence_good": "He\u2028runs.", "sentence_bad": "He run."}\r\n'
+        file = tmp_path / "verbs.jsonl"
+        file.write_bytes(b"\xef\xbb\xbf" + row.encode())
+        assert self.problems(tmp_path) == []
+        assert "He\u2028runs." in local.minimal_pair_tasks(tmp_path)[0].documents[0]["choices"]
+        for content, words in {
+            '{"sentence_good": "Él corre.", "sentence_bad": "x"}'.encode(
+                "latin-1"
+            ): "verbs.jsonl:1: byte 0xc9 is not UTF-8",
+            row.encode("utf-16"): "verbs.jsonl:1: the file is in UTF-16",
+            b'{"sentence_good": "x", "sentence_bad": "x"}': "verbs.jsonl line 1: both sentences are the same",
+        }.items():
+            file.write_bytes(content)
+            (problem,) = self.problems(tmp_path)
+            assert words in problem
+        (tmp_path / "task.yaml").write_bytes("task: élan\n".encode("latin-1"))
+        (problem,) = self.problems(tmp_path)
+        assert "task.yaml: 1: byte 0xe9 is not UTF-8" in problem
+
     def test_pairs_alternate_positions(self, tmp_path: Path) -> None:
         row = '{"sentence_good": "He runs.", "sentence_bad": "He run."}\n'
         (tmp_path / "verbs.jsonl").write_text(row * 2)
