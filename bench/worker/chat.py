@@ -16,6 +16,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import lru_cache
 from itertools import groupby
@@ -56,12 +57,18 @@ def _turns(example: Example) -> list[Message]:
 def each_answer(example: Example) -> list[Example]:
     """One example for each answer of a conversation, after all that came before it."""
     answers = [at for at, turn in enumerate(example.turns) if turn["role"] == "assistant" and "given" not in turn]
-    return [_up_to(example, at) for at in answers] if len(answers) > 1 else [example]
-
-
-def _up_to(example: Example, at: int) -> Example:
-    turns, name = example.turns[: at + 1], f"{example.example_id}, message {at + 1}"
-    return Example(name, as_text(turns[:-1], example.tools), as_text(turns[-1:]), example.group, turns, example.tools)
+    if len(answers) < 2:
+        return [example]
+    return [
+        replace(
+            example,
+            example_id=f"{example.example_id}, message {at + 1}",
+            prompt=as_text(example.turns[:at], example.tools),
+            target=as_text(example.turns[at : at + 1]),
+            turns=example.turns[: at + 1],
+        )
+        for at in answers
+    ]
 
 
 # --- Tokens ---

@@ -70,7 +70,7 @@ CONVERSATIONS = {"talk": (TALK, []), "system": ([SYSTEM, *TALK], []), "calls": (
 
 
 def example(turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> Example:
-    (found,), problems = fill([Row("f:1", {"messages": turns, "tools": tools})], None, None, TASK)
+    (found,), problems = fill([Row("f:1", {"messages": turns, "tools": tools})], TASK)
     assert problems == []
     return found
 

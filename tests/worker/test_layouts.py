@@ -67,15 +67,15 @@ def test_every_layout_reads_the_same_conversation() -> None:
         {"conversations": sharegpt, "system": "s", "tools": ""},
         {"instruction": "r", "input": "", "output": "b", "system": "s", "history": [["q", "a"]]},
     ]
-    read = [fill([Row("f:1", record)], None, None, task()) for record in records]
+    read = [fill([Row("f:1", record)], task()) for record in records]
     assert [problems for _, problems in read] == [[]] * 5
     assert {json.dumps(found[0].turns) for found, _ in read} == {json.dumps(spoken)}
-    split, _ = fill([Row("f:1", {"prompt": spoken[:4], "completion": spoken[4:]})], None, None, task())
+    split, _ = fill([Row("f:1", {"prompt": spoken[:4], "completion": spoken[4:]})], task())
     assert [turn.get("given") for turn in split[0].turns] == [None, None, True, None, None]  # learned: the completion
     # One question and one answer are the same example in any layout.
     alone = [{"messages": spoken[1:3]}, {"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}]
-    assert {repr(fill([Row("f:1", record)], None, None, task())) for record in alone} == {
-        repr(fill([Row("f:1", {"x": "q", "y": "a"})], "{x}", "{y}", task()))
+    assert {repr(fill([Row("f:1", record)], task())) for record in alone} == {
+        repr(fill([Row("f:1", {"x": "q", "y": "a"})], task(prompt="{x}", target="{y}")))
     }
 
 
@@ -87,7 +87,7 @@ def test_calls_of_both_worlds_are_one() -> None:
         {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(call)}]},
     ]
     for record in records:
-        (found,), problems = fill([Row("f:1", record)], None, None, task())
+        (found,), problems = fill([Row("f:1", record)], task())
         assert problems == []
         assert [c["function"] for c in found.turns[-1]["tool_calls"]] == [call]
 
@@ -129,7 +129,7 @@ def shown_block() -> str:
     tokenizer, lines = tokenizer_of("qwen3"), []
     for name in FORMATS:
         rows, _ = files.read_records(files.Source(DATA / name, name))
-        (example,), _ = fill(rows[1:2], None, None, task())
+        (example,), _ = fill(rows[1:2], task())
         text = in_marks(tokenizer, render_learned(tokenizer, task(loss="all"), example))
         lines += [f"{name}:", *(f"    {line}" for line in text.split("\n")), ""]
     return "\n".join(f"    {line}".rstrip() for line in lines).rstrip() + "\n"

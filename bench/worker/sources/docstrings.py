@@ -61,7 +61,7 @@ def load(task: TaskConfig) -> Loaded:
     finally:
         if was_enabled:
             gc.enable()
-    examples, empty = fill(rows, task.prompt, task.target, task)
+    examples, empty = fill(rows, task)
     if empty:
         dropped["nothing left after the templates"] += len(empty)
     by_id = {row.where: row for row in rows}

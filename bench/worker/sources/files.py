@@ -283,7 +283,7 @@ def _read(split: str, sources: list[Source], task: TaskConfig) -> tuple[list[Exa
     problems = column_problems(columns, task, "task.prompt", "task.target")
     if problems:
         return [], "", [f"{problem} (in {where})" for problem in problems]
-    examples, problems = fill(rows, task.prompt, task.target, task)
+    examples, problems = fill(rows, task)
     layout = described(columns, examples) if task.prompt is None or task.target is None else ""
     return examples, layout, shortened(problems)
 

@@ -32,7 +32,7 @@ def load(task: TaskConfig) -> Loaded:
     layout = ""
     for split, name in _wanted_splits(task).items():
         rows, filled = _rows(split, name, task)
-        examples, unusable = fill(rows, filled.prompt, filled.target, filled)
+        examples, unusable = fill(rows, filled)
         if not examples:
             raise ConfigurationError([f"{filled.hub_dataset}, split {name!r}: no usable example: {unusable[:1]}"])
         if unusable:  # nobody can mend a published data set: left out and counted

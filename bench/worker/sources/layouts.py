@@ -10,7 +10,7 @@
 Outer white space of a text goes, as chat templates do it or not, by model; `task.format=plain` keeps it. What follows
 the last assistant message is left out: nothing is learned from it.
 
-    >>> fill([Row("a:1", {"messages": [...]})], None, None, task)
+    >>> fill([Row("a:1", {"messages": [...]})], task)
     ([Example(example_id='a:1', ...)], [])
 """
 
@@ -36,19 +36,12 @@ class Row:
     columns: dict[str, Any]
 
 
-def fill(
-    rows: Sequence[Row], prompt: str | None, target: str | None, task: TaskConfig
-) -> tuple[list[Example], list[str]]:
-    """Examples of all rows that can be read, and one problem a row that cannot.
-
-    Args:
-        prompt, target: templates; None: the columns tell the layout, which `column_problems` has checked.
-    """
-    if prompt is None or target is None:
-        layout = layout_of(list(dict.fromkeys(name for row in rows for name in row.columns)))
-        read = LAYOUTS[layout].read if layout else _no_layout
+def fill(rows: Sequence[Row], task: TaskConfig) -> tuple[list[Example], list[str]]:
+    """Examples of all rows that can be read, and one problem a row that cannot; `column_problems` found none."""
+    if task.prompt is not None and task.target is not None:
+        read = _templates(task.prompt, task.target, task)
     else:
-        read = _templates(prompt, target, task)
+        read = LAYOUTS[str(layout_of([name for row in rows for name in row.columns]))].read
     examples, problems = [], []
     for row in rows:
         try:
@@ -257,10 +250,6 @@ def _read_instruction(columns: dict[str, Any]) -> Parsed:
 
 def _read_text(columns: dict[str, Any]) -> Parsed:
     return [_text_message("assistant", columns, "text") | {"raw": True}], []
-
-
-def _no_layout(columns: dict[str, Any]) -> Parsed:
-    raise ValueError(f"no known layout; {_listing(list(columns))}")
 
 
 class Layout(NamedTuple):
