@@ -342,8 +342,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def flush_to_disk(folder: Path) -> None:
-    """Wait until the folder's files are on the disk, so that a marker written next does not outlive them."""
-    for path in folder.iterdir():
+    """Wait until a folder's files are on the disk, so that what is written next does not outlive them."""
+    for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
