@@ -55,7 +55,8 @@ def masked(text: str) -> str:
     """Text with *** in place of tokens, passwords in addresses, and what the environment holds by a secret's name."""
     values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
     for value in sorted(values, key=len, reverse=True):
-        if len(value) >= SHORTEST_SECRET and not value.startswith(("/", ".", "~")):  # paths are no secrets
+        plain = value.startswith(("/", ".", "~")) or (value.isalpha() and value.islower())  # a path, or a mere word
+        if len(value) >= SHORTEST_SECRET and not plain:
             text = text.replace(value, "***")
     return _TOKEN.sub("***", text)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from bench.config import ConfigurationError
 from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, Failure, Stage, Status, next_step
-from bench.trust import fresh_file
+from bench.trust import fresh_file, masked
 
 HEARTBEAT = "heartbeat"  # a file in the run's folder whose time shows that the run is at work
 HEARTBEAT_SECONDS = 5
@@ -173,10 +173,10 @@ def _failure(folder: Path, stage: Stage, status: Status, code: int, timeout_seco
     return Failure(
         stage=stage,
         phase=error.get("phase") or progress.get("phase"),
-        message=message,
+        message=masked(message),  # libraries may have put a token into it
         next_step=next_step(status, stage, message, progress.get("checkpoint_step")),
         exit_code=code,
-        log_tail=_tail(folder, stage),
+        log_tail=masked(_tail(folder, stage)),
         last_known_peak_bytes=error.get("peak_bytes") or progress.get("peak_bytes"),
     )
 

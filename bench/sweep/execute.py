@@ -296,7 +296,7 @@ def read_record(folder: Path) -> Record | None:
 
 def write_record(folder: Path, record: Record) -> None:
     """Mark a run as ended."""
-    write_atomic(folder / "record.json", masked(to_json(record)))  # libraries may have put a token into a message
+    write_atomic(folder / "record.json", to_json(record))
 
 
 def write_plan(config: RunConfig) -> Path:

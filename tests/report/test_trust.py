@@ -23,16 +23,15 @@ from bench.cli import main
 from bench.compose import compose
 from bench.config import ConfigurationError, RunConfig
 from bench.identity import artifact_folder, names_of_arms, run_folder, run_id
-from bench.record import Record, from_json, to_json
+from bench.record import Record, Status, from_json
 from bench.report import html
 from bench.report.build import build_report
 from bench.stats import frames
 from bench.stats.frames import load
 from bench.sweep import child
 from bench.sweep.console import Console
-from bench.sweep.execute import claim, command, write_plan, write_record
+from bench.sweep.execute import claim, command, write_plan
 from bench.sweep.fetching import prepare_all
-from bench.trust import masked
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_" + "a1B2c3D4" * 4
@@ -282,16 +281,17 @@ def test_a_token_in_a_setting_is_refused_before_it_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_token_elsewhere_is_masked_where_it_is_written(received: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_token_elsewhere_is_masked_where_it_is_written(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CLUSTER_PASSWORD", "correct-horse-battery")
     monkeypatch.setattr(
         sys, "argv", ["bench", f"hydra.launcher.setup=[export HF_TOKEN={TOKEN}]", "correct-horse-battery"]
     )
     assert command() == "python -m bench 'hydra.launcher.setup=[export HF_TOKEN=***]' ***"
-    record = from_json(Record, (next(received.glob("lora-*-s0-*")) / "record.json").read_bytes())
-    write_record(tmp_path, replace(record, provenance={"command": f"curl -H {TOKEN}"}))
-    assert TOKEN not in (tmp_path / "record.json").read_text()
-    assert masked(to_json(record)) == to_json(record)
+    (tmp_path / "error.json").write_text(json.dumps({"message": f"401 for https://me:{TOKEN}@example.org"}))
+    (tmp_path / "train.log").write_text(f"Authorization: {TOKEN}\ncorrect-horse-battery")
+    failure = child._failure(tmp_path, "train", Status.ERROR, 1, 60)
+    assert failure.message == "401 for https://***@example.org"
+    assert failure.log_tail == "Authorization: ***\n***"
 
 
 # --- Waiting, and words that cannot be written ---
