@@ -124,16 +124,11 @@ def with_tuned_rate(config: RunConfig) -> RunConfig:
     what = f"{config.method.name} on {config.model.name}, {config.task.name}"
     if tuning is None:
         held = ", ".join(dict.fromkeys(f"{t.method} on {t.model}, {t.task}" for t in tunings)) or "nothing"
-        raise ConfigurationError(
-            [
-                f"rates: {path} has no rate for {what} with these settings and this budget; it holds {held}. "
-                "Tune with the same overrides (make tune ARGS=...), or leave `rates` out"
-            ]
-        )
+        lacks = f"rates: {path} has no rate for {what} with these settings and this budget; it holds {held}. "
+        raise ConfigurationError([f"{lacks}Tune with the same overrides (make tune ARGS=...), or leave `rates` out"])
     if tuning.learning_rate is None:
-        raise ConfigurationError(
-            [f"rates: {path}: the search for {what} found no rate with a finite loss; set method.learning_rate"]
-        )
+        found = f"the search for {what} found no rate with a finite loss"
+        raise ConfigurationError([f"rates: {path}: {found}; set method.learning_rate"])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:_DIGEST_SHOWN]
     return replace(
         config,
@@ -145,11 +140,7 @@ def with_tuned_rate(config: RunConfig) -> RunConfig:
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
 LAUNCHER = ("hydra/launcher", "hydra.launcher")  # who runs the runs is none of their settings: `sweep.launchers`
 TEMPLATES = (
-    "task.prompt",
-    "task.target",
-    "task.system",
-    "task.train_prompt",
-    "task.train_target",
+    *(f"task.{n}" for n in ("prompt", "target", "system", "train_prompt", "train_target")),
     "model.chat_template",
 )
 PATHS = ("model.location", "task.train_file", "task.validation_file", "task.test_file", "suite.path", "rates",
@@ -281,10 +272,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise ConfigurationError([f"{key}: must be given, for example {key}=..." for key in missing])
     mapping: Any = OmegaConf.to_container(composed, resolve=True)
     if exposed := [key for key, value in flat(mapping).items() if masked(str(value)) != str(value)]:
-        how = "leave it in the environment (HF_TOKEN, WANDB_API_KEY, ...), where the libraries look for it"
-        raise ConfigurationError(
-            [f"{key}: holds a token or password, and a run writes this down; {how}" for key in exposed]
-        )
+        how = "a run writes this down; leave it in the environment (HF_TOKEN, ...), where the libraries look for it"
+        raise ConfigurationError([f"{key}: holds a token or password; {how}" for key in exposed])
     config = from_mapping(mapping)
     return with_tuned_rate(replace(config, content=content_of(config)))
 

@@ -183,10 +183,8 @@ def step_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Planned
     train, architecture = config.train, architecture_of(config.model)
     rows, length, of_devices = train.fitted_micro_batch, train.max_length, train.fitted_micro_batch * options.devices
     if of_devices > train.batch_size:
-        problem = f"plan.devices: {options.devices} micro-batches of {rows} are more than"
-        raise ConfigurationError(
-            [f"{problem} train.batch_size={train.batch_size}; raise it or lower train.micro_batch"]
-        )
+        found = f"plan.devices: {options.devices} micro-batches of {rows} are more than {train.batch_size}"
+        raise ConfigurationError([f"{found}, which is train.batch_size; raise it or lower train.micro_batch"])
     padded = options.padded and rows > 1
     if train.packing:
         rows, length, padded = 1, rows * length, True
@@ -222,12 +220,8 @@ def architecture_of(model: ModelConfig) -> ArchitectureConfig:
         file = Path(found) if isinstance(found, str) else None
     if file is None or not file.exists():
         where = f"no config.json in {model.location!r}" if model.source == "folder" else "it is not in the hub's cache"
-        raise ConfigurationError(
-            [
-                f"model.architecture: {model.name} has no numbers, and {where}; give them as "
-                "conf/model/llama-3.1-8b.yaml does, or choose a model that has them"
-            ]
-        )
+        how = "give them as conf/model/llama-3.1-8b.yaml does, or choose a model that has them"
+        raise ConfigurationError([f"model.architecture: {model.name} has no numbers, and {where}; {how}"])
     try:
         return read_architecture(json.loads(file.read_bytes()))
     except ValueError as error:
