@@ -43,7 +43,7 @@ from bench.sweep.child import GRACE_SECONDS, HEARTBEAT, stop
 from bench.sweep.console import Console
 from bench.sweep.execute import COMMAND, COMMAND_AGAIN, command, execute, read_record, write_plan
 from bench.sweep.tracking import track
-from bench.trust import fresh_file, own_folder
+from bench.trust import fresh_file, lock_file, own_folder
 
 CHOICE = "hydra/launcher="
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -309,8 +309,7 @@ def own_gpus(count: int = 1, locks: Path | None = None) -> Iterator[None]:
     if len(visible) <= count:
         yield
         return
-    folder = locks or Path(tempfile.gettempdir()) / f"bench-gpus-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(locks or Path(tempfile.gettempdir()) / f"bench-gpus-{os.getuid()}")
     before = os.environ.get(VISIBLE)
     with _taken(visible, count, folder) as own:
         os.environ[VISIBLE] = ",".join(own)
@@ -337,11 +336,12 @@ def visible_gpus() -> list[str]:
 @contextlib.contextmanager
 def _taken(names: Sequence[str], count: int, folder: Path) -> Iterator[list[str]]:
     """`count` of the names, locked: all or, while too few are free, none."""
+    told = False
     while True:
         with contextlib.ExitStack() as locks:
             own: list[str] = []
             for name in names:
-                file = locks.enter_context((folder / name).open("w"))
+                file = locks.enter_context(lock_file(folder / name.replace("/", "_")))
                 with contextlib.suppress(BlockingIOError):
                     if len(own) < count:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -349,6 +349,9 @@ def _taken(names: Sequence[str], count: int, folder: Path) -> Iterator[list[str]
             if len(own) == count:
                 yield own
                 return
+        if not told:
+            print(f"Waiting: fewer than {count} of the GPUs {', '.join(names)} are free.", file=sys.stderr, flush=True)
+        told = True
         time.sleep(GPU_POLL_SECONDS)
 
 

@@ -15,7 +15,7 @@ from bench.sweep import launchers as gpus
 from bench.sweep.launchers import VISIBLE, own_gpus, visible_gpus
 
 
-def test_each_gets_a_gpu_of_its_own_and_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gets_a_gpu_of_its_own_and_the_next_waits(tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(gpus, "GPU_POLL_SECONDS", 0.01)
     monkeypatch.setenv(VISIBLE, "4,7")
     third: list[str] = []
@@ -36,6 +36,17 @@ def test_each_gets_a_gpu_of_its_own_and_the_next_waits(tmp_path: Path, monkeypat
             assert third == []
         waiting.join(10)
         assert third == ["7"]
+    assert capfd.readouterr().err == "Waiting: fewer than 1 of the GPUs 4, 7 are free.\n"
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "4,7")
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "4").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="nothing is written through links"), own_gpus(locks=tmp_path / "locks"):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_several_are_taken_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
