@@ -39,6 +39,7 @@ SURE = 0.95
 TIE = 0.10  # costs that differ by less are alike
 DRAWS = 4000
 _RUN_TO_RUN = 0.02  # prior of how far a cost scatters from run to run, relative, worth two degrees of freedom
+_COSTS = ("peak_memory_bytes", "train_seconds", "checkpoint_bytes", "cost_usd")
 _MORE_SEEDS, _MORE_EXAMPLES = (0, 1, 2, 4, 7, 12, 17), (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -449,33 +450,28 @@ def _to_be_sure(group: Group, evidence: Evidence, limits: Limits) -> dict[str, f
 
 
 def _arms_table(group: Group, evidence: Evidence, choice: Choice, limits: Limits) -> pd.DataFrame:
-    rows = []
-    costs = ("peak_memory_bytes", "train_seconds", "checkpoint_bytes", "cost_usd")
-    best = (evidence.scores == evidence.scores.max(axis=1, keepdims=True)).mean(axis=0)
-    for place, arm in enumerate(evidence.arms):
-        low, high = evidence.known.of(place).interval()
-        rows.append({
-            "arm": arm, "score": float(evidence.known.mean[place]), "low": low, "high": high,
-            "qualifies": float(choice.qualifies[place]),
-            "expected_shortfall": float(choice.expected[place]),
-            "probability_best": float(best[place]),
-            "within": float((choice.shortfall[:, place] <= choice.tolerance).mean()),
-            **{name: evidence.costs[name].iloc[place] if name in evidence.costs else math.nan for name in costs},
-            "forgetting": float(evidence.amounts["forgetting_tolerance"][:, place].mean()),
-            "chosen": place == choice.arm,
-            "why_not": "" if place == choice.arm else _why_not(evidence, choice, limits, place),
-        })  # fmt: skip
-    return pd.concat([pd.DataFrame(rows), _unjudged(group, evidence.out)], ignore_index=True)
+    places, known = range(len(evidence.arms)), evidence.known
+    intervals = [known.of(place).interval() for place in places]
+    frame = pd.DataFrame({
+        "arm": evidence.arms, "score": known.mean, "low": [low for low, _ in intervals],
+        "high": [high for _, high in intervals], "qualifies": choice.qualifies, "expected_shortfall": choice.expected,
+        "probability_best": (evidence.scores == evidence.scores.max(axis=1, keepdims=True)).mean(axis=0),
+        "within": (choice.shortfall <= choice.tolerance).mean(axis=0),
+        **{name: evidence.costs.get(name, pd.Series(math.nan, evidence.arms)).to_numpy() for name in _COSTS},
+        "forgetting": evidence.amounts["forgetting_tolerance"].mean(axis=0),
+        "chosen": [place == choice.arm for place in places],
+        "why_not": ["" if place == choice.arm else _why_not(evidence, choice, limits, place) for place in places],
+    })  # fmt: skip
+    return pd.concat([frame, _unjudged(group, evidence.out)], ignore_index=True)
 
 
 def _unjudged(group: Group, why: dict[str, str] | str) -> pd.DataFrame:
     """Rows of the arms without a judgement."""
     arms = group.arms[~group.arms["control"].astype(bool)]
     arms = arms[arms["arm"].isin(list(why))] if isinstance(why, dict) else arms
-    names = ["arm", "score", "peak_memory_bytes", "train_seconds", "checkpoint_bytes", "cost_usd"]
     empty = ["low", "high", "qualifies", "expected_shortfall", "probability_best", "within", "forgetting"]
     reasons = arms["arm"].map(why) if isinstance(why, dict) else why
-    return arms.reindex(columns=[*names, *empty]).assign(chosen=False, why_not=reasons)
+    return arms.reindex(columns=["arm", "score", *_COSTS, *empty]).assign(chosen=False, why_not=reasons)
 
 
 def _why_not(evidence: Evidence, choice: Choice, limits: Limits, place: int) -> str:
@@ -533,16 +529,16 @@ def _reason(evidence: Evidence, choice: Choice, measure: Measure) -> str:
 
 def _surer(evidence: Evidence, choice: Choice, more: dict[str, float | None] | None) -> str:
     """What would make the answer 95% sure, or why nothing within reach would."""
+    other = "Whether two methods differ at all is another question, which may take fewer (Quality: examples to settle)."
     if more is not None:
         time = "" if more["minutes"] is None else f" (about {more['minutes']:,.0f} minutes more)"
-        return (f"About {more['examples']:,} test examples and {more['seeds']} seeds in all{time} would make it 95% "
-                "sure.")  # fmt: skip
+        need = f"About {more['examples']:,} test examples and {more['seeds']} seeds in all{time}"
+        return f"{need} would make the answer 95% sure. {other}"
     assert choice.arm is not None
     examples, seeds = evidence.known.examples * _MORE_EXAMPLES[-1], int(evidence.known.seeds.max()) + _MORE_SEEDS[-1]
     return (f"Not even {examples:,} test examples and {seeds} seeds would make it 95% sure that "
             f"{evidence.arms[choice.arm]} falls short by no more than {choice.tolerance:.3f}: what was seen lies too "
-            "close to that. Whether two methods differ at all is another question, which may take fewer (Quality: "
-            "examples to settle).")  # fmt: skip
+            f"close to that. {other}")  # fmt: skip
 
 
 def _cost(evidence: Evidence, place: int) -> str:

@@ -19,7 +19,8 @@ _NOTE = (
     "Difference: method - against, paired by test example and by seed. The band in the chart: differences that are as "
     "good as equal. Better, worse: shown by a test at 5%, adjusted for the number of comparisons of a kind (Holm). "
     "Equivalent: the 90% interval lies within the band. Equal: the same value on every example. Not settled: none of "
-    "these; about so many test examples would settle it with 80% power, if the difference is what it seems."
+    "these; about so many test examples would settle with 80% power whether there is a difference, if it is what it "
+    "seems; whether it is within the answer's tolerance is another question."
 )
 
 
