@@ -19,7 +19,7 @@ Ragged layouts: an arm's mean is that over its own seeds. An arm that trains not
 without a finite value in some run are left out of all. Weighted means (a loss by its tokens) are linearised. In a mean
 over tasks of unequal size (`strata`) every task counts alike, in its error, its degrees of freedom and its test.
 
-What was not seen may still happen (`Changes`). Where two arms differ in few examples, or in none, one changed example
+What was not seen may still happen. Where two arms differ in few examples, or in none, one changed example
 more is counted (half an example to each way of changing: Agresti and Min 2005), and an interval's end is the farthest
 truth that the data do not reject, with the variance that so much change would have: a score interval, as Wilson's of a
 proportion and Tango's of a paired difference. A mean is treated as its difference from the commonest value. The fewer
@@ -110,22 +110,6 @@ def _normalised(weights: Floats | None, examples: int) -> Floats:
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What may happen in examples that show no change; all of shape (arms, arms), all 0 where every example changed.
-
-    Attributes:
-        unseen: variance of a difference for one changed example more.
-        growth: by how much the variance is larger per unit by which the truth lies farther from `origin` than the mean
-            seen: so much more would have changed.
-        origin: the value where nothing changed: the median, mostly 0 of a difference, 0 or 1 of right and wrong.
-    """
-
-    unseen: Floats
-    growth: Floats
-    origin: Floats
-
-
-@dataclass(frozen=True)
 class Means:
     """The means of arms over seeds and examples. Made by `means`.
 
@@ -133,7 +117,10 @@ class Means:
         mean: shape (arms,).
         covariance: of the means by the examples seen, without the seeds' part, shape (arms, arms).
         variance: the same of differences, shape (arms, arms); of means on the diagonal. `freedom`: its degrees.
-        changes: of differences, shape (arms, arms); on the diagonal of values from the commonest one.
+        unseen, growth, origin: what may happen in examples that show no change, shape (arms, arms), 0 where all show
+            one: variance of a difference for one changed example more; by how much the variance is larger per unit by
+            which the truth lies farther from the origin than what was seen, as so much more would have changed; the
+            value where nothing changed: the median, mostly 0 of a difference, on the diagonal that of the values.
         seeds: runs averaged, shape (arms,).
         seed_share: by how much the seeds' variance enters each mean's, shape (arms,): 1 / seeds; 0 untrained.
         spread: of one example's value, averaged over arms: standard deviation.
@@ -147,7 +134,9 @@ class Means:
     covariance: Floats
     variance: Floats
     freedom: Floats
-    changes: Changes
+    unseen: Floats
+    growth: Floats
+    origin: Floats
     seeds: NDArray[np.int64]
     seed_share: Floats
     seed_part: SeedPart
@@ -174,13 +163,13 @@ class Means:
     def _estimate(
         self, arm: int, other: int, mean: float, seed_share: float, value_range: tuple[float, float]
     ) -> Estimate:
-        items = float(self.variance[arm, other] + self.changes.unseen[arm, other])
+        items = float(self.variance[arm, other] + self.unseen[arm, other])
         return Estimate(
             mean=mean,
             variances=items + seed_share * self.seed_part.points(),
             item_variance=items,
-            growth=float(self.changes.growth[arm, other]),
-            origin=float(self.changes.origin[arm, other]),
+            growth=float(self.growth[arm, other]),
+            origin=float(self.origin[arm, other]),
             freedom=float(self.freedom[arm, other]),
             examples=self.examples,
             seeds=int(max(self.seeds[arm], self.seeds[other])),
@@ -221,12 +210,15 @@ def means(
         task = np.unique(strata[kept], return_inverse=True)[1]  # one item tells nothing of its task's spread: no tasks
     covariance, variance, freedom = _moments(by_example, share, task)
     spread = float(np.mean([arm.std() for arm in values]))
+    unseen, growth, origin = _changes(by_example, None if right_or_wrong else spread, float((share**2).sum()))
     return Means(
         mean=by_example @ share,
         covariance=covariance,
         variance=variance,
         freedom=freedom,
-        changes=_changes(by_example, None if right_or_wrong else spread, float((share**2).sum())),
+        unseen=unseen,
+        growth=growth,
+        origin=origin,
         seeds=number,
         seed_share=np.where(has_seeds, 1 / number, 0.0),
         seed_part=seed_part(values, share) if seeds is None else seeds,
@@ -278,8 +270,8 @@ def _moments(by_example: Floats, share: Floats, task: NDArray[np.int64]) -> tupl
     return covariance, variance, np.divide(variance**2, squares, out=plain, where=squares > 0)
 
 
-def _changes(by_example: Floats, spread: float | None, weight: float) -> Changes:
-    """The changes between arms, given by their means over seeds, shape (arms, examples).
+def _changes(by_example: Floats, spread: float | None, weight: float) -> tuple[Floats, Floats, Floats]:
+    """`unseen`, `growth` and `origin` of `Means`, from the arms' means over seeds, shape (arms, examples).
 
     Args:
         spread: size of a change where none was seen; None: all answers are right or wrong, and a change is one of 1.
@@ -301,7 +293,7 @@ def _changes(by_example: Floats, spread: float | None, weight: float) -> Changes
         unseen[arm] = square * same * weight**2
         growth[arm] = np.divide(squares, sizes, out=np.full(arms, usual), where=known) * same * weight
     np.fill_diagonal(unseen, 0.0)  # of a mean nothing is tested: its interval's ends have what would be unseen there
-    return Changes(unseen, growth, origin)
+    return unseen, growth, origin
 
 
 def _identical(left: Floats, right: Floats) -> bool:
@@ -317,7 +309,7 @@ class Estimate:
         mean: in the unit of the values.
         variances: values of its variance, of probability `WEIGHTS`.
         item_variance: the part that shrinks with more examples; `freedom`: its degrees.
-        growth, origin: as in `Changes`.
+        growth, origin: as in `Means`.
         discordant: (gained, lost) examples, for one seed of right and wrong answers.
         identical: a difference of arms that agree in every value.
     """
@@ -448,7 +440,7 @@ def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bo
     arm_variance = (unit * ARM_SPREAD * np.exp(_LOGS)) ** 2
     # The covariance is itself estimated, from so many examples: Student's t in as many dimensions as there are arms.
     freedom = max(float(np.diag(known.freedom).min()) + 1 - size, 1.0)
-    items = known.covariance + np.diag(known.changes.unseen.max(axis=1) / 2 + 1e-9 * unit**2)
+    items = known.covariance + np.diag(known.unseen.max(axis=1) / 2 + 1e-9 * unit**2)
     items = items * (freedom + size - 1) / freedom
     errors = items + seed_variances[:, None, None] * np.diag(known.seed_share)
     log_weight = seed_weight[:, None] + _log_prior(ARM_SPREAD_LOG_SCALE)
