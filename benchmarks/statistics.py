@@ -184,18 +184,25 @@ def decided(
 def calibration(scale: float, rng: np.random.Generator) -> Iterator[Row]:
     """Said/right in % (sweeps), by sureness; true gaps are normal with standard deviation .02, the seeds' spread as
     `paired.draws` supposes; half of the sweeps have 128 examples, half 500."""
+    everything: list[tuple[float, bool]] = []
     for arms, seeds in ((a, s) for a in (3, 8) for s in (1, 3, 5)):
         found = []
         for number in range(int(16_000 * scale)):
             spread = SEED_SPREAD * UNIT * np.exp(0.6 * rng.normal())
             truth = BEST + np.array([0, *rng.normal(0, GAP, arms - 1)])
             found.append(decided(rng, list(truth), seeds, (128, 500)[number % 2], spread)[1:])
-        said, right = np.array(found, dtype=float).T
-        place = np.digitize(said, BINS[1:-1])
-        yield [arms, seeds, *(
-            f"{100 * said[part].mean():.1f} / {100 * right[part].mean():.1f} ({part.sum():,})" if part.any() else "-"
-            for part in (place >= 0, *(place == number for number in range(len(BINS) - 1)))
-        )]  # fmt: skip
+        everything += found
+        yield [arms, seeds, *_by_sureness(found)]
+    yield ["all", "all", *_by_sureness(everything)]
+
+
+def _by_sureness(found: Sequence[tuple[float, bool]]) -> list[str]:
+    said, right = np.array(found, dtype=float).T
+    place = np.digitize(said, BINS[1:-1])
+    return [
+        f"{100 * said[part].mean():.1f} / {100 * right[part].mean():.1f} ({part.sum():,})" if part.any() else "-"
+        for part in (place >= 0, *(place == number for number in range(len(BINS) - 1)))
+    ]
 
 
 def truths(scale: float, rng: np.random.Generator) -> Iterator[Row]:

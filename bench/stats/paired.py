@@ -47,7 +47,7 @@ FEWEST_EXAMPLES = 10  # below, normal theory does not hold: nothing is shown
 # The logarithm is Student's t of 4 degrees about the median: half lie within a factor of exp(0.74 x scale) of it, and
 # spreads far from it are soon believed when the data show them.
 SEED_SPREAD, SEED_SPREAD_LOG_SCALE = 0.035, 0.5  # how far a seed moves one run's mean
-ARM_SPREAD, ARM_SPREAD_LOG_SCALE = 0.15, 0.5  # how far the true means of trained arms lie from their mean
+ARM_SPREAD, ARM_SPREAD_LOG_SCALE = 0.20, 0.4  # how far the true means of trained arms lie from their mean
 _LOGS = np.linspace(-2, 4, 16)  # of spreads over their medians, where the priors are taken
 # Points of the posterior of the seeds' part: quantiles, dense where the variance is large, as small p-values lie there
 # (families!): the tail at p = 0.0001 holds within 2%, where as many equally likely points would give 0.
