@@ -114,13 +114,15 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_passed_over(smoke, tmp_pa
     assert "checkpoint-5 is not used: torn: optimizer.pt" in said
 
 
-@pytest.mark.parametrize(("change", "why"), [("device", "written with threads"), ("data", "no longer those")])
+@pytest.mark.parametrize(
+    ("change", "why"), [("device", "written with threads"), ("base", "written with base"), ("data", "no longer those")]
+)
 def test_what_is_not_the_same_run_starts_anew(smoke, tmp_path: Path, monkeypatch, capsys, change, why) -> None:
     config = configured(smoke, "method=lora", f"train.checkpoint_every_steps={EVERY}")
     stopped_in(5, config, tmp_path, monkeypatch)
-    if change == "device":
-        real = resume.made_by
-        monkeypatch.setattr(resume, "made_by", lambda *given: real(*given) | {"threads": "512"})
+    if change in ("device", "base"):
+        real, other = resume.made_by, {"device": {"threads": "512"}, "base": {"base": "another commit"}}[change]
+        monkeypatch.setattr(resume, "made_by", lambda *given: real(*given) | other)
     else:
         real_consume = resume.consume
         monkeypatch.setattr(resume, "consume", lambda stream, trainer, steps: real_consume(stream, trainer, steps - 1))
