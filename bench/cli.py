@@ -22,6 +22,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -210,15 +211,12 @@ def _write_report(
     formats: frozenset[str] = frozenset(),
 ) -> None:  # fmt: skip
     """Write the report of the folders, and say what to use: the decision of every model, task and suite."""
-    from bench.report.build import NoRecordsError, read_groups, write_report  # charts take a second to import
+    from bench.report.build import read_groups, write_report  # charts take a second to import
     from bench.stats.decide import decide
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            sweep, found = read_groups(*folders, allowed=allowed, target_loss=target_loss)
-        except (FileNotFoundError, NoRecordsError) as error:
-            raise ConfigurationError([str(error)]) from None
+        sweep, found = read_groups(*folders, allowed=allowed, target_loss=target_loss)
         path = write_report(sweep, found, limits, formats)
         for group in found:
             console.answer(group.name, decide(group, limits))
@@ -260,15 +258,11 @@ def _existing(folders: Sequence[Path]) -> None:
 
 
 def _loss(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigurationError([f"target_loss={text}: a loss in nats per token is above 0 and finite, such as 1.9"])
-    return value
+    with suppress(ValueError):
+        value = None if text is None else float(text)
+        if value is None or 0 < value < math.inf:
+            return value
+    raise ConfigurationError([f"target_loss={text}: a loss in nats per token is above 0 and finite, such as 1.9"])
 
 
 def plan(given: Given) -> int:

@@ -79,11 +79,8 @@ def run_id(config: RunConfig) -> str:
     seed = f"s{config.seed}" if roles()["seed"].applies(config) else "s-"
     hashed = digest(settings_of_stages(config, *MEASURED))
     parts = [config.method.name, config.model.name, config.task.name, seed, hashed[:8]]
-    return "-".join(_within(part.replace("/", "_"), 56) for part in parts)  # a folder's name has at most 255 bytes
-
-
-def _within(text: str, most_bytes: int) -> str:
-    return text.encode()[:most_bytes].decode(errors="ignore")
+    short = (part.replace("/", "_").encode()[:56].decode(errors="ignore") for part in parts)
+    return "-".join(short)  # a folder's name has at most 255 bytes
 
 
 def comparison_key(config: RunConfig) -> str:

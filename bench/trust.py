@@ -68,7 +68,7 @@ def own_folder(folder: Path) -> Path:
         OSError: it is a link, whose files are somebody else's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return _no_link(folder)
+    return no_link(folder)
 
 
 def fresh_file(path: Path) -> BinaryIO:
@@ -79,10 +79,11 @@ def fresh_file(path: Path) -> BinaryIO:
 
 def lock_file(path: Path) -> BinaryIO:
     """A file to lock, left as it is. Raises OSError for a link."""
-    return os.fdopen(os.open(_no_link(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "rb+", buffering=0)
+    return os.fdopen(os.open(no_link(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "rb+", buffering=0)
 
 
-def _no_link(path: Path) -> Path:
+def no_link(path: Path) -> Path:
+    """The path, which is no link, or OSError."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "a link, and nothing is written through links; delete it", str(path))
     return path

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from bench.config import ConfigurationError
 from bench.identity import write_atomic
 from bench.report import html, markdown
 from bench.report.charts import image, svg
@@ -30,10 +31,6 @@ IMAGES: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
 FORMATS = {"png": "charts", "pdf": "charts", "latex": "tables", "parquet": "tables"}  # beside SVG and CSV
 
 
-class NoRecordsError(Exception):
-    """There is nothing to report."""
-
-
 def read_groups(
     *folders: Path, allowed: frozenset[str] = frozenset(), target_loss: float | None = None
 ) -> tuple[Sweep, list[Group]]:
@@ -45,11 +42,12 @@ def read_groups(
 
     Raises:
         FileNotFoundError: when a folder does not exist.
-        NoRecordsError: when no folder holds a run.
+        ConfigurationError: when no folder holds a run.
     """
     sweep = load(*folders)
     if not sweep.records and not sweep.problems:
-        raise NoRecordsError(f"{folders[0]}: no run in it (looked for */record.json); run a sweep first: make sweep")
+        looked = "no run in it (looked for */record.json); run a sweep first: make sweep"
+        raise ConfigurationError([f"{folders[0]}: {looked}"])
     return sweep, groups(sweep, allowed=allowed, target_loss=target_loss)
 
 

@@ -35,6 +35,7 @@ from bench.sweep.console import Console
 from bench.sweep.execute import claim, read_file, write_plan
 from bench.sweep.exporting import changed_files, checksums, read_manifest
 from bench.sweep.tracking import tracking_problems
+from bench.trust import no_link
 
 ROOT = CONFIG_FOLDER.parent
 SPARE_BYTES = 1 << 20  # for the small files of a run; weights and models are checked by the worker
@@ -111,15 +112,13 @@ def told(task: str, data: DataSummary) -> str:
 
 def unwritable_folders(config: RunConfig) -> list[str]:
     """Folders that a run could not write its files to, found by writing: one line each, with what to do."""
-    folders = {
-        "results": sweep_folder(config),
-        "artifacts": Path(config.paths.artifacts),
-        "cache": Path(config.paths.cache),
-    }
-    problems = []
+    problems, paths = [], config.paths
+    folders = {"results": sweep_folder(config), "artifacts": Path(paths.artifacts), "cache": Path(paths.cache)}
     for name, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if name == "results":
+                no_link(run_folder(config))
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(SPARE_BYTES))
         except OSError as error:
@@ -127,10 +126,6 @@ def unwritable_folders(config: RunConfig) -> list[str]:
                 f"paths.{name}: cannot write {SPARE_BYTES // 2**20} MiB to {str(folder)!r} ({error.strerror}); free "
                 f"some space, mend the access rights, or name another folder by paths.{name}=..."
             )
-    if (run := run_folder(config)).is_symlink():
-        problems.append(
-            f"paths.results: {run} is a link, and nothing is written through links; delete it or copy what it leads to"
-        )
     return problems
 
 

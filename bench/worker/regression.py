@@ -35,7 +35,7 @@ from bench.worker import device, models
 from bench.worker.divergence import Outcome, Reference, divergence, reference_of, weighted_mean
 from bench.worker.evaluate import load_tuned
 from bench.worker.loss import finite, inference
-from bench.worker.main import Context, Progress, write_lines
+from bench.worker.main import Context, write_lines
 from bench.worker.scoring import PrefixScorer
 from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
 
@@ -55,7 +55,7 @@ def run(context: Context) -> RegressionResult:
     context.progress.phase("regression")
     with context.clock.span("regression"), inference(model, resolved):
         longest = min(config.train.max_length, config.model.max_context)
-        how: dict[str, Any] = {"autocast_dtype": resolved.autocast_dtype, "progress": context.progress}
+        how: dict[str, Any] = {"autocast_dtype": resolved.autocast_dtype, "advance": context.progress.advance}
         outcome = run_suite(config.suite, model, tokenizer, context.tables, longest, **how)
     tasks, items = outcome.tasks, outcome.items
     if reference is not None:
@@ -91,7 +91,7 @@ def _reference(context: Context) -> tuple[Reference | None, str | None]:
 
 def run_suite(
     suite: SuiteConfig, model: Any, tokenizer: Any, cache_folder: Path, max_length: int,
-    autocast_dtype: torch.dtype | None = None, progress: Progress | None = None,
+    autocast_dtype: torch.dtype | None = None, advance: Callable[..., None] = lambda done, total: None,
 ) -> Outcome:  # fmt: skip
     """Measure a model on a suite.
 
@@ -101,7 +101,7 @@ def run_suite(
         cache_folder: the only folder written to.
         max_length: positions of the longest window, in tokens; longer texts are scored window by window.
         autocast_dtype: of the numerics that the model was trained with; lm-eval would else switch autocast off.
-        progress: is shown how many requests are scored.
+        advance: is told how many requests are scored, and of how many.
 
     Raises:
         ConfigurationError: unknown tasks, or a task without a metric that is a mean over items.
@@ -120,7 +120,7 @@ def run_suite(
             softmax_dtype="float32",
             mixed_precision_dtype=autocast_dtype,
         )
-    lm.progress = progress
+    lm.advance = advance
     # lm-eval takes the chat template for a whole call.
     generating = {name: task for name, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"}
     scoring = {name: task for name, task in tasks.items() if name not in generating}

@@ -11,7 +11,7 @@ positions they would have alone. The numbers are those of lm-eval up to rounding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from bench.worker.loss import SupervisedHead
-from bench.worker.main import Progress
 
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: (text or None, context tokens, continuation tokens)
 _ROWS_AT_ONCE = 512  # positions whose logits are in fp32 at one time: 100 MB with 50,000 words
@@ -59,7 +58,7 @@ class PrefixScorer(HFLM):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self._head = SupervisedHead(self.model)
-        self.progress: Progress | None = None
+        self.advance: Callable[..., None] = lambda done, total: None  # is told how many requests are scored
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -67,17 +66,11 @@ class PrefixScorer(HFLM):
         """(log-likelihood in nats, whether greedy decoding would write it) of each continuation."""
         size = override_bs or self.batch_size
         rows = sorted(branched(requests, self.max_length), key=lambda row: -row.length)
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        if self.progress:
-            self.progress.phase("regression", len(requests))
-        done = 0
+        answers: dict[int, tuple[float, bool]] = {}
         for batch in _batches(rows, size):
-            for member, answer in self._score(batch):
-                answers[member] = answer
-                done += 1
-            if self.progress:
-                self.progress.advance(done)
-        return answers
+            answers.update(self._score(batch))
+            self.advance(len(answers), total=len(requests))
+        return [answers[place] for place in range(len(requests))]
 
     def _score(self, rows: Sequence[Branched]) -> Iterator[tuple[int, tuple[float, bool]]]:
         inputs, places = _tensors(rows)

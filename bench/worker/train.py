@@ -188,10 +188,9 @@ class SftTrainer(Trainer):
         multi.cut_on_cpu_too(self)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        warmup, kind = self.args.get_warmup_steps(num_training_steps), SchedulerType(self.args.lr_scheduler_type).value
-        factor = partial(rate_factor, kind=kind, warmup_steps=warmup, steps=num_training_steps)
-        chosen: Any = self.optimizer if optimizer is None else optimizer
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
+        how = {"warmup_steps": self.args.get_warmup_steps(num_training_steps), "steps": num_training_steps}
+        factor = partial(rate_factor, kind=SchedulerType(self.args.lr_scheduler_type).value, **how)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:

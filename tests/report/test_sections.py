@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from synthetic import ATTACK, STEPS, build_sweep
 
+from bench.config import ConfigurationError
 from bench.record import Record, Status, from_json, to_json
-from bench.report.build import NoRecordsError, build_report, read_groups, report_of, write_report
+from bench.report.build import build_report, read_groups, report_of, write_report
 from bench.report.section import Section, Table
 from bench.report.sections import (
     SECTIONS,
@@ -256,7 +257,7 @@ def test_a_sweep_in_which_everything_failed_has_a_report(tmp_path: Path) -> None
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NoRecordsError, match="no run in it"):
+    with pytest.raises(ConfigurationError, match="no run in it"):
         build_report(tmp_path)
     with pytest.raises(FileNotFoundError):
         build_report(tmp_path / "absent")
