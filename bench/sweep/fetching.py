@@ -95,10 +95,11 @@ def prepare_all(
         if outcome.failure:
             log = run_folder(config) / f"{stage}.log"
             raise ConfigurationError([f"preparing failed: {outcome.failure.message}; log: {log}"])
-        if summary := read_file(DataSummary, data_folder(config) / "summary.json"):
-            console.say(told(config.task.name, summary))
 
     all_of(*(partial(made, config) for config in made_once.values()))
+    for folder, config in {data_folder(config): config for config in made_once.values()}.items():
+        if summary := read_file(DataSummary, folder / "summary.json"):
+            console.say(told(config.task.name, summary))
 
 
 def told(task: str, data: DataSummary) -> str:
