@@ -2,7 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep, its report and its answer
-    python -m bench COMMAND ...                                 report, plan, tune, export, fetch
+    python -m bench COMMAND ...                                 report, plan, tune, data, export, fetch
 
 Paths are given by position, everything else as KEY=VALUE; the only flags are -m, --json and --help.
 
@@ -23,14 +23,14 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
 from bench.config import ConfigurationError, RunConfig, all_of, names_in, suggest
 from bench.fairness import FILE, REQUIREMENTS, groups_of, to_json
-from bench.identity import sweep_folder, write_atomic
+from bench.identity import data_key, run_folder, sweep_folder, write_atomic
 from bench.planner.advice import plans
 from bench.planner.table import WORDS, plan_notes, plan_table
 from bench.record import Status
@@ -353,6 +353,26 @@ def fetch(given: Given) -> int:
     return 0
 
 
+def data(given: Given) -> int:
+    """Check the data before anything is trained: lengths, duplicates, contamination, what the metrics cannot read.
+
+    python -m bench data task=jsonl task.train_file=train.jsonl ...     the settings of the runs that it is for
+
+    It needs the model's tokenizer, and none of its weights. The report of a sweep has the same section.
+    """
+    from bench.report.build import data_page  # charts take a second to import
+
+    for config in {data_key(config): config for config in compose(given.settings, multirun=True)}.values():
+        aside = replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
+        with console.stage(f"check {config.task.name}") as watch:
+            outcome = fetching.prepare(aside, watch, "check")
+        if outcome.failure is not None:
+            console.problem(f"{outcome.failure.message}; log: {run_folder(aside) / 'check.log'}")
+            return 1
+        console.say(data_page(json.loads((run_folder(aside) / "check.json").read_text())))
+    return 0
+
+
 def _checked(folder: Path, refusals: Sequence[str]) -> int:
     for text in refusals:
         console.say(f"REFUSED  {folder}: {text}")
@@ -363,6 +383,7 @@ def _checked(folder: Path, refusals: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Given], int]] = {
     "sweep": sweep, "report": report, "plan": plan, "tune": tune, "export": export, "fetch": fetch,
+    "data": data,
 }  # fmt: skip
 PATHS = {  # command -> (fewest, most, in words)
     "report": (1, sys.maxsize, "the folders of sweeps, such as results/default"),

@@ -85,8 +85,16 @@ def _prompted(config: RunConfig) -> bool:
     return config.method.shots > 0
 
 
+def _drawn(config: RunConfig) -> bool:
+    return config.method.shots > 0 and config.method.retrieval is None
+
+
 def _reads_training_examples(config: RunConfig) -> bool:
     return not config.untrained or config.method.shots > 0
+
+
+def _seeded(config: RunConfig) -> bool:
+    return not config.untrained or _drawn(config)
 
 
 def _all_weights(config: RunConfig) -> bool:
@@ -270,6 +278,8 @@ class MethodConfig:
     ] = "adamw"
     # solved training examples shown in the prompt (base only)
     shots: Annotated[int, Field(ge=0), Role("evaluation", in_data=_prompted)] = 0
+    # None: the same shots for every question, drawn by the seed; bm25: those with the nearest questions
+    retrieval: Annotated[Literal["bm25"] | None, Role("evaluation", in_data=_prompted)] = None
     control: Annotated[bool, NO_RESULT] = False  # shows what the harness sees; no candidate for a recommendation
 
 
@@ -293,6 +303,7 @@ class TaskConfig:
     validation_examples: Annotated[PositiveInt | None, _TRAINING_EXAMPLES] = None
     test_examples: Annotated[PositiveInt | None, _TEST_EXAMPLES] = None
     overflow: Annotated[Literal["error", "drop"], _TRAINING_EXAMPLES] = "error"  # longer than train.max_length
+    overlap: Annotated[Literal["error", "drop"], _TRAINING_EXAMPLES] = "error"  # files: also in a split tested later
     # files or folders; their content counts (`ContentConfig`), not their place
     train_file: Annotated[str | None, NO_RESULT] = None
     validation_file: Annotated[str | None, NO_RESULT] = None  # None: cut from train_file, as the next
@@ -461,7 +472,7 @@ class RunConfig:
     paths: Annotated[PathsConfig, NO_RESULT] = field(default_factory=PathsConfig)
     seed: Annotated[
         int, Field(ge=0, lt=2**31),
-        Role("training", keeps_rate=True, applies=_reads_training_examples, in_data=_prompted),
+        Role("training", keeps_rate=True, applies=_seeded, in_data=_drawn),
     ] = 0  # fmt: skip
     sweep: Annotated[Name, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"), NO_RESULT] = "default"
     rates: Annotated[str | None, NO_RESULT] = None  # file of `tune` that the learning rate is taken from
@@ -505,6 +516,8 @@ def _method_checks(config: RunConfig) -> Checks:
          "method.learning_rate: missing; set one, for example 2e-5 (full) or 2e-4 (adapter)"),
         (method.trains != "nothing" and method.shots,
          "method.shots: only the untuned base is prompted with solved examples; set it to 0"),
+        (method.retrieval and not method.shots,
+         f"method.retrieval: {method.retrieval} has nothing to retrieve with method.shots=0; set how many to show"),
     ]  # fmt: skip
 
 

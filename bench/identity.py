@@ -119,7 +119,7 @@ def data_folder(config: RunConfig) -> Path:
 def _code_of_data() -> str:
     """What names the code that turns inputs into tokens."""
     folder = Path(__file__).parent / "worker"
-    files = [folder / "data.py", folder / "chat.py", *sorted(folder.glob("sources/*.py"))]
+    files = [folder / "data.py", folder / "chat.py", folder / "check.py", *sorted(folder.glob("sources/*.py"))]
     return digest([file.read_text(encoding="utf-8") for file in files if file.is_file()])[:8]
 
 

@@ -178,7 +178,7 @@ KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on genera
 T = TypeVar("T")
 # The name of a folder inside another.
 RunId = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]*[^/.\x00-\x1f][^/\x00-\x1f]*$", max_length=255)]
-Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export"]
+Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export", "check"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -340,6 +340,8 @@ class EvaluateResult:
     unscored: dict[str, str] = field(default_factory=dict)  # metric -> on how many examples it failed, and why first
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
     made: Made | None = None
+    blind: dict[str, int] = field(default_factory=dict)  # metric -> references that it does not score best themselves
+    prompt_tokens: int | None = None  # of all test prompts, solved examples included
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -365,6 +367,7 @@ class RegressionResult:
     environment: Environment
     divergence_unknown: str | None = None  # why the divergence from the base is not among the tasks
     made: Made | None = None
+    contaminated: dict[str, int] = field(default_factory=dict)  # task -> items that training examples hold a part of
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -424,6 +427,36 @@ class Failure:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Overlap:
+    """Examples of a split that the same or another split holds earlier; each counts once."""
+
+    split: str
+    of: str
+    same: int  # prompt and answer
+    same_prompt: int  # but for case and spaces, with another answer
+    near: int  # at least 0.8 of the triples of words and symbols (Jaccard)
+    examples: list[str]  # the first of each kind
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataCheck:
+    """What the prepared data hold (`bench.worker.check`)."""
+
+    overlaps: list[Overlap]
+    contaminated: int  # test examples that share 13 words in a row with a training example
+    contaminated_examples: list[str]  # the first
+    too_short: int  # test examples of fewer than 8 words, of which that cannot be told
+    longer_than: dict[int, int]  # tokens -> examples of all splits that are longer
+    answers_per_example_mean: float  # that carry loss, in the training split
+    answers_per_example_max: int
+    supervised_share: float  # of the training split's tokens
+    distinct_targets: int  # in the training split
+    commonest_target: str
+    commonest_target_examples: int
+    unseen_labels: int | None  # test examples with a label that no training example has; None: targets are no labels
+
+
+@dataclass(frozen=True, config=_STRICT)
 class DataSummary:
     """What the prepared data holds; every dropped example is counted here."""
 
@@ -438,6 +471,8 @@ class DataSummary:
     fingerprints: dict[str, str] = field(default_factory=dict)  # by split; of the test split over its texts
     labels: list[str] | None = None  # of the metric `label`, where the training split's targets are the labels
     repeated_prompts: int | None = None  # of the test split, that training holds but for case, spaces or the answer
+    check: DataCheck | None = None
+    retrieval_seconds: float | None = None  # of the examples shown to all test questions; None: none were retrieved
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -58,7 +58,9 @@ def test_all_mistakes_are_reported_at_once(lora: RunConfig) -> None:
         ("method", {"shots": 2}, "method.shots"),
         ("task", {"source": "files"}, "task.train_file: missing"),
         ("task", {"source": "hub"}, "task.hub_dataset: missing"),
-        ("task", {"metrics": ["label"]}, "task.labels: missing"),
+        ("task", {"labels": ["yes", "Yes."]}, "task.labels: 'yes' and 'Yes.' are one label"),
+        ("task", {"metrics": ["a:grade", "b:grade"]}, "task.metrics: a:grade and b:grade"),
+        ("method", {"retrieval": "bm25", "trains": "nothing"}, "method.retrieval: bm25 has nothing"),
         ("suite", {"source": "local"}, "suite.path: missing"),
     ],
 )

@@ -109,7 +109,10 @@ def test_every_setting_has_a_role_and_a_known_requirement() -> None:
     for setting in flat(to_mapping(one("method=qlora"))):
         assert requirement_of(setting) in {*REQUIREMENTS, None}, setting
     free = {name for name, role in roles().items() if role.requirement is None and role.stage in ("data", "evaluation")}
-    assert free == {"method.shots"}  # whatever changes data or evaluation must agree, but for solved examples
+    assert free == {
+        "method.shots",
+        "method.retrieval",
+    }  # whatever changes data or evaluation must agree, but for solved examples
 
 
 @pytest.mark.parametrize(

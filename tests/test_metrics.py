@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench.config import ConfigurationError, TaskConfig, checked
-from bench.metrics import Scale, code_files, final_number, load, means, score, score_all
+from bench.metrics import Scale, code_files, final_number, load, means, score_all
+
+
+def score(metric: str, prediction: str, reference: str, labels: list[str] | None = None) -> float:
+    return float(load(metric).grade(prediction, reference, {"labels": labels}))
 
 
 def test_an_unknown_metric_is_a_configuration_error_with_the_nearest_name() -> None:

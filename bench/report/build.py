@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from bench.config import ConfigurationError
 from bench.identity import write_atomic
+from bench.record import DataSummary
 from bench.report import html, markdown
 from bench.report.charts import image, svg
 from bench.report.section import Chapter, Report, Section, Table, anchor, percent, walk
-from bench.report.sections import SECTIONS, answer, claims, environment
+from bench.report.sections import SECTIONS, answer, claims, data, environment
 from bench.stats.compare import compare
 from bench.stats.decide import decide
 from bench.stats.frames import Group, Sweep, groups, is_untrained, load
@@ -49,6 +51,16 @@ def read_groups(
         looked = "no run in it (looked for */record.json); run a sweep first: make sweep"
         raise ConfigurationError([f"{folders[0]}: {looked}"])
     return sweep, groups(sweep, allowed=allowed, target_loss=target_loss)
+
+
+def data_page(found: Mapping[str, Any]) -> str:
+    """The data section of what the stage `check` found, as Markdown."""
+    summary = TypeAdapter(DataSummary).validate_python(found["data"])
+    section = data.data_section(summary, found["suite"], found["blind"])
+    if section is None:
+        return ""
+    unfolded = replace(section, fold=False, parts=[replace(part, fold=False) for part in section.parts])
+    return markdown.render(Report("", "", [Chapter("", [unfolded])]), {})
 
 
 def build_report(*folders: Path, **options: Any) -> Path:

@@ -33,6 +33,8 @@ from bench.identity import names_of_arms
 from bench.planner.memory import CUDA_PROCESS_BYTES
 from bench.record import (
     SCHEMA_VERSION,
+    DataSummary,
+    EvaluateResult,
     HeldoutPoint,
     Record,
     RegressionItem,
@@ -382,8 +384,9 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
         CPU resident), reserved_peak_bytes, device_used_bytes, weights_bytes, gradients_bytes, optimizer_bytes,
         other_bytes (train_peak_bytes less these three), start_bytes (CPU: resident before the model was loaded);
         heldout_loss_before, heldout_loss_after, test_loss (nats a token); score (the task's first metric),
-        score_<metric> (0..1), test_examples, cut_at_limit, generate_tokens_per_second, regression_mean (of the suite's
-        tasks for which higher is better), regression_tasks; the fields of `Environment`;
+        score_<metric>, test_examples, cut_at_limit, generate_tokens_per_second, prompt_tokens_per_answer,
+        answer_seconds, regression_mean (of the suite's tasks for which higher is better), regression_tasks; the fields
+        of `Environment`;
         train_busy, evaluate_busy, regression_busy, serve_busy (what disturbed the stage).
     """
     records = list(records)
@@ -421,6 +424,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         row |= {f"score_{metric}": value for metric, value in result.scores.items()}
         row |= {"test_loss": result.heldout_loss, "test_examples": result.examples, "cut_at_limit": result.cut_at_limit}
         row["generate_tokens_per_second"] = result.generate_tokens_per_second
+        row |= _cost_of_an_answer(result, record.data)
     if record.regression:
         values = [task.value for task in record.regression.tasks if task.higher_is_better]
         known = [value for value in values if value is not None]  # a mean without the task that is not finite is none
@@ -433,6 +437,16 @@ def _run_row(record: Record) -> dict[str, Any]:
         row |= {"failure_stage": failure.stage, "failure_message": failure.message}
         row["last_known_peak_bytes"] = failure.last_known_peak_bytes
     return row
+
+
+def _cost_of_an_answer(result: EvaluateResult, data: DataSummary | None) -> dict[str, float | None]:
+    """As the test split was answered, many prompts at a time: tokens of the prompt, seconds with retrieval."""
+    rate, retrieval = result.generate_tokens_per_second, (data.retrieval_seconds if data else None) or 0.0
+    seconds = result.generated_tokens / rate + retrieval if rate else None
+    return {
+        "prompt_tokens_per_answer": None if result.prompt_tokens is None else result.prompt_tokens / result.examples,
+        "answer_seconds": None if seconds is None else seconds / result.examples,
+    }
 
 
 def _train_columns(train: TrainResult, price_usd_per_hour: float | None) -> dict[str, Any]:

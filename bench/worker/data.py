@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,12 +33,13 @@ import torch
 
 from bench.config import ConfigurationError, RunConfig
 from bench.identity import is_whole, make_once
-from bench.metrics import tool_calls
+from bench.metrics import tool_calls, words
 from bench.record import DataSummary, from_json, to_json
 from bench.worker import chat
 from bench.worker.chat import Tokens, each_answer, render, render_learned, special_tokens
+from bench.worker.check import check
 from bench.worker.instruments.tokens import IGNORED
-from bench.worker.sources import SPLITS, Example, Loaded, content_hash, docstrings, files, hub, shortened
+from bench.worker.sources import SPLITS, Example, Loaded, content_hash, docstrings, files, hub, label_set, shortened
 
 if TYPE_CHECKING:
     import datasets
@@ -52,6 +54,7 @@ class Record(NamedTuple):
     prompt_ids: list[int]
     answer_ids: list[int]  # ends with the end-of-turn token
     answer_mask: list[int]  # 1 where a token of the answer carries loss; empty: all do
+    columns: str = "{}"  # JSON, of test examples: what the source's record holds
 
 
 @dataclass(frozen=True)
@@ -86,22 +89,50 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
         raise ConfigurationError(problems)
     dropped = Counter(loaded.dropped)
     splits: dict[str, list[Record]] = {}
-    shots: list[Example] = []  # shown before each test question
+    shots: Shots | None = None
+    spent_seconds: list[float] = []
     for split in SPLITS:
         splits[split], found = tokenize_split(config, tokenizer, split, loaded.splits[split], shots, dropped)
         problems += found
-        if split == "train":
-            drawn = sorted(splits["train"], key=lambda r: content_hash(str(config.seed), r.example_id))
+        if split == "train" and config.method.shots and splits["train"]:
             by_id = {example.example_id: example for example in loaded.splits["train"]}
-            shots = [by_id[r.example_id] for r in drawn[: config.method.shots]]
+            shots = _shots(config, [by_id[record.example_id] for record in splits["train"]], spent_seconds)
     if problems:
         raise ConfigurationError(problems)
     source = loaded.source
     if config.task.format == "chat" and "strftime_now" in str(tokenizer.chat_template):
         source += f"; the chat template is told the date {config.model.template.get('date', chat.DATE)}"
-    summary = _summarize(splits, dropped, source)
+    summary = replace(
+        _summarize(splits, dropped, source),
+        labels=(labels := _labels(loaded)),
+        check=check({split: [record._asdict() for record in splits[split]] for split in SPLITS}, dropped, labels),
+        retrieval_seconds=sum(spent_seconds) if config.method.retrieval else None,
+    )
     make_once(folder, lambda target: _write(target, splits, summary), cache)
     return load_prepared(folder).summary
+
+
+Shots = Callable[[Example], Sequence[Example]]  # the solved examples that are shown before a question
+
+
+def _shots(config: RunConfig, examples: list[Example], spent_seconds: list[float]) -> Shots:
+    """The same for every question, drawn by the seed; or those with the nearest questions by BM25, the nearest last."""
+    count = min(config.method.shots, len(examples))
+    if config.method.retrieval is None:
+        drawn = sorted(examples, key=lambda example: content_hash(str(config.seed), example.example_id))[:count]
+        return lambda example: drawn
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index([words(example.prompt) or [""] for example in examples], show_progress=False)
+
+    def nearest(example: Example) -> list[Example]:
+        started = time.perf_counter()
+        found, _ = index.retrieve([words(example.prompt) or [""]], k=count, show_progress=False)
+        spent_seconds.append(time.perf_counter() - started)
+        return [examples[place] for place in reversed(found[0].tolist())]
+
+    return nearest
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -128,6 +159,12 @@ def _count_problems(config: RunConfig, loaded: Loaded) -> list[str]:
                 f"({', '.join(f'{name} {len(loaded.splits[name])}' for name in SPLITS)}); lower it, or null for all"
             )
     return problems
+
+
+def _labels(loaded: Loaded) -> list[str] | None:
+    """The targets, where those of the training split are labels."""
+    found = label_set(example.target for example in loaded.splits["train"])
+    return found and sorted({*found, *(example.target for split in SPLITS for example in loaded.splits[split])})
 
 
 def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: str) -> DataSummary:
@@ -166,7 +203,7 @@ _UNREADABLE_SHOWN = 3  # examples that the chat template refuses, of a split: ot
 
 
 def tokenize_split(
-    config: RunConfig, tokenizer: Any, split: str, examples: Sequence[Example], shots: Sequence[Example],
+    config: RunConfig, tokenizer: Any, split: str, examples: Sequence[Example], shots: Shots | None,
     dropped: Counter[str],
 ) -> tuple[list[Record], list[str]]:  # fmt: skip
     """The first `task.SPLIT_examples` examples that fit, and what is wrong.
@@ -201,9 +238,10 @@ def tokenize_split(
             dropped[f"{split}: longer than train.max_length"] += 1
             continue
         if split == "test" and shots:
-            tokens = render(tokenizer, config.task, example, shots)
+            tokens = render(tokenizer, config.task, example, shots(example))
             too_long = too_long or _beyond_context(config, example, tokens)
-        records.append(_record(tokenizer, example, tokens))
+        columns = example.columns if split == "test" else "{}"  # metrics of the user's own read them
+        records.append(_record(tokenizer, example, tokens)._replace(columns=columns))
         unread = _unread_call(config, example, records[-1]) if split == "test" else None
         problems += [problem for problem in (too_long, unread) if problem]
     if unreadable:

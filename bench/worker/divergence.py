@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class Outcome:
 
     tasks: list[RegressionTask]
     items: list[RegressionItem]
+    documents: dict[str, list[Any]] = field(default_factory=dict)  # task -> what its items were made from
 
 
 def general_texts(tokenizer: Any) -> list[Text]:

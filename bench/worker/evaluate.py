@@ -60,25 +60,35 @@ def run(context: Context) -> EvaluateResult:
         heldout_tokens=sum(tokens for _, tokens in losses),
         generated_tokens=generated,
         generate_tokens_per_second=generated / clock.read()["generate"],
+        prompt_tokens=sum(map(len, prompts)),
         cut_at_limit=sum(answer.cut_at_limit for answer in answers),
         memory=list(memory.read().values()),
         spans_seconds=clock.read(),
         environment=resolved.environment(context.load.read()),
         scales=scored.scales,
         unscored=_unscored(samples),
+        blind=blind(config, rows),
         model_revision=getattr(model.config, "_commit_hash", None),
     )
 
 
 def score(config: RunConfig, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> metrics.Scored:
     """Every metric of the task on answers to prepared test examples; own metrics see each example's columns."""
+    return metrics.score_all(config.task.metrics, answers, [row["reference"] for row in rows], _examples(config, rows))
+
+
+def blind(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Built-in metric -> references of prepared test examples that it cannot read."""
+    return metrics.blind(config.task.metrics, [row["reference"] for row in rows], _examples(config, rows))
+
+
+def _examples(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     labels = config.task.labels or data.load_prepared(data_folder(config)).summary.labels
-    examples = [
+    return [
         {**json.loads(row.get("columns") or "{}"), "labels": labels}
         | {name: row[name] for name in ("example_id", "prompt", "reference")}
         for row in rows
     ]
-    return metrics.score_all(config.task.metrics, answers, [row["reference"] for row in rows], examples)
 
 
 def _unscored(samples: Sequence[Sample]) -> dict[str, str]:

@@ -41,6 +41,7 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "regression": ("regression", "run"),
     "serve": ("serve", "run"),
     "export": ("prepare", "export"),
+    "check": ("prepare", "check"),
 }
 _INTERVAL_SECONDS = 0.5
 

@@ -3,6 +3,7 @@
 prepare   checks, model, data, and what runs share on their device; once for all runs of a sweep that share them
 fetch     the same without the run's device, on a login node
 bundle    the same for a machine without a network
+check     what the data hold, for `bench data`
 export    the base's tokenizer, and hashes of what an exported model depends on
 
 >>> fetch(context)["data"]["train_examples"]
@@ -15,8 +16,9 @@ import hashlib
 import importlib.util
 import json
 import shutil
+from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
 from bench.identity import data_folder, weights_sha256
+from bench.metrics import is_own, normalised_label
 from bench.record import DataSummary
-from bench.worker import data, device, methods, models
+from bench.worker import data, device, evaluate, methods, models
+from bench.worker.check import of_documents, texts_of
 from bench.worker.divergence import reference_of
 from bench.worker.main import Context
 from bench.worker.sources import hub
@@ -34,6 +38,7 @@ from bench.worker.suites.local import check_suite
 
 BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
 QUANTIZED_BYTES_PER_PARAMETER = 0.7  # 4 bit with constants, embeddings in 16 bit
+_TRIED = 5  # test references that a metric of the user's own is tried on, each as its own answer
 _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
 
 
@@ -85,7 +90,66 @@ def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
     context.progress.phase("data")
-    return source, tokenizer, data.prepare(config, tokenizer, data_folder(config))
+    summary = data.prepare(config, tokenizer, data_folder(config))
+    if problems := metric_problems(config):
+        raise ConfigurationError(problems)
+    return source, tokenizer, summary
+
+
+def check(context: Context) -> dict[str, Any]:
+    """What the data hold and what of them the suite and the metrics see, without the model's weights.
+
+    Examples up to the model's whole context are counted, and those in two splits, where a sweep would refuse them.
+    """
+    from bench.worker.suites.lm_eval_tasks import load_tasks  # seconds to import
+
+    train, task = context.config.train, context.config.task
+    config = replace(
+        context.config,
+        train=replace(train, max_length=max(train.max_length, context.config.model.max_context)),
+        task=replace(task, overflow="drop", overlap="drop"),
+    )
+    problems = check_suite(config.suite) + (hub.check_columns_without_download(task) if task.source == "hub" else [])
+    if problems:
+        raise ConfigurationError(problems)
+    context.progress.phase("data")
+    tokenizer = models.load_tokenizer(config.model, models.locate(config.model, context.cache))
+    summary = data.prepare(config, tokenizer, data_folder(config))
+    if problems := metric_problems(config):
+        raise ConfigurationError(problems)
+    context.progress.phase("suite")
+    tasks, prepared = load_tasks(config.suite, context.tables), data.load_prepared(data_folder(config))
+    documents = {name: list(task.eval_docs)[: config.suite.items_per_task] for name, task in tasks.items()}
+    found = of_documents(texts_of(prepared.train), documents)
+    return {"data": asdict(summary), "suite": found, "blind": evaluate.blind(config, list(prepared.test))}
+
+
+def metric_problems(config: RunConfig) -> list[str]:
+    """Metrics that cannot score the prepared test references: code of your own is tried on the first of them."""
+    prepared, task = data.load_prepared(data_folder(config)), config.task
+    references = prepared.test["reference"][:]
+    problems = []
+    for name in filter(is_own, task.metrics):
+        first = [prepared.test[place] for place in range(min(_TRIED, len(references)))]
+        try:
+            evaluate.score(replace(config, task=replace(task, metrics=[name])), first, references[:_TRIED])
+        except ValueError as error:
+            problems.append(f"task.metrics: {name}: {error}")
+    labels = task.labels or prepared.summary.labels
+    if "label" not in task.metrics:
+        return problems
+    if not labels:
+        return [*problems, "task.labels: missing, and the training targets are too many different texts to be labels; "
+                "list the allowed answers, or choose another metric"]  # fmt: skip
+    allowed = set(map(normalised_label, labels))
+    others = Counter(text for text in references if normalised_label(text) not in allowed)
+    if others:
+        shown = ", ".join(f"{text!r} ({count})" for text, count in others.most_common(5))
+        problems.append(
+            f"task.labels: {others.total()} test references are none of the {len(labels)} labels, so that no answer to "
+            f"them can be right: {shown}; add these, or mend task.target"
+        )
+    return problems
 
 
 def export(context: Context) -> dict[str, Any]:

@@ -30,8 +30,10 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
 from bench.config import ConfigurationError, SuiteConfig
+from bench.identity import data_folder
 from bench.record import RegressionItem, RegressionResult, RegressionTask
-from bench.worker import device, models
+from bench.worker import data, device, models
+from bench.worker.check import of_documents, texts_of
 from bench.worker.divergence import Outcome, Reference, divergence, reference_of, weighted_mean
 from bench.worker.evaluate import load_tuned
 from bench.worker.loss import finite, inference
@@ -72,6 +74,7 @@ def run(context: Context) -> RegressionResult:
         spans_seconds=context.clock.read(),
         environment=resolved.environment(context.load.read()),
         divergence_unknown=unknown,
+        contaminated=of_documents(texts_of(data.load_prepared(data_folder(config)).train), outcome.documents),
     )
 
 
@@ -168,7 +171,7 @@ def _chosen_metrics(tasks: dict[str, Task]) -> dict[str, str]:
 
 
 def _outcome(tasks: dict[str, Task], metrics: dict[str, str], samples: dict[str, Any]) -> Outcome:
-    records, items = [], []
+    records, items, documents = [], [], {}
     for name, task in tasks.items():
         metric, (logged, aggregates) = metrics[name], samples[name]
         filters = {sample["filter"] for sample in logged}
@@ -182,7 +185,8 @@ def _outcome(tasks: dict[str, Task], metrics: dict[str, str], samples: dict[str,
         better = bool(task.higher_is_better().get(metric, True))
         records.append(RegressionTask(name, metric, value, len(own), better, _chance(task, metric, kept)))
         items.extend(own)
-    return Outcome(records, items)
+        documents[name] = [sample["doc"] for sample in kept]
+    return Outcome(records, items, documents)
 
 
 def _item(task: str, metric: str, sample: dict[str, Any]) -> RegressionItem:

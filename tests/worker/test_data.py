@@ -13,6 +13,7 @@ import torch
 from conversation import CHATML, byte_tokenizer
 
 from bench.config import ConfigurationError, RunConfig, TaskConfig, from_mapping
+from bench.identity import run_id
 from bench.worker import data
 from bench.worker.chat import conversation, render
 from bench.worker.data import load_prepared, prepare
@@ -69,7 +70,7 @@ def test_the_folder_holds_the_splits_asked_for(sums: Path, tmp_path: Path) -> No
     assert [len(prepared.train), len(prepared.validation), len(prepared.test)] == [20, 5, 10]
     assert prepared.summary == summary
     row = prepared.train[0]
-    assert set(row) == {"example_id", "prompt", "reference", "prompt_ids", "answer_ids", "answer_mask"}
+    assert set(row) == {"example_id", "prompt", "reference", "prompt_ids", "answer_ids", "answer_mask", "columns"}
     assert tokenizer.decode(row["answer_ids"]) == row["reference"] + "<|im_end|>"
     assert row["prompt"] in tokenizer.decode(row["prompt_ids"])
     rows = [*prepared.train, *prepared.validation, *prepared.test]
@@ -352,3 +353,30 @@ def test_packing_keeps_examples_apart_and_can_be_undone() -> None:
     parts = data.unpack(batch)
     assert [part["input_ids"].tolist() for part in parts] == [[[1, 2, 3, 4]], [[5, 6]]]
     assert [part["labels"].tolist() for part in parts] == [[[-100, -100, 3, 4]], [[-100, 6]]]
+
+
+def test_retrieved_examples_are_the_nearest_and_the_nearest_stands_last(tmp_path: Path) -> None:
+    names = ["card lost abroad", "card lost at home", "top up failed", "exchange rate wrong", "pin blocked today"]
+    path, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps({"q": f"{name} {n}", "a": name}) + "\n" for name in names for n in range(4)))
+    test.write_text(json.dumps({"q": "my card lost at home 9", "a": "?"}) + "\n")
+    config = configuration(path, shots=2, test_file=str(test))
+    retrieved = replace(config, method=replace(config.method, retrieval="bm25"))
+    assert run_id(retrieved) == run_id(replace(retrieved, seed=1))
+    assert run_id(config) != run_id(replace(config, seed=1))
+    summary = prepare(retrieved, byte_tokenizer(), tmp_path / "prepared")
+    prompt = byte_tokenizer().decode(load_prepared(tmp_path / "prepared").test[0]["prompt_ids"])
+    assert prompt.count("card lost at home") == 2 * 2 + 1
+    assert summary.retrieval_seconds is not None
+
+
+def test_the_check_and_the_labels_are_in_the_summary(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    rows = [{"q": f"message number {n} of the day", "a": ("no", "yes")[n % 2], "weight": n} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = prepare(configuration(path), byte_tokenizer(), tmp_path / "prepared")
+    assert summary.labels == ["no", "yes"]
+    assert summary.check is not None
+    assert summary.check.unseen_labels == 0
+    row = load_prepared(tmp_path / "prepared").test[0]
+    assert json.loads(row["columns"])["q"] == row["prompt"]

@@ -166,3 +166,23 @@ def test_half_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
     path.write_text('{"q": "\\ud83d", "a": "y"}\n')
     (problem,) = problems_of(train_file=str(path))
     assert "surrogate" in problem
+
+
+def test_examples_of_two_files_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    train, test = write(tmp_path / "train.jsonl", questions(0, 50)), write(tmp_path / "test.jsonl", questions(40, 60))
+    (problem,) = problems_of(train_file=train, test_file=test)
+    assert "10 examples" in problem
+    assert "task.overlap=drop" in problem
+    loaded = files.load(task(train_file=train, test_file=test, overlap="drop"))
+    assert loaded.dropped == {"train: also in test": 10}
+    assert len(loaded.splits["train"]) + len(loaded.splits["validation"]) == 40
+    assert len(loaded.splits["test"]) == 20
+
+
+def test_the_labels_of_a_prompt_are_the_training_targets(tmp_path: Path) -> None:
+    rows = [{"q": f"message {n}", "a": ("no", "yes", "maybe")[n % 3]} for n in range(30)]
+    loaded = files.load(task(train_file=write(tmp_path / "a.jsonl", rows), prompt="One of {labels}: {q}"))
+    assert loaded.splits["train"][0].prompt.startswith("One of maybe, no, yes: message")
+    texts = [{"q": f"message {n}", "a": f"answer {n}"} for n in range(30)]
+    (problem,) = problems_of(train_file=write(tmp_path / "b.jsonl", texts), prompt="One of {labels}: {q}")
+    assert "{labels} is not a column" in problem

@@ -5,6 +5,7 @@
 
 from bench.report.sections import (
     claims,
+    data,
     examples,
     fairness,
     forgetting,
@@ -16,5 +17,5 @@ from bench.report.sections import (
     speed,
 )
 
-_ORDER = (quality, learning, memory, speed, forgetting, serving, claims, rates, examples, fairness)
+_ORDER = (quality, learning, memory, speed, forgetting, serving, claims, rates, data, examples, fairness)
 SECTIONS = tuple(module.section for module in _ORDER)

@@ -78,9 +78,17 @@ def _scores(group: Group) -> Section:
     columns = [*names, "test_loss", "heldout_loss_before", "heldout_loss_after"]
     shown = [name for name in columns if name in group.arms and group.arms[name].notna().any()]
     rows = [
-        [str(arm["arm"]), str(arm["seeds"]), *(number(arm[name]) for name in shown)]
+        [str(arm["arm"]), str(arm["seeds"]), *(number(arm[name]) for name in shown), *_cost(arm)]
         for arm in group.arms.to_dict("records")
     ]
     headers = ["method", "seeds", *(name.removeprefix("score_").replace("_", " ") for name in shown)]
-    note = "Means over seeds. Losses in nats per token: test split; validation split before and after training."
+    headers += ["prompt tokens an answer", "ms an answer"]
+    note = (
+        "Means over seeds. Losses in nats per token: test split; validation split before and after training. An answer "
+        "costs its share of a batch of test prompts, with the retrieval of what is shown in them."
+    )
     return Section("Scores and losses", table=Table(headers, rows), note=note, fold=True)
+
+
+def _cost(arm: dict[Any, Any]) -> list[str]:
+    return [number(arm.get("prompt_tokens_per_answer"), 0), number(arm.get("answer_seconds"), 1, 1000)]

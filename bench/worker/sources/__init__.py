@@ -15,7 +15,8 @@ every machine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from charset_normalizer import from_bytes
 SPLITS = ("train", "validation", "test")
 CUT_FRACTION = 10  # a missing validation or test split is one example in ten of the training split ...
 CUT_MAXIMUM = 1000  # ... but never more than this
+LABELS_MAXIMUM = 1000
 
 
 Message = dict[str, Any]  # role, content, and what a chat template reads besides: tool_calls, reasoning_content
@@ -41,6 +43,7 @@ class Example:
         turns: the messages of a conversation, the last from the assistant; (): prompt and target are all there is.
             "weight" (0 or 1) and "given" (True: never learned) are ours, the template does not see them.
         tools: definitions of functions (JSON schema) that the conversation may call.
+        columns: the record that it was made from, as JSON, for metrics of the user's own.
     """
 
     example_id: str
@@ -49,6 +52,7 @@ class Example:
     group: str
     turns: tuple[Message, ...] = ()
     tools: tuple[Message, ...] = ()
+    columns: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,24 @@ def without_duplicates(examples: Iterable[Example]) -> list[Example]:
     for example in examples:
         first.setdefault((example.prompt, example.target), example)
     return list(first.values())
+
+
+def label_set(targets: Iterable[str]) -> list[str] | None:
+    """The distinct targets, sorted, where they are labels: at most 1,000, each of which occurs twice on average."""
+    counts = Counter(targets)
+    return sorted(counts) if len(counts) <= min(LABELS_MAXIMUM, counts.total() / 2) else None
+
+
+def without_overlap(given: Mapping[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """The splits without what is also in one tested later: the test split stays whole; and what was dropped."""
+    splits, dropped = dict(given), dict[str, int]()
+    for split, held_out in (("train", "test"), ("validation", "test"), ("train", "validation")):
+        taken = {(e.prompt, e.target) for e in splits.get(held_out, [])}
+        kept = [e for e in splits.get(split, []) if (e.prompt, e.target) not in taken]
+        if len(kept) < len(splits.get(split, [])):
+            dropped[f"{split}: also in {held_out}"] = len(splits[split]) - len(kept)
+            splits[split] = kept
+    return splits, dropped
 
 
 def cut(examples: list[Example], total: int) -> tuple[list[Example], list[Example]]:

@@ -19,12 +19,24 @@ import re
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.config import ConfigurationError, TaskConfig
-from bench.worker.sources import SPLITS, Example, Loaded, cut, decoded, in_content_order, shortened, without_duplicates
+from bench.worker.sources import (
+    SPLITS,
+    Example,
+    Loaded,
+    cut,
+    decoded,
+    in_content_order,
+    label_set,
+    shortened,
+    without_duplicates,
+    without_overlap,
+)
 from bench.worker.sources.layouts import Row, column_problems, described, fill
 
 _NAMES = {
@@ -240,13 +252,17 @@ def load(task: TaskConfig) -> Loaded:
     layouts = {}
     for split, sources in found.items():
         if sources and not any(_path_problem("", source) for source in sources if not source.path.is_dir()):
+            if split == "train" and "{labels}" in (task.prompt or "") and task.labels is None:
+                task = replace(task, labels=_training_labels(sources, task))
             given[split], layouts[split], more = _read(split, sources, task)
             problems += more
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
     paths = {split: sources[0].path for split, sources in found.items() if sources}
-    problems = _overlaps(given, paths)
-    if problems:
+    overlapping: dict[str, int] = {}
+    if task.overlap == "drop":
+        given, overlapping = without_overlap(given)
+    elif problems := _overlaps(given, paths):
         raise ConfigurationError(problems)
     splits, dropped = with_missing_splits(given)
     empty = [split for split in SPLITS if not splits[split]]
@@ -256,7 +272,7 @@ def load(task: TaskConfig) -> Loaded:
         raise ConfigurationError([f"{start} {split} after {cuts[split]}; give separate files" for split in empty])
     names = list(dict.fromkeys(source.name for sources in found.values() for source in sources))
     where = ", ".join(shortened(names, 5)) + (f" ({layouts['train']})" if layouts["train"] else "")
-    return Loaded({s: in_content_order(splits[s]) for s in SPLITS}, dropped, where)
+    return Loaded({s: in_content_order(splits[s]) for s in SPLITS}, dropped | overlapping, where)
 
 
 def with_missing_splits(given: dict[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
@@ -268,6 +284,16 @@ def with_missing_splits(given: dict[str, list[Example]]) -> tuple[dict[str, list
             splits["train"], splits[split] = cut(splits["train"], len(distinct))
     repeated = len(given["train"]) - len(distinct)
     return splits, {"train: duplicate": repeated} if repeated else {}
+
+
+def _training_labels(sources: list[Source], task: TaskConfig) -> list[str] | None:
+    """The training targets, where they are labels; what is wrong with a file is said when it is read as examples."""
+    rows = [row for source in sources for row in read_records(source)[0]]
+    targets = replace(task, prompt=task.target)
+    columns = list(dict.fromkeys(name for row in rows for name in row.columns))
+    if not rows or task.target is None or column_problems(columns, targets, "task.target", "task.target"):
+        return None
+    return label_set(example.target for example in fill(rows, targets)[0])
 
 
 def _read(split: str, sources: list[Source], task: TaskConfig) -> tuple[list[Example], str, list[str]]:
@@ -299,7 +325,7 @@ def _overlaps(given: dict[str, list[Example]], paths: dict[str, Path]) -> list[s
             more = ", ..." if len(shared) > 5 else ""
             problems.append(
                 f"task.{first}_file and task.{second}_file overlap: {len(shared)} examples of {paths[second]} are "
-                f"also in {paths[first]} ({listed}{more}); remove them from one, or set task.{second}_file=null "
-                "to have it cut from the training file"
+                f"also in {paths[first]} ({listed}{more}); set task.overlap=drop to leave them out of "
+                f"{first}, or task.{second}_file=null to have it cut from the training file"
             )
     return problems

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.config import ConfigurationError, TaskConfig, suggest
-from bench.worker.sources import SPLITS, Example, Loaded, in_content_order
+from bench.worker.sources import SPLITS, Example, Loaded, in_content_order, without_overlap
 from bench.worker.sources.files import with_missing_splits
 from bench.worker.sources.layouts import Row, column_problems, described, fill
 
@@ -40,11 +40,8 @@ def load(task: TaskConfig) -> Loaded:
         given[split] = examples
         if split == "train" and (filled.prompt is None or filled.target is None):
             layout = f" ({described(list(rows[0].columns), examples)})"
-    for held_out in ("test", "validation"):
-        taken = {(e.prompt, e.target) for e in given.get(held_out, [])}
-        fewer = [e for e in given["train"] if (e.prompt, e.target) not in taken]
-        dropped[f"train: also in {held_out}"] += len(given["train"]) - len(fewer)
-        given["train"] = fewer
+    given, overlapping = without_overlap(given)
+    dropped.update(overlapping)
     # Converted data sets may repeat their training split as its own subsets (GEM/viggo does).
     splits, repeated = with_missing_splits(given)
     dropped.update(repeated)

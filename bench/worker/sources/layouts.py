@@ -21,7 +21,7 @@ import math
 import reprlib
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bench.config import TaskConfig, suggest
@@ -46,7 +46,8 @@ def fill(rows: Sequence[Row], task: TaskConfig) -> tuple[list[Example], list[str
     for row in rows:
         try:
             turns, tools = read(row.columns)
-            examples.append(_example(row.where, turns, tools, task))
+            columns = json.dumps(row.columns, ensure_ascii=False, default=str)
+            examples.append(replace(_example(row.where, turns, tools, task), columns=columns))
         except ValueError as error:
             problems.append(f"{row.where}: {error}")
     return examples, problems
