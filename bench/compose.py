@@ -271,7 +271,9 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     if missing:
         raise ConfigurationError([f"{key}: must be given, for example {key}=..." for key in missing])
     mapping: Any = OmegaConf.to_container(composed, resolve=True)
-    if exposed := [key for key, value in flat(mapping).items() if masked(str(value)) != str(value)]:
+    texts = {key: str(value) for key, value in flat(mapping).items()}
+    if masked(together := "\n".join(texts.values())) != together:
+        exposed = [key for key, text in texts.items() if masked(text) != text]
         how = "a run writes this down; leave it in the environment (HF_TOKEN, ...), where the libraries look for it"
         raise ConfigurationError([f"{key}: holds a token or password; {how}" for key in exposed])
     config = from_mapping(mapping)

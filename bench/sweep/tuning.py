@@ -107,10 +107,6 @@ def compose_tuning(overrides: Sequence[str]) -> tuple[TuneConfig, list[RunConfig
         ConfigurationError: with all mistakes.
     """
     settings, configs = compose_beside(TuneConfig, "tune", overrides)
-    return settings, _searched(configs)
-
-
-def _searched(configs: list[RunConfig]) -> list[RunConfig]:
     trained = [config for config in configs if config.method.trains != "nothing"]
     if not trained:
         raise ConfigurationError(["method: none of the methods trains anything; choose for example method=full,lora"])
@@ -122,7 +118,7 @@ def _searched(configs: list[RunConfig]) -> list[RunConfig]:
         if first.method.learning_rate != config.method.learning_rate:
             message = "is what is searched; give one value, the middle, or a list in tune.rates=[...]"
             raise ConfigurationError([f"method.learning_rate: {message}"])
-    return list(by_key.values())
+    return settings, list(by_key.values())
 
 
 def trial(arm: RunConfig, settings: TuneConfig, learning_rate: float) -> RunConfig:
