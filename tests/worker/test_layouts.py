@@ -14,7 +14,7 @@ from conversation import DATA
 from test_chat import in_marks, tokenizer_of
 
 from bench.config import ConfigurationError, TaskConfig
-from bench.metrics import score, tool_calls
+from bench.metrics import tool_call, tool_calls
 from bench.worker.chat import render_learned
 from bench.worker.sources import Loaded, files
 from bench.worker.sources.layouts import Row, fill
@@ -74,9 +74,9 @@ def test_every_layout_reads_the_same_conversation() -> None:
     assert [turn.get("given") for turn in split[0].turns] == [None, None, True, None, None]  # learned: the completion
     # One question and one answer are the same example in any layout.
     alone = [{"messages": spoken[1:3]}, {"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}]
-    assert {repr(fill([Row("f:1", record)], task())) for record in alone} == {
-        repr(fill([Row("f:1", {"x": "q", "y": "a"})], task(prompt="{x}", target="{y}")))
-    }
+    read = [fill([Row("f:1", record)], task()) for record in alone]
+    read.append(fill([Row("f:1", {"x": "q", "y": "a"})], task(prompt="{x}", target="{y}")))
+    assert {(e.prompt, e.target, e.group, e.turns) for found, _ in read for e in found} == {("q", "a", "q", ())}
 
 
 def test_calls_of_both_worlds_are_one() -> None:
@@ -120,6 +120,8 @@ def test_columns_of_no_layout_ask_for_templates(tmp_path: Path) -> None:
         (problem,) = problems_of(written(tmp_path / "d.jsonl", record))
         assert problem.startswith("task.prompt, task.target: give templates")
         assert f"columns there: {', '.join(sorted(record))}" in problem
+    mixed = written(tmp_path / "m.jsonl", {"messages": []}, {"text": "a"})
+    assert problems_of(mixed)[1] == "m.jsonl:2: no column 'messages'; columns there: text"
     (problem,) = problems_of(DATA / "sharegpt.json", format="plain")[:1]
     assert "needs a chat template" in problem
 
@@ -252,8 +254,8 @@ def test_duplicates_in_training_are_dropped_whether_or_not_splits_are_given(tmp_
 def test_calls_are_compared_as_json(text: str) -> None:
     assert tool_calls(text) == [{"name": "f", "arguments": {"x": 1, "y": [2]}}]
     reference = '{"name": "f", "arguments": {"x": 1, "y": [2]}}'
-    assert score("tool_call", text, reference) == 1
-    assert score("tool_call", text, reference + reference) == 0
-    assert score("tool_call", text.replace("1", "3"), reference) == 0
-    assert score("tool_call", text, "It is sunny.") == 0
-    assert score("tool_call", "It rains.", "It is sunny.") == 1  # no call, as it should be
+    assert tool_call(text, reference) == 1
+    assert tool_call(text, reference + reference) == 0
+    assert tool_call(text.replace("1", "3"), reference) == 0
+    assert tool_call(text, "It is sunny.") == 0
+    assert tool_call("It rains.", "It is sunny.") == 1  # no call, as it should be

@@ -41,7 +41,7 @@ def fill(rows: Sequence[Row], task: TaskConfig) -> tuple[list[Example], list[str
     if task.prompt is not None and task.target is not None:
         read = _templates(task.prompt, task.target, task)
     else:
-        read = LAYOUTS[str(layout_of([name for row in rows for name in row.columns]))].read
+        read = _known(LAYOUTS[str(layout_of([name for row in rows for name in row.columns]))])
     examples, problems = [], []
     for row in rows:
         try:
@@ -259,6 +259,17 @@ class Layout(NamedTuple):
     needed: frozenset[str]
     read: Read
     words: str  # for a person
+
+
+def _known(layout: Layout) -> Read:
+    """Reads a record of a layout, whose columns must be there."""
+
+    def read(columns: dict[str, Any]) -> Parsed:
+        for name in sorted(layout.needed - columns.keys()):
+            raise ValueError(f"no column {name!r}; {_listing(list(columns))}")
+        return layout.read(columns)
+
+    return read
 
 
 LAYOUTS = {
