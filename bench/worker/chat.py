@@ -16,6 +16,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from functools import lru_cache
@@ -303,8 +304,11 @@ def _until_end_of_turn(tokenizer: Any, example: Example, addition: str, turn: Me
         if found < 0:
             raise _broken(example, "does not write calls of tools" if calls else "rewrites the answer", addition[:60])
         behind = found + len(part)
+    ends_of_turn = _ends_of_turn(tokenizer, _template(tokenizer, example))
+    if any(token in addition[:behind] for token in ends_of_turn):  # it was found in what others say later
+        raise _broken(example, "rewrites the answer", addition[:60])
     # A call may hold special tokens itself, so that it ends where other answers end.
-    tokens = _ends_of_turn(tokenizer, tokenizer.chat_template) if calls else special_tokens(tokenizer)
+    tokens = ends_of_turn if calls else special_tokens(tokenizer)
     ends = [(at, len(token)) for token in tokens if (at := addition.find(token, behind)) >= 0]
     if not ends:
         raise _broken(example, "does not end the answer with a special token", addition[-60:])
@@ -314,10 +318,11 @@ def _until_end_of_turn(tokenizer: Any, example: Example, addition: str, turn: Me
 
 @lru_cache(maxsize=1)
 def _ends_of_turn(tokenizer: Any, template: str) -> tuple[str, ...]:
-    """The token that ends a plain answer, and the end of text."""
-    probe = Example("probe", "question", "answer", "")
-    text = str(_apply(tokenizer, probe, _turns(probe), tokenize=False))
-    behind = text.rfind("answer")
+    """The token that ends a plain answer, and the end of text; the latter alone where a template refuses the probe."""
+    probe, text = Example("probe", "question", "answer", ""), ""
+    with suppress(ConfigurationError):
+        text = str(_apply(tokenizer, probe, _turns(probe), tokenize=False))
+    behind = max(0, text.rfind("answer"))
     ends = [(at, token) for token in special_tokens(tokenizer) if (at := text.find(token, behind)) >= 0]
     return tuple(dict.fromkeys([*(token for _, token in sorted(ends)[:1]), tokenizer.eos_token]))
 

@@ -150,6 +150,15 @@ def test_a_template_that_cannot_be_split_is_refused_with_what_to_do() -> None:
     assert "does not write calls of tools" in problem_of("chatml", CALLS)
 
 
+def test_an_answer_that_the_template_rewrites_is_not_looked_for_in_what_others_say() -> None:
+    source = style("chatml").chat_template
+    tokenizer = style(
+        "chatml", source.replace("m.content ~", "(m.content | upper if loop.index == 2 else m.content) ~")
+    )
+    with pytest.raises(ConfigurationError, match="rewrites the answer"):
+        render_learned(tokenizer, TASK, example(TALK))  # the user says "Hello!" too
+
+
 def test_every_answer_is_tested_after_its_true_history() -> None:
     tokenizer = tokenizer_of("qwen3", enable_thinking=False)
     first, second = each_answer(example([SYSTEM, *TALK]))
