@@ -90,7 +90,9 @@ def _drawn(config: RunConfig) -> bool:
 
 
 def _reads_training_examples(config: RunConfig) -> bool:
-    return not config.untrained or config.method.shots > 0
+    task = config.task  # labels that are not given are the targets of training, for prompts and metrics
+    names_labels = "{labels}" in (task.prompt or "") or any(m == "label" or is_own(m) for m in task.metrics)
+    return not config.untrained or config.method.shots > 0 or (task.labels is None and names_labels)
 
 
 def _seeded(config: RunConfig) -> bool:

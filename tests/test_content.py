@@ -108,6 +108,13 @@ def test_a_split_that_is_cut_comes_from_the_training_file(place: Path) -> None:
     assert run_id(planned(method="base", splits=("train", "validation"))) != run_id(base)
 
 
+@pytest.mark.parametrize("reads", ["task.metrics=[label]", "task.prompt={prompt} One of {labels}.", "method.shots=1"])
+def test_a_base_that_reads_training_examples_is_named_by_them(place: Path, reads: str) -> None:
+    before = run_id(planned(reads, method="base"))
+    lines(Path("train.jsonl"), 31)
+    assert run_id(planned(reads, method="base")) != before
+
+
 def test_a_stage_refuses_an_input_that_is_not_what_was_planned(place: Path) -> None:
     config = planned()
     assert [changed_inputs(config, stage) for stage in ("prepare", "train", "regression")] == [[], [], []]
