@@ -289,7 +289,7 @@ def _logits_moved(records: Sequence[Record]) -> float:
 
 def _size_ratio(forms: dict[str, ServedForm], method: str) -> float:
     merged = _form(forms, "merged", method).disk_bytes
-    base = forms[str(_form(forms, "unmerged", method).base)].disk_bytes
+    base = _form(forms, str(_form(forms, "unmerged", method).base), method).disk_bytes
     if merged is None or not base:
         raise NotMeasuredError("the files of the base were not found on disk")
     return merged / base

@@ -55,8 +55,8 @@ def results_of(records: Iterable[Record]) -> list[ServeResult]:
 
 
 def served_arms(group: Group) -> dict[str, list[Record]]:
-    """Arm -> its runs that were served, in display order."""
-    found = {arm: [run for run in runs if run.serve] for arm, runs in group.by_arm.items()}
+    """Arm -> its runs that were served in any form, in display order."""
+    found = {arm: [run for run in runs if run.serve and run.serve.forms] for arm, runs in group.by_arm.items()}
     return {arm: runs for arm, runs in found.items() if runs}
 
 

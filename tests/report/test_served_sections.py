@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served import build_served_sweep
@@ -11,11 +14,14 @@ from synthetic import build_sweep, make_record, make_tuning
 
 from bench.compose import Rates, Trial
 from bench.record import to_json
+from bench.report.build import report_of
+from bench.report.html import page
+from bench.report.markdown import render
 from bench.report.section import Section
 from bench.report.sections import claims, learning, rates, serving
 from bench.stats.claims import judge, read_claims
 from bench.stats.curves import reach_frame
-from bench.stats.frames import Group, groups, load
+from bench.stats.frames import Group, Sweep, groups, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,3 +144,31 @@ def test_the_common_target_and_the_common_ends(reference: Group) -> None:
     never = learning.section(group)
     assert never is not None
     assert {row[1] for row in rows_of(never.parts[0])} == {"0 of 3 seeds"}
+
+
+HOLES: dict[str, Callable[[Sweep], Any]] = {
+    "steps": lambda sweep: sweep.step_rows.clear(),
+    "test answers": lambda sweep: sweep.sample_rows.clear(),
+    "scores": lambda sweep: [replace_all(rows, scores={}) for rows in sweep.sample_rows.values()],
+    "items": lambda sweep: sweep.regression_rows.clear(),
+    "training": lambda sweep: replace_all(sweep.records, train=None),
+    "evaluation": lambda sweep: replace_all(sweep.records, evaluate=None),
+    "forms": lambda sweep: replace_all(
+        sweep.records, serve=lambda record: record.serve and replace(record.serve, forms=[])
+    ),
+    "served answers": lambda sweep: sweep.answer_rows.clear(),
+}
+
+
+def replace_all(rows: list[Any], **changes: Any) -> None:
+    """Change every row of a list in place; a function makes the new value from the row."""
+    rows[:] = [replace(r, **{name: v(r) if callable(v) else v for name, v in changes.items()}) for r in rows]
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_records_with_holes_have_a_report(tmp_path: Path, hole: str) -> None:
+    sweep = load(build_served_sweep(tmp_path / "synthetic"))
+    HOLES[hole](sweep)
+    report = report_of(sweep, groups(sweep))
+    assert page(report).count("<h1") == 1
+    assert render(report, {}).startswith("# ")

@@ -18,14 +18,14 @@ DISAGREE = 0.1  # difference of two methods' scores of one example from which on
 
 
 def section(group: Group) -> Section | None:
-    """The first seed of each arm; None without test answers."""
+    """The first seed of each arm; None without test answers, or without any score of them."""
     samples, primary = group.samples, f"score_{metric_name(group)}"
     scores = [str(c) for c in samples if str(c).startswith("score_") and samples[c].notna().any()]
     scores.sort(key=lambda name: name != primary)
     firsts = {arm: of_seed[0].run_id for arm, of_seed in group.by_arm.items()}
     by_arm = {arm: _answers(samples[samples["run_id"] == run], scores) for arm, run in firsts.items()}
     by_arm = {arm: answers for arm, answers in by_arm.items() if answers}
-    if not by_arm:
+    if not by_arm or not scores:
         return None
     trained = set(group.arms.loc[~group.arms["untrained"].astype(bool), "arm"])
     compared = [arm for arm in by_arm if arm in trained] or list(by_arm)

@@ -64,7 +64,7 @@ def _step_seconds(group: Group) -> pd.DataFrame:
     """Columns of `step_time_chart`."""
     steps = group.sweep.steps
     steps = steps[steps["run_id"].isin(group.runs["run_id"]) & steps["timed"].astype(bool)]
-    by_arm = steps.groupby("arm", sort=False)["seconds"]
+    by_arm = steps.astype({"seconds": float}).groupby("arm", sort=False)["seconds"]
     names = {f"p{share}" if share != 50 else "median": share / 100 for share in (10, 25, 50, 75, 90, 99)}
     frame = pd.DataFrame(
         {name: by_arm.quantile(share) for name, share in names.items()} | {"timed steps": by_arm.count()}
