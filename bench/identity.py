@@ -134,13 +134,11 @@ _LARGE_BYTES = 64 * 2**20  # larger files are read again only when their size or
 _OF_A_TOKENIZER = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")  # and no weights, no config.json
 _ARCHITECTURE = ("config.json", "generation_config.json")
 _FILE_NAMES = re.compile(r"[^\s'\"\[\]{},]+\.\w+")  # in an lm-eval task: its data files
+_MODEL = ("tokenizer", "architecture", "weights")
 _READS = {  # stage -> the parts of `ContentConfig` that it reads; others read all
-    "train": ("tokenizer", "architecture", "weights"),
-    "evaluate": ("tokenizer", "architecture", "weights", "metrics"),
-    "regression": ("tokenizer", "architecture", "weights", "suite"),
-    "serve": ("tokenizer", "architecture", "weights", "metrics"),
-    "export": ("tokenizer", "architecture", "weights"),
-}
+    "train": _MODEL, "export": _MODEL, "evaluate": (*_MODEL, "metrics"), "serve": (*_MODEL, "metrics"),
+    "regression": (*_MODEL, "suite"),
+}  # fmt: skip
 _PARTS = tuple(part.name for part in fields(ContentConfig))
 
 
