@@ -74,5 +74,5 @@ def test_the_data_command_shows_the_same_without_a_run(intents: Path, tmp_path: 
     assert main(["data", *overrides]) == 0
     said = capfd.readouterr().out
     assert "train: also in test 2" in said
-    assert "json\\_valid: 2 test references do not get its best score" in said
+    assert "json_valid: 2 test references do not get its best score" in said
     assert not list((tmp_path / "results").glob("*"))
