@@ -13,18 +13,13 @@ file lose only themselves and are listed in `Sweep.problems`.
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
-import pydantic_core
-from pydantic import TypeAdapter
 
 from bench.compose import RATES_FILE, Tuning, read_rates
 from bench.config import RunConfig, first_mistake
@@ -32,7 +27,6 @@ from bench.fairness import STAGES, disturbances
 from bench.identity import names_of_arms
 from bench.planner.memory import CUDA_PROCESS_BYTES
 from bench.record import (
-    SCHEMA_VERSION,
     DataSummary,
     EvaluateResult,
     HeldoutPoint,
@@ -42,11 +36,9 @@ from bench.record import (
     ServedAnswer,
     Step,
     TrainResult,
-    from_json,
 )
+from bench.stats.reading import Problem, read_record, read_rows
 
-T = TypeVar("T")
-RECORD_BYTES, LINE_BYTES, MOST_BYTES = 2**24, 2**22, 2**28  # read of a record, of a line, of a file of lines, unpacked
 _RUN = ["run_id", "arm", "method", "seed"]
 _FAMILIES = ("base", "prompted", "base_4bit", "full", "lora", "qlora")  # in the order of tables and charts
 _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not say which stage it belongs to
@@ -58,16 +50,6 @@ _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not s
 }
 _NO_COLUMNS = {"heldout", "memory", "breakdown", "spans_seconds", "environment", "step_memory", "per_device",
                "resumed_at_steps"}  # fields of `TrainResult` with more than one value  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that could not be read, for a person."""
-
-    run: str  # the run folder's name
-    file: str
-    reason: str
-    next_step: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +189,7 @@ def load(*folders: str | Path) -> Sweep:
     sweep = Sweep([Path(folder) for folder in folders])
     known: dict[str, Record] = {}
     for run in (run for folder in sweep.folders for run in _run_folders(folder)):
-        record = _record(run, sweep.problems)
+        record = read_record(run, sweep.problems)
         if record is None:
             continue
         if shown := known.get(record.run_id):
@@ -239,75 +221,6 @@ def _run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; a sweep's results are in results/<sweep>")
     return sorted(path for path in folder.iterdir() if path.is_dir())
-
-
-def _record(run: Path, problems: list[Problem]) -> Record | None:
-    """The run's record; None for a folder that is no run, is not finished or cannot be read."""
-    path = run / "record.json"
-    if not path.is_file():
-        if (run / "plan.json").is_file():
-            reason = "no record: the run is in progress or was interrupted"
-            step = "Run the same command again: only this run is repeated."
-            problems.append(Problem(run.name, path.name, reason, step))
-        return None
-    try:
-        if path.stat().st_size > RECORD_BYTES:
-            raise ValueError(f"larger than {RECORD_BYTES // 2**20} MiB")
-        record = from_json(Record, path.read_bytes())
-    except (ValueError, OSError) as error:
-        step = f"Delete {run.name}/record.json and run the same command again."
-        problems.append(Problem(run.name, path.name, f"unreadable record: {first_mistake(error)}", step))
-        return None
-    if record.schema_version != SCHEMA_VERSION:
-        reason = f"schema version {record.schema_version}; this program reads {SCHEMA_VERSION}"
-        problems.append(Problem(run.name, path.name, reason, "Read it with the version of the program that wrote it."))
-        return None
-    return record
-
-
-def read_rows(kind: type[T], path: Path, problems: list[Problem]) -> list[T]:
-    """The lines of a JSONL file that parse; those that do not are counted in one problem. No file: no rows."""
-    adapter, rows, bad, reason = TypeAdapter(kind), list[T](), 0, ""
-    for line in _lines(path) if path.is_file() else ():
-        if isinstance(line, Exception):
-            bad, reason = bad + 1, f"the file ends early ({first_mistake(line)})"
-            continue
-        try:
-            content = pydantic_core.from_json(line, allow_inf_nan=False)
-            if not _is_finite(content):
-                raise ValueError("a number that is not finite; unknown is null")
-            rows.append(adapter.validate_python(content))
-        except ValueError as error:
-            bad, reason = bad + 1, reason or first_mistake(error)
-    if bad:
-        text = f"{bad} unreadable line(s), {len(rows)} read: {reason}"
-        torn = "folder" if path.name == "steps.jsonl" else "record.json"  # the record alone: evaluated anew
-        step = f"Delete the run's {torn} and run the same command again to have all of it."
-        problems.append(Problem(path.parent.name, path.name, text, step))
-    return rows
-
-
-def _is_finite(content: Any) -> bool:
-    """Whether every number of a row is."""
-    if isinstance(content, dict):
-        return all(map(_is_finite, content.values()))
-    return not isinstance(content, float) or math.isfinite(content)
-
-
-def _lines(path: Path) -> Iterator[bytes | Exception]:
-    """Lines that are not blank; a damaged file, or one beyond the bounds, ends in the exception."""
-    left_bytes = MOST_BYTES
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened:
-            while line := opened.readline(LINE_BYTES + 1):
-                left_bytes -= len(line)
-                if left_bytes < 0 or len(line) > LINE_BYTES:
-                    whole, of_line = MOST_BYTES // 2**20, LINE_BYTES // 2**20
-                    raise ValueError(f"read are at most {whole} MiB unpacked and {of_line} MiB a line")
-                if line.strip():
-                    yield line
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        yield error
 
 
 # --- What a run is ---

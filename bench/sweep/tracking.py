@@ -62,7 +62,7 @@ def summary(record: Record) -> dict[str, float | str]:
 
 def curves(record: Record, folder: Path) -> dict[int, dict[str, float]]:
     """Step -> its numbers: all of `steps.jsonl`, and the held-out loss where it was taken; unknown ones left out."""
-    from bench.stats.frames import read_rows
+    from bench.stats.reading import read_rows
 
     found: dict[int, dict[str, float]] = {}
     for step in read_rows(Step, folder / "steps.jsonl", []) if record.train else []:
@@ -76,7 +76,7 @@ def curves(record: Record, folder: Path) -> dict[int, dict[str, float]]:
 
 def predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:
     """(headers, a row a test example) of `samples.jsonl.gz`; no rows where nothing was evaluated."""
-    from bench.stats.frames import read_rows
+    from bench.stats.reading import read_rows
 
     samples = read_rows(Sample, folder / "samples.jsonl.gz", [])
     scores = list(samples[0].scores) if samples else []

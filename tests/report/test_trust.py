@@ -26,7 +26,7 @@ from bench.identity import artifact_folder, names_of_arms, run_folder, run_id
 from bench.record import Record, Status, from_json
 from bench.report import html
 from bench.report.build import build_report
-from bench.stats import frames
+from bench.stats import reading
 from bench.stats.frames import load
 from bench.sweep import child
 from bench.sweep.console import Console
@@ -164,7 +164,7 @@ def test_a_lock_or_a_run_that_is_a_link_is_refused(smoke_config: RunConfig, outs
 
 @pytest.mark.parametrize("lines", [b"0" * (64 << 20), b'{"task": "x"}\n' * (2 << 20)], ids=["one line", "many lines"])
 def test_a_gzip_bomb_is_bounded_and_said(received: Path, lines: bytes, monkeypatch) -> None:
-    monkeypatch.setattr(frames, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(reading, "MOST_BYTES", 2**20)
     (next(received.glob("lora-*-s0-*")) / "regression_items.jsonl.gz").write_bytes(gzip.compress(lines))
     (problem,) = load(received).problems
     assert problem.file == "regression_items.jsonl.gz"
@@ -188,7 +188,7 @@ def test_texts_of_a_megabyte_are_shortened_and_counted(tmp_path: Path) -> None:
 def test_a_record_of_any_size_is_not_read(received: Path) -> None:
     run = next(received.glob("lora-*-s0-*"))
     with (run / "record.json").open("ab") as file:
-        file.truncate(frames.RECORD_BYTES + 1)
+        file.truncate(reading.RECORD_BYTES + 1)
     (problem,) = load(received).problems
     assert "larger than 16 MiB" in problem.reason
 
