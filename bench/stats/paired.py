@@ -442,6 +442,8 @@ def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bo
     freedom = max(float(np.diag(known.freedom).min()) + 1 - size, 1.0)
     items = known.covariance + np.diag(known.unseen.max(axis=1) / 2 + 1e-9 * unit**2)
     items = items * (freedom + size - 1) / freedom
+    # Far below the errors it changes nothing, but for a singular matrix where arms are equal in every example.
+    arm_variance = np.maximum(arm_variance, 1e-9 * float(np.diag(items).max()))
     errors = items + seed_variances[:, None, None] * np.diag(known.seed_share)
     log_weight = seed_weight[:, None] + _log_prior(ARM_SPREAD_LOG_SCALE)
     precision = np.repeat(np.linalg.inv(errors)[:, None], len(_LOGS), axis=1)

@@ -279,6 +279,13 @@ def test_draws_have_the_means_and_errors_of_the_data() -> None:
     assert (drawn == draws(known, np.random.default_rng(0), 20_000)).all()
 
 
+def test_arms_that_are_equal_in_every_example_are_drawn_too() -> None:
+    known = means([np.zeros((1, 72))] * 2, value_range=(0.0, 1.0))  # every answer is wrong
+    drawn = draws(known, np.random.default_rng(0), 1000)
+    assert np.isfinite(drawn).all()
+    assert abs(drawn).max() < 0.2
+
+
 def test_one_seed_is_widened_by_the_stated_prior() -> None:
     values = np.random.default_rng(4).normal(0.5, 0.2, (2, 1, 5000))
     known = means(list(values))
