@@ -108,6 +108,10 @@ def told(task: str, data: DataSummary) -> str:
     left_out = [f"left out, {reason}: {count}" for reason, count in data.dropped.items()]
     if data.repeated_prompts:
         left_out.append(f"test prompts that are in training but for case, spaces or answer: {data.repeated_prompts}")
+    near = sum(o.near for o in data.check.overlaps if (o.split, o.of) == ("test", "train")) if data.check else 0
+    if data.check and (near or data.check.contaminated):
+        found = f"nearly in training: {near}, with 13 words in a row of it: {data.check.contaminated}"
+        left_out.append(f"test examples {found} (python -m bench data, or the report, name them)")
     return "; ".join([f"data of {task}: {data.source}: {counts}", *left_out])
 
 

@@ -14,6 +14,7 @@ from conversation import CHATML, byte_tokenizer
 
 from bench.config import ConfigurationError, RunConfig, TaskConfig, from_mapping
 from bench.identity import run_id
+from bench.sweep.fetching import told
 from bench.worker import data
 from bench.worker.chat import conversation, render
 from bench.worker.data import load_prepared, prepare
@@ -378,5 +379,8 @@ def test_the_check_and_the_labels_are_in_the_summary(tmp_path: Path) -> None:
     assert summary.labels == ["no", "yes"]
     assert summary.check is not None
     assert summary.check.unseen_labels == 0
+    assert "nearly in training" not in told("mine", summary)
+    worse = replace(summary, check=replace(summary.check, contaminated=3))
+    assert "test examples nearly in training: 0, with 13 words in a row of it: 3" in told("mine", worse)
     row = load_prepared(tmp_path / "prepared").test[0]
     assert json.loads(row["columns"])["q"] == row["prompt"]
