@@ -253,14 +253,12 @@ def _imported(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"own_metric_{file.stem}", file)
     assert spec is not None, file
     assert spec.loader is not None, file
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.resolve().parent))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # there dataclasses look for it
+    sys.path.append(str(file.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
     return module
 
 
