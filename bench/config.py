@@ -252,7 +252,7 @@ class AdapterConfig:
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    dropout: Fraction = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
     use_dora: bool = False
     use_rslora: bool = False
@@ -505,6 +505,8 @@ Checks = list[tuple[Any, str]]  # (whether it is wrong, what to say)
 def _method_checks(config: RunConfig) -> Checks:
     method, adapter, quantization = config.method, config.method.adapter, config.method.quantization
     init = adapter.init if adapter else "default"
+    targets = adapter.target_modules if adapter else "all-linear"
+    name = targets.isidentifier() if isinstance(targets, str) else False
     return [
         (method.trains == "adapter" and not adapter,
          "method.adapter: missing; a method with trains=adapter needs rank, alpha and target_modules"),
@@ -514,6 +516,15 @@ def _method_checks(config: RunConfig) -> Checks:
          "method.adapter.init: loftq starts from what nf4 quantization lost; use it with method=qlora"),
         (init in ("pissa", "olora") and quantization,
          f"method.adapter.init: {init} changes the base's weights; a quantized base cannot follow"),
+        (method.trains == "nothing" and adapter,
+         "method.adapter: trains=nothing has no use for one; set it to null"),
+        (adapter and init == "orthogonal" and adapter.rank % 2,
+         f"method.adapter.rank: init=orthogonal needs an even one; given {adapter.rank if adapter else 0}"),
+        (name, f"method.adapter.target_modules: {targets!r} is read as a pattern of whole names, which no module has; "
+         f"for modules called so write [{targets}]"),
+        (not targets, "method.adapter.target_modules: empty; name modules, or use all-linear"),
+        (isinstance(targets, list) and len(set(targets)) < len(targets),
+         f"method.adapter.target_modules: {targets} names one twice"),
         (method.trains != "nothing" and method.learning_rate is None,
          "method.learning_rate: missing; set one, for example 2e-5 (full) or 2e-4 (adapter)"),
         (method.trains != "nothing" and method.shots,

@@ -13,6 +13,7 @@ what is there. A run takes it from there (`paths.bundle=FOLDER`) and asks no hub
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -86,7 +87,6 @@ def prepare_all(
     checks = (unwritable_folders, bundle_problems, tracking_problems)
     if problems := dict.fromkeys(problem for config in pending for check in checks for problem in check(config)):
         raise ConfigurationError(list(problems))
-    made_once = {(data_key(c), c.method.quantization if stage == "prepare" else None): c for c in reversed(pending)}
 
     def made(config: RunConfig) -> None:
         scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
@@ -95,9 +95,12 @@ def prepare_all(
         if outcome.failure:
             log = run_folder(config) / f"{stage}.log"
             raise ConfigurationError([f"preparing failed: {outcome.failure.message}; log: {log}"])
+        for line in json.loads((run_folder(config) / f"{stage}.json").read_text()).get("said", []):
+            console.say(f"  {config.method.name}: {line}")
 
-    all_of(*(partial(made, config) for config in made_once.values()))
-    for folder, config in {data_folder(config): config for config in made_once.values()}.items():
+    made_once = _made_once(pending, stage)
+    all_of(*(partial(made, config) for config in made_once))
+    for folder, config in {data_folder(config): config for config in made_once}.items():
         if summary := read_file(DataSummary, folder / "summary.json"):
             console.say(told(config.task.name, summary))
 
@@ -113,6 +116,16 @@ def told(task: str, data: DataSummary) -> str:
         found = f"nearly in training: {near}, with 13 words in a row of it: {data.check.contaminated}"
         left_out.append(f"test examples {found} (python -m bench data, or the report, name them)")
     return "; ".join([f"data of {task}: {data.source}: {counts}", *left_out])
+
+
+def _made_once(pending: Sequence[RunConfig], stage: Stage) -> list[RunConfig]:
+    """A run for all that it prepares: data, a quantized base, and whether the model takes the adapter."""
+    chosen = {}
+    for config in reversed(pending):
+        adapter = config.method.adapter and replace(config.method.adapter, rank=2, alpha=1, loraplus_lr_ratio=None)
+        chosen[data_key(config), config.method.quantization if stage == "prepare" else None, repr(adapter)] = config
+    covered = {key[:2] for key in chosen if key[2] != "None"}
+    return [config for key, config in chosen.items() if key[2] != "None" or key[:2] not in covered]
 
 
 def unwritable_folders(config: RunConfig) -> list[str]:

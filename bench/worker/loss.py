@@ -24,20 +24,41 @@ from bench.worker.device import Device
 from bench.worker.instruments.tokens import IGNORED
 
 Batch = dict[str, torch.Tensor]
+CHUNK_ELEMENTS = 2**25  # logits that exist at one time: 128 MiB in fp32
 
 
 class SupervisedHead:
-    """Makes a causal language model compute logits for chosen positions only."""
+    """Makes a causal language model compute logits, or their losses, for chosen positions only.
 
-    def __init__(self, model: Any):
+    Where the model hands on its head's product as it is, `ChunkedLoss` takes the head's place for losses: the logits
+    of all positions never exist at once.
+
+    Args:
+        whole: compute them at once in any case: there is no short pass to see what the model makes of them.
+    """
+
+    def __init__(self, model: Any, *, whole: bool = False):
         self._keep: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
+        self._targets: torch.Tensor | None = None
+        self._head = model.get_output_embeddings()
+        plain = type(self._head) is torch.nn.Linear and self._head.bias is None  # no adapter on it
+        self._in_chunks = plain and not whole and _hands_on(model, self._head)
+        self._head.register_forward_pre_hook(self._select)
+        self._logits = self._head.forward
+        self._head.forward = self._forward
 
     def _select(self, head: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         if self._keep is None:  # generation, lm-eval: all positions, as the caller asked
             return arguments
         hidden = arguments[0]  # (batch, length, width)
         return (hidden[self._keep].unsqueeze(0), *arguments[1:])  # (1, supervised, width)
+
+    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._targets is None:
+            logits: torch.Tensor = self._logits(hidden)
+            return logits
+        losses: torch.Tensor = ChunkedLoss.apply(hidden[0], self._head.weight, self._targets)  # type: ignore[no-untyped-call]
+        return losses[None, :, None]  # in the place of logits: (1, supervised, 1)
 
     def token_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihoods of the labelled tokens.
@@ -53,8 +74,12 @@ class SupervisedHead:
         predicts_label = torch.zeros_like(labels, dtype=torch.bool)
         predicts_label[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
         targets = labels[:, 1:][labels[:, 1:] != IGNORED]
-        logits = self.logits(model, predicts_label, **{name: batch[name] for name in batch if name != "labels"})
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        self._targets = targets if self._in_chunks else None
+        try:
+            found = self.logits(model, predicts_label, **{name: batch[name] for name in batch if name != "labels"})
+        finally:
+            self._targets = None
+        losses = found[:, 0] if self._in_chunks else F.cross_entropy(found.float(), targets, reduction="none")
         return losses, predicts_label.nonzero()[:, 0]
 
     def logits(self, model: torch.nn.Module, keep: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
@@ -65,6 +90,63 @@ class SupervisedHead:
         finally:
             self._keep = None
         return logits
+
+
+def _hands_on(model: Any, head: torch.nn.Module) -> bool:
+    """Whether a model's logits are what its head gives: not scaled or capped."""
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda head, arguments, output: seen.append(output))
+    in_16_bit = any(parameter.dtype is torch.bfloat16 for parameter in model.parameters())
+    ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
+    with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=in_16_bit):
+        logits = model(input_ids=ids, use_cache=False).logits
+    hook.remove()
+    return logits.data_ptr() == seen[0].data_ptr() and logits.dtype is seen[0].dtype
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Token losses of `hidden` (positions, width) through `weight` (vocabulary, width) against `targets` (positions,).
+
+    Each chunk's gradients are made in the forward pass, for an upstream gradient of 1 at every position: no logits are
+    kept and no product is computed twice. The weight's gradient is summed in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        losses = torch.empty(len(hidden), device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if for_hidden else None
+        of_weight = torch.zeros(weight.shape, device=weight.device) if for_weight else None
+        with torch.autocast(kind, enabled=False):
+            matrix = weight.to(dtype)
+            for start in range(0, len(hidden), size := max(1, CHUNK_ELEMENTS // len(weight))):
+                rows = slice(start, start + size)
+                inputs, expected = hidden[rows].to(dtype), targets[rows, None]
+                logits = (inputs @ matrix.T).float()
+                total = logits.logsumexp(1, keepdim=True)
+                losses[rows] = (total - logits.gather(1, expected))[:, 0]
+                if for_hidden or for_weight:
+                    gradient = logits.sub_(total).exp_()
+                    gradient.scatter_add_(1, expected, gradient.new_full(expected.shape, -1))
+                    gradient = gradient.to(dtype)
+                    if of_hidden is not None:
+                        of_hidden[rows] = gradient @ matrix
+                    if of_weight is not None:
+                        of_weight += gradient.T @ inputs
+        ctx.save_for_backward(of_hidden, of_weight)
+        ctx.weight_dtype = weight.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:  # type: ignore[override]
+        of_hidden, of_weight = ctx.saved_tensors
+        if of_weight is not None and len(upstream):
+            if upstream.stride(0) and bool((upstream != upstream[0]).any()):  # stride 0: of a sum, equal everywhere
+                raise RuntimeError("token losses of a trained head can be summed or averaged, not weighted")
+            of_weight = (of_weight.mul_(upstream[0])).to(ctx.weight_dtype)
+        return None if of_hidden is None else of_hidden * upstream[:, None].to(of_hidden.dtype), of_weight, None
 
 
 Rows = Sequence[dict[str, Any]]
@@ -115,3 +197,10 @@ def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
 def finite(value: float | None) -> float | None:
     """The number, or None where it is none or not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits (positions, vocabulary) are equal up to the rounding of bf16."""
+    found, expected = found.float(), expected.float()
+    spread = expected - expected.mean(dim=-1, keepdim=True)
+    return bool((found - expected).norm() <= 0.05 * spread.norm())

@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.pytorch_utils import Conv1D
 
 from bench.config import CUTS_WEIGHTS, AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
+from bench.worker.instruments.tokens import elements, matrices
 from bench.worker.models import load_weights, local_folder, stored
 
 if TYPE_CHECKING:
@@ -81,11 +84,41 @@ def make_trainable(model: PreTrainedModel, method: MethodConfig, seed: int) -> t
     """Choose what is trained. The seed is set first: the adapter's start depends on it."""
     set_seed(seed)
     if method.adapter is None:
+        _experts_follow_autocast()
         return model.requires_grad_(True)
     from peft import get_peft_model
 
     model.requires_grad_(False)
-    return get_peft_model(model, _lora(method.adapter), autocast_adapter_dtype=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float()  # the same values; with them in 16 bit it takes no fp32, which is what adapters give
+    return get_peft_model(model, lora_config(method.adapter, model), autocast_adapter_dtype=True)
+
+
+def _experts_follow_autocast() -> None:
+    """Let experts with fp32 master weights multiply in autocast's dtype, as linear layers do.
+
+    transformers' grouped product knows nothing of autocast: it would make full fine-tuning compute in fp32 there.
+    """
+
+    def forward(experts: Any, hidden: torch.Tensor, *routes: torch.Tensor) -> Any:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return grouped_mm_experts_forward(_Cast(experts, dtype) if dtype else experts, hidden, *routes)
+
+    ALL_EXPERTS_FUNCTIONS["grouped_mm"] = forward
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """A module whose tensors are read in another dtype."""
+
+    module: torch.nn.Module
+    dtype: torch.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.module, name)
+        return value.to(self.dtype) if isinstance(value, torch.Tensor) else value
 
 
 @torch.no_grad()
@@ -102,14 +135,12 @@ def leave_bf16_grid(model: Any, config: RunConfig, compute_dtype: torch.dtype) -
         return
     generator = torch.Generator().manual_seed(config.seed)
     embeddings = model.get_input_embeddings().weight  # used as they are, in fp32
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight is not embeddings:
-            weight = module.weight
-            if weight.dtype is torch.float32:
-                step = torch.ldexp(torch.ones_like(weight), torch.frexp(weight).exponent - 8)
-                place = torch.rand(weight.shape, generator=generator).to(weight.device) - 0.5
-                moved = weight + place * step
-                weight.copy_(torch.where(moved.bfloat16() == weight, moved, weight))
+    for _, _, weight in matrices(model):
+        if weight is not embeddings and weight.dtype is torch.float32:
+            step = torch.ldexp(torch.ones_like(weight), torch.frexp(weight).exponent - 8)
+            place = torch.rand(weight.shape, generator=generator).to(weight.device) - 0.5
+            moved = weight + place * step
+            weight.copy_(torch.where(moved.bfloat16() == weight, moved, weight))
 
 
 def start_adapter(model: Any, config: RunConfig, source: str) -> None:
@@ -160,7 +191,8 @@ def add_adapters_in_fp32(model: torch.nn.Module, method: MethodConfig) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
+        # Of routers and experts PEFT adds the branch to the weights instead; their outputs may be several.
+        if isinstance(module, BaseTunerLayer) and not hasattr(module, "parameter_name"):
             module.get_base_layer().register_forward_hook(lambda module, arguments, output: output.float())
 
 
@@ -212,15 +244,12 @@ def load_as_stored(
 
 def parameters_total(model: torch.nn.Module) -> int:
     """Parameters of the model and its adapter; a 4-bit weight, stored two to a byte, counts as two."""
-    states = [(p, getattr(p, "quant_state", None)) for p in model.parameters()]
-    return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
+    return sum(elements(p) for p in model.parameters())
 
 
 def parameters_quantized(model: torch.nn.Module) -> int:
     """Parameters stored in 4 or 8 bit, each counted as one."""
-    states = [(p, getattr(p, "quant_state", None)) for p in model.parameters()]
-    in_8_bit = sum(p.numel() for p, state in states if state is None and p.dtype is torch.int8)
-    return in_8_bit + sum(state.shape.numel() for _, state in states if state is not None)
+    return sum(elements(p) for p in model.parameters() if hasattr(p, "quant_state") or p.dtype is torch.int8)
 
 
 def _quantization(
@@ -237,9 +266,11 @@ def _quantization(
     )
 
 
-def _lora(adapter: AdapterConfig) -> LoraConfig:
+def lora_config(adapter: AdapterConfig, model: torch.nn.Module, *, start: bool = True) -> LoraConfig:
+    """The adapter in PEFT's terms for a model; without its `start` where there are no weights to start from."""
     from peft import LoraConfig
 
+    init = True if adapter.init in ("default", "loftq") else adapter.init
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -248,7 +279,8 @@ def _lora(adapter: AdapterConfig) -> LoraConfig:
         target_modules=adapter.target_modules,
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
-        init_lora_weights=True if adapter.init in ("default", "loftq") else adapter.init,  # type: ignore[arg-type]
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # weights the other way round
+        init_lora_weights=init if start else False,  # type: ignore[arg-type]
     )
 
 

@@ -29,7 +29,7 @@ from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
 from bench.identity import data_folder, weights_sha256
 from bench.metrics import is_own, normalised_label
 from bench.record import DataSummary
-from bench.worker import data, device, evaluate, methods, models
+from bench.worker import data, device, evaluate, methods, models, reach
 from bench.worker.check import of_documents, texts_of
 from bench.worker.divergence import reference_of
 from bench.worker.main import Context
@@ -45,7 +45,7 @@ _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # pa
 def run(context: Context) -> dict[str, Any]:
     """`fetch`, and what the runs share on their device: a quantized base, the base's predictions on general text."""
     config = context.config
-    source, tokenizer, summary = _fetched(context)
+    source, tokenizer, result = _fetched(context)
     resolved = device.resolve(config)
     if config.method.quantization is not None:
         context.progress.phase("quantize")
@@ -56,16 +56,19 @@ def run(context: Context) -> dict[str, Any]:
         context.progress.phase("reference")
         with suppress(torch.OutOfMemoryError):  # then the regression stage says so
             reference_of(config, source, tokenizer, resolved)
-    return {"data": asdict(summary)}
+    return result
 
 
 def fetch(context: Context) -> dict[str, Any]:
-    """Model and data into the cache, without the run's device: on a login node. Returns a summary of the data.
+    """Model and data into the cache, without the run's device: on a login node.
+
+    Returns:
+        data, a summary of them; said, what the method does to the model, a line each.
 
     Raises:
         ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
     """
-    return {"data": asdict(_fetched(context)[2])}
+    return _fetched(context)[2]
 
 
 def bundle(context: Context) -> dict[str, Any]:
@@ -79,8 +82,8 @@ def bundle(context: Context) -> dict[str, Any]:
     return result
 
 
-def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
-    """(what `from_pretrained` takes, the tokenizer, a summary of the data)."""
+def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
+    """(what `from_pretrained` takes, the tokenizer, what `fetch` returns)."""
     config = context.config
     context.progress.phase("check")
     problems = before_download(config)
@@ -89,11 +92,12 @@ def _fetched(context: Context) -> tuple[str, Any, DataSummary]:
     context.progress.phase("model")
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
+    said = reach.said(config, source)
     context.progress.phase("data")
     summary = data.prepare(config, tokenizer, data_folder(config))
     if problems := metric_problems(config):
         raise ConfigurationError(problems)
-    return source, tokenizer, summary
+    return source, tokenizer, {"data": asdict(summary), "said": said}
 
 
 def check(context: Context) -> dict[str, Any]:

@@ -112,10 +112,8 @@ def run_suite(
     tasks = load_tasks(suite, cache_folder)
     metrics = _chosen_metrics(tasks)
     model.eval()
-    # Shared prefixes need a mask of our own, which sdpa takes; other kernels get lm-eval's own way.
-    scorer = PrefixScorer if model.config._attn_implementation == "sdpa" else HFLM
     with quiet("lm_eval"):  # it warns that a loaded model was given, which is what we want
-        lm = scorer(
+        lm = PrefixScorer(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=suite.batch_size,

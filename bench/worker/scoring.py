@@ -11,6 +11,7 @@ positions they would have alone. The numbers are those of lm-eval up to rounding
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from bench.worker.loss import SupervisedHead
+from bench.worker.loss import SupervisedHead, alike
 
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: (text or None, context tokens, continuation tokens)
 _ROWS_AT_ONCE = 512  # positions whose logits are in fp32 at one time: 100 MB with 50,000 words
@@ -53,11 +54,16 @@ class Branched:
 
 
 class PrefixScorer(HFLM):
-    """lm-eval's model over a loaded Hugging Face one, with `_loglikelihood_tokens` replaced; needs sdpa attention."""
+    """lm-eval's model over a loaded Hugging Face one, with `_loglikelihood_tokens` replaced where it may be.
+
+    The mask of a row takes the place of the model's own, so a local window is not seen: sequences beyond it are
+    scored lm-eval's way, and everything is where the model has no place for such a mask (`takes_branches`).
+    """
 
     def __init__(self, **options: Any):
         super().__init__(**options)
         self._head = SupervisedHead(self.model)
+        self._exact_to = local_window(self.model) if takes_branches(self.model) else 0  # tokens of a sequence
         self.advance: Callable[..., None] = lambda done, total: None  # is told how many requests are scored
 
     def _loglikelihood_tokens(
@@ -65,10 +71,14 @@ class PrefixScorer(HFLM):
     ) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding would write it) of each continuation."""
         size = override_bs or self.batch_size
-        rows = sorted(branched(requests, self.max_length), key=lambda row: -row.length)
-        answers: dict[int, tuple[float, bool]] = {}
+        lengths = [min(len(context) + len(asked) - 1, self.max_length) for _, context, asked in requests]
+        beyond = [place for place, length in enumerate(lengths) if length > self._exact_to]
+        within = [place for place, length in enumerate(lengths) if length <= self._exact_to]
+        alone = super()._loglikelihood_tokens([requests[place] for place in beyond], disable_tqdm, override_bs)
+        answers = dict(zip(beyond, alone, strict=True))
+        rows = sorted(branched([requests[p] for p in within], self.max_length), key=lambda row: -row.length)
         for batch in _batches(rows, size):
-            answers.update(self._score(batch))
+            answers |= {within[member]: answer for member, answer in self._score(batch)}
             self.advance(len(answers), total=len(requests))
         return [answers[place] for place in range(len(requests))]
 
@@ -85,6 +95,30 @@ class PrefixScorer(HFLM):
         for member, (row, positions, targets) in places.items():
             chosen = logits[kept_before[row, positions].to(logits.device)]
             yield member, _answer(chosen, torch.tensor(targets, device=logits.device))
+
+
+def local_window(model: Any) -> int:
+    """The longest sequence of which every layer sees all, in tokens."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min([limit for limit in limits if limit], default=sys.maxsize)
+
+
+def takes_branches(model: Any) -> bool:
+    """Whether a branch of a row is predicted as alone, tried on a short one: not with ALiBi or states, for example."""
+    shared, branch = [3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9]
+    alone = torch.tensor([[*shared, *branch]])
+    row = Branched([0, 1], [[*shared, *branch[::-1], 0], [*shared, *branch, 0]], [1, 1], len(shared))
+    inputs, _ = _tensors([row])
+    try:
+        with torch.no_grad():
+            expected, found = (
+                model(**{name: tensor.to(model.device) for name, tensor in some.items()}, use_cache=False).logits
+                for some in ({"input_ids": alone, "attention_mask": torch.ones_like(alone)}, inputs)
+            )
+    except (TypeError, ValueError, RuntimeError, IndexError):  # no such argument, or another shape is expected
+        return False
+    return alike(found[0, -len(branch) :], expected[0, -len(branch) :])
 
 
 def branched(requests: Sequence[Request], max_length: int) -> list[Branched]:

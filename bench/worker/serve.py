@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
+from transformers.pytorch_utils import Conv1D
 
 from bench.config import QuantizationConfig, RunConfig
 from bench.identity import data_folder, make_once, weight_files
@@ -40,7 +41,7 @@ from bench.record import (
     ServeResult,
     Way,
 )
-from bench.worker import data, device, methods, models
+from bench.worker import data, device, methods, models, reach
 from bench.worker.evaluate import generate, score
 from bench.worker.instruments.memory import Memory, quantization_constants, total_bytes
 from bench.worker.instruments.tokens import IGNORED
@@ -143,10 +144,19 @@ def build(form: Form, at: Origin) -> Path:
             # PEFT keeps the adapter in fp32 here, so that each weight is added to in fp32 and rounded once.
             model = PeftModel.from_pretrained(_start(form, at), at.weights).merge_and_unload()
             model = model.to(torch.bfloat16)  # the form that is shipped, wherever it was computed
+            _turn_back(model, reach.without_weights(at.config.model, at.source))
         model.save_pretrained(target)
         at.tokenizer.save_pretrained(target)
 
     return make_once(at.folder(form), write, Path(at.config.paths.cache))
+
+
+def _turn_back(model: Any, like: Any) -> None:
+    """Make Conv1D again of the linear layers that bitsandbytes made of them: files hold the weights their way round."""
+    for name, layer in like.named_modules():
+        if isinstance(layer, Conv1D) and isinstance(linear := model.get_submodule(name), torch.nn.Linear):
+            layer.weight, layer.bias = torch.nn.Parameter(linear.weight.T.contiguous()), linear.bias
+            model.set_submodule(name, layer)
 
 
 def load(form: Form, at: Origin, *, as_evaluated: bool = False) -> Any:

@@ -25,11 +25,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import SchedulerType, Trainer, TrainingArguments
 
-from bench.config import DEEPSPEED, RunConfig
+from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig
 from bench.identity import WEIGHTS, checksums, data_folder, flush_to_disk
 from bench.planner.time import LinearCosts, needed_flops
 from bench.record import TrainResult
-from bench.worker import data, device, methods, models, multi, resume
+from bench.worker import data, device, methods, models, multi, reach, resume
 from bench.worker.device import Device
 from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
@@ -153,7 +153,8 @@ def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[
         model = methods.make_trainable(base, config.method, config.seed)
         methods.start_adapter(model, config, source)
         methods.leave_bf16_grid(model, config, resolved.compute_dtype)
-        head = SupervisedHead(model)
+        head = SupervisedHead(model, whole=config.hardware.strategy in CUTS_WEIGHTS)
+        reach.check_loaded(model, config, resolved)
     if resolved.compiled == "regional":
         device.compile_layers(model)
     else:

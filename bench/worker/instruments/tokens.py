@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from bench.planner.time import LinearCosts, attention_flops, linear_flops
 
 IGNORED = -100  # label of positions without a target, PyTorch's convention
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # as configurations of models call their number
 
 
 @dataclass
@@ -85,22 +86,47 @@ class TokenStream:
         return self._sha256.hexdigest()
 
 
+def matrices(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, torch.nn.Parameter]]:
+    """(name of the module, module, weight) of all that multiplies: linear layers, GPT-2's Conv1D, routers, experts.
+
+    bitsandbytes' and PEFT's layers are among them. Tables of embeddings are not; a head that is tied to one is.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding):
+            continue
+        for own, weight in module.named_parameters(recurse=False):
+            if weight.ndim > 1 and own != "A_log":  # a state-space layer's decay, taken element by element
+                yield name, module, weight
+
+
+def elements(weight: torch.nn.Parameter) -> int:
+    """Of a weight, quantized or not; one in 4 bit is stored two to a byte."""
+    state = getattr(weight, "quant_state", None)
+    size: int = weight.numel() if state is None else state.shape.numel()
+    return size
+
+
 def linear_costs(model: Any) -> LinearCosts:
-    """FLOPs per token of the loaded model, quantized or not, with or without adapters (`bench.planner.time`)."""
+    """FLOPs per token of the loaded model, quantized or not, with or without adapters (`bench.planner.time`).
 
-    def flops(module: Any) -> int:
-        weight = module.weight
-        quantized = getattr(weight, "quant_state", None)
-        size: int = weight.numel() if quantized is None else quantized.shape.numel()
-        return linear_flops(size, trained=weight.requires_grad)
-
-    head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]  # bitsandbytes' and PEFT's are, too
-    body = sum(flops(module) for module in linear if module is not head)
+    Of experts those count that a token goes through. Recurrences of states are left out: under 2%.
+    """
     config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    channels = config.num_hidden_layers * config.num_attention_heads * head_dim
-    return LinearCosts(body, flops(head), attention_flops(channels))
+    experts = next((n for key in _EXPERTS if (n := getattr(config, key, None))), None)
+    active = getattr(config, "num_experts_per_tok", None) or 1
+    in_head = set(model.get_output_embeddings().modules())
+    body = head = 0
+    for name, module, weight in matrices(model):
+        flops = linear_flops(elements(weight), trained=weight.requires_grad)
+        if module in in_head:
+            head += flops
+        else:
+            body += flops * active // experts if experts and "experts" in name.split(".") else flops
+    heads = getattr(config, "num_attention_heads", None) or 0
+    head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    attending = sum("attention" in kind and "linear" not in kind for kind in kinds)
+    return LinearCosts(body, head, attention_flops(attending * heads * head_dim))
 
 
 def matmul_peak_flops_per_second(

@@ -1,0 +1,182 @@
+"""What a method reaches in a model: said, or refused by name, before anything is trained.
+
+>>> said(config, source)  # from the model's description: no weights are loaded
+['adapter: on 14 modules (q_proj 2, k_proj 2, ...) with 73% of 101,000 parameters; trains 36,864, 36.50% as many']
+>>> check_loaded(model, config, device)  # by short passes through the loaded model
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from bench.config import CUTS_WEIGHTS, AdapterConfig, ConfigurationError, ModelConfig, RunConfig, suggest
+from bench.worker import data, methods
+from bench.worker.device import Device
+from bench.worker.instruments.tokens import matrices
+from bench.worker.loss import alike, inference
+
+_TARGETS = "method.adapter.target_modules"
+
+
+def said(config: RunConfig, source: str) -> list[str]:
+    """What the method does to the model, a line each.
+
+    Raises:
+        ConfigurationError: an adapter or a quantization that this model cannot have, with all reasons.
+    """
+    method = config.method
+    if method.adapter is None and method.quantization is None:
+        return []
+    model = without_weights(config.model, source)
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    passed_by = _passed_by(model, linear)
+    lines, problems = [], list[str]()
+    if method.quantization is not None:
+        lines.append(_quantized(model, linear, method.quantization.scheme))
+        if passed_by:
+            problems.append(
+                f"method.quantization: {config.model.name} multiplies by the weights of {', '.join(passed_by)} without "
+                "calling these layers, which quantized weights do not allow; use full or lora"
+            )
+    if method.adapter is not None:
+        found, wrong = _adapted(model, method.adapter, linear, passed_by)
+        lines, problems = lines + found, problems + wrong
+    if problems:
+        raise ConfigurationError(problems)
+    return lines
+
+
+def without_weights(model: ModelConfig, source: str) -> Any:
+    """The model on the meta device, in evaluation mode."""
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    description = AutoConfig.from_pretrained(source, revision=model.revision or "main", **options)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(description, **options).eval()
+
+
+def _passed_by(model: Any, linear: dict[str, torch.nn.Module]) -> list[str]:
+    """Linear layers whose weights the model reads without calling them (dt_proj of Mamba), by their last names.
+
+    Empty where the model cannot be run without weights.
+    """
+    called: set[torch.nn.Module] = set()
+    hooks = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in linear.values()]
+    ids, mask = (torch.ones(shape, dtype=torch.long, device="meta") for shape in ((1, 4), (1, 1, 4, 4)))
+    done = False
+    for more in ({}, {"attention_mask": mask}):  # a whole mask, where making one would look at values
+        with suppress(RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+            model(input_ids=ids, use_cache=False, **more)
+            done = True
+    for hook in hooks:
+        hook.remove()
+    return sorted({_last(name) for name, layer in linear.items() if layer not in called}) if done else []
+
+
+def _quantized(model: Any, linear: dict[str, torch.nn.Module], scheme: str) -> str:
+    """How much of the model bitsandbytes stores in few bits: linear layers but the head; experts are none."""
+    head, total = model.get_output_embeddings(), sum(p.numel() for p in model.parameters())
+    stored = sum(m.weight.numel() for m in linear.values() if m is not head)  # type: ignore[operator]
+    experts = sum(w.numel() for name, _, w in matrices(model) if "experts" in name.split(".") and w.ndim == 3)
+    kept = f"; the experts, {experts / total:.0%}, stay in 16 bit, which bitsandbytes leaves them in" if experts else ""
+    return f"quantization: {scheme} for {stored / total:.0%} of {total:,} parameters{kept}"
+
+
+def _adapted(
+    model: Any, adapter: AdapterConfig, linear: dict[str, torch.nn.Module], passed_by: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """(what is said of the adapter, what is wrong with it)."""
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head, total = model.get_output_embeddings(), sum(p.numel() for p in model.parameters())
+    ends = (head, model.get_input_embeddings()) if head.weight is model.get_input_embeddings().weight else ()
+    usable = sorted({_last(name) for name, module in linear.items() if module is not head} - set(passed_by))
+    if unknown := _unmatched(model, adapter, usable):
+        return [], unknown
+    try:
+        peft = get_peft_model(model, methods.lora_config(adapter, model, start=False), low_cpu_mem_usage=True)
+    except ValueError as error:  # PEFT's refusals, some of which show the whole module in brackets
+        words = str(error).replace("lora.ParamWrapper", "an adapter on experts")
+        reason = re.split(r" ?\((?:\s|model)|\. |\n", words)[0]
+        others = ",".join(name for name in usable if f"'{name}'" not in reason)
+        return [], [f"{_TARGETS}: PEFT cannot adapt this model so: {reason.rstrip('.')}; name others, as [{others}]"]
+    reached, held, problems = Counter[str](), 0, list[str]()
+    for name, layer in peft.get_base_model().named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        parameter = getattr(layer, "parameter_name", None)  # of experts: an adapter on a tensor, not on a layer
+        what, base = _last(name) if parameter in (None, "weight") else parameter, layer.get_base_layer()
+        reached[what] += 1
+        held += sum(p.numel() for own, p in base.named_parameters() if parameter in (None, own))
+        if parameter and adapter.init not in ("default", "gaussian"):
+            problems.append(f"method.adapter.init: {adapter.init} cannot start an adapter on experts; use default")
+        if base in ends:
+            problems.append(f"{_TARGETS}: {what} is tied to the model's other end, which merging would change too")
+        if what in passed_by:
+            problems.append(
+                f"{_TARGETS}: the model multiplies by the weights of {what} without calling this layer, so that an "
+                f"adapter on it would do nothing; name others, as [{','.join(usable)}]"
+            )
+    trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
+    listed = ", ".join(f"{name} {count}" for name, count in reached.items())
+    line = (
+        f"adapter: on {reached.total()} modules ({listed}) with {held / total:.0%} of {total:,} parameters; "
+        f"trains {trained:,}, {trained / total:.2%} as many"
+    )
+    return [line], list(dict.fromkeys(problems))
+
+
+def _unmatched(model: Any, adapter: AdapterConfig, usable: list[str]) -> list[str]:
+    """The targets that no part of the model is called by."""
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    wanted = methods.lora_config(adapter, model, start=False)
+    with suppress(ValueError):  # experts that need one another's names: PEFT says it again
+        convert_peft_config_for_transformers(wanted, model, None)  # names of experts, as older versions called them
+    targets, names = wanted.target_modules, [name for name, _ in model.named_modules()]
+    if isinstance(targets, str):
+        if targets.lower() == "all-linear" or any(re.fullmatch(targets, name) for name in names):
+            return []
+        longest = max(names, key=len)
+        return [f"{_TARGETS}: the pattern {targets!r} matches no whole name of a module, such as {longest}"]
+    return [
+        f"{_TARGETS}: no module is called {target!r}{suggest(_last(target), usable)}"
+        for target in sorted(targets or ())
+        if not any(f".{name}".endswith(f".{target}") for name in names)
+    ]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+# --------------------------------------------------------------------------------------------------- the loaded model
+def check_loaded(model: Any, config: RunConfig, device: Device) -> None:
+    """Refuse packing where an example's predictions depend on those before it in the row.
+
+    Raises:
+        ConfigurationError: they do: positions that go on, ALiBi, states.
+    """
+    if not config.train.packing or config.hardware.strategy in CUTS_WEIGHTS:
+        return
+    first, second = ({"prompt_ids": ids, "answer_ids": []} for ids in ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9]))
+    with inference(model, device):
+        packed, alone = (
+            model(**{k: v.to(device.type) for k, v in data.pack(rows).items() if k != "labels"}, use_cache=False).logits
+            for rows in ([first, second], [second])
+        )
+    if not alike(packed[0, 8:], alone[0]):
+        raise ConfigurationError(
+            [
+                f"train.packing: {config.model.name} does not keep the examples of a row apart (its positions, states "
+                "or attention go on from one to the next); set train.packing=false"
+            ]
+        )
