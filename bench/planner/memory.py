@@ -45,6 +45,7 @@ CPU_PROCESS_BYTES = 545 * MIB
 CPU_COMPILER_BYTES = 110 * MIB
 CPU_MALLOC_SHARE_EAGER = 0.5
 CPU_MALLOC_SHARE_COMPILED = 0.25
+CHUNK_ELEMENTS = 2**25  # logits that exist at one time: 128 MiB in fp32 (worker/loss.py)
 _GATHERED_LAYERS = 2  # of cut weights: the layer that computes, and the one that is fetched meanwhile
 
 
@@ -189,20 +190,27 @@ def moments(step: PlannedStep) -> list[Terms]:
     """The moments of which one is the highest: backward begins, its last layer, its first layer, the update."""
     a, trains_all, accumulates = step.architecture, step.trains_all, step.accumulates
     held = replace(step.static, gradients=step.static.gradients if accumulates else 0)
-    logits = step.batch.supervised * a.vocab_size
-    loss = 2 * 4 * logits  # fp32: the logits and their log-softmax, then the latter and its gradient
+    whole = step.devices > 1 and step.strategy in ("fsdp", "zero3")  # a head that is cut takes no chunks
+    supervised, element = step.batch.supervised, residual_element(step)
+    logits = min(supervised * a.vocab_size, supervised * a.vocab_size if whole else CHUNK_ELEMENTS)
+    loss = 2 * 4 * logits  # fp32: the logits and their log-softmax or exponentials, then a gradient in place of one
     if step.method.trains == "nothing":
         return [replace(held, logits=loss)]
     casts, saved = _casts(step), _activations(step)
     head = a.vocab_size * a.hidden_size
-    head_update = (step.compute_element + step.weights_element) * head if trains_all else 0  # as computed and as kept
+    # Of the head: its gradient as computed and as kept; of chunks their sum in fp32, made in the forward pass.
+    sum_of_chunks = 4 * head if trains_all and not whole else 0
+    as_kept = 0 if sum_of_chunks and step.weights_element == 4 else step.weights_element * head
+    head_update = (sum_of_chunks or step.compute_element * head) + as_kept if trains_all else 0
     embedding_update = step.weights_element * head if trains_all else 0  # dense, beside the sum of those before
     kept_head = embedding_update if a.tie_word_embeddings else 0  # the head's part of it waits for the embedding's
     # With checkpointing no layer's copies outlive its forward pass in the graph, but autocast's cache keeps them all.
     in_backward = casts // a.num_hidden_layers if step.config.train.gradient_checkpointing else casts
-    head_logits = step.compute_element * logits
+    # What waits for the backward pass: the logits, or in chunks the gradient of the head's input alone.
+    head_logits = step.compute_element * logits if whole else element * supervised * a.hidden_size
+    beside = 0 if whole else head_logits
     return [
-        replace(held, activations=saved, casts=casts, logits=loss),
+        replace(held, activations=saved, casts=casts, logits=loss + beside, workspace=sum_of_chunks),
         replace(held, activations=saved, casts=in_backward, logits=head_logits, workspace=head_update),
         replace(held, activations=saved, casts=in_backward, workspace=kept_head + _layer_workspace(step)),
         replace(step.static, workspace=kept_head + (embedding_update if accumulates else 0)),

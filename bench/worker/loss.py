@@ -19,12 +19,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bench.planner.memory import CHUNK_ELEMENTS
 from bench.worker import data
 from bench.worker.device import Device
 from bench.worker.instruments.tokens import IGNORED
 
 Batch = dict[str, torch.Tensor]
-CHUNK_ELEMENTS = 2**25  # logits that exist at one time: 128 MiB in fp32
 
 
 class SupervisedHead:
@@ -58,7 +58,7 @@ class SupervisedHead:
             logits: torch.Tensor = self._logits(hidden)
             return logits
         losses: torch.Tensor = ChunkedLoss.apply(hidden[0], self._head.weight, self._targets)  # type: ignore[no-untyped-call]
-        return losses[None, :, None]  # in the place of logits: (1, supervised, 1)
+        return losses.view(1, -1, 1)  # in the place of logits
 
     def token_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihoods of the labelled tokens.
@@ -79,14 +79,14 @@ class SupervisedHead:
             found = self.logits(model, predicts_label, **{name: batch[name] for name in batch if name != "labels"})
         finally:
             self._targets = None
-        losses = found[:, 0] if self._in_chunks else F.cross_entropy(found.float(), targets, reduction="none")
+        losses = found.squeeze(1) if self._in_chunks else F.cross_entropy(found.float(), targets, reduction="none")
         return losses, predicts_label.nonzero()[:, 0]
 
     def logits(self, model: torch.nn.Module, keep: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Logits of the positions where `keep` (batch, length) is true, row by row: (kept, vocabulary)."""
         self._keep = keep
         try:
-            logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
+            logits: torch.Tensor = model(**inputs, use_cache=False).logits.squeeze(0)
         finally:
             self._keep = None
         return logits

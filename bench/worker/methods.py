@@ -204,12 +204,13 @@ def save_trained(
     Args:
         state: the weights, if the model holds only parts of them (`multi.whole_state`).
     """
-    save = cast("PreTrainedModel", model).save_pretrained
+    save, options = cast("PreTrainedModel", model).save_pretrained, {"save_embedding_layers": False}  # they are frozen
     if method.adapter is None:
         in_bf16: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay tied and are written once
         whole = (model.state_dict() if state is None else state).items()
         state = {name: in_bf16.setdefault(t.data_ptr(), t.to(torch.bfloat16)) for name, t in whole}
-    save(str(folder), state_dict=state)
+        options = {}
+    save(str(folder), state_dict=state, **options)
 
 
 def load_trained(

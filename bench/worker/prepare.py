@@ -19,13 +19,14 @@ import shutil
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig
+from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig, all_of
 from bench.identity import data_folder, weights_sha256
 from bench.metrics import is_own, normalised_label
 from bench.record import DataSummary
@@ -92,9 +93,9 @@ def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
     context.progress.phase("model")
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
-    said = reach.said(config, source)
     context.progress.phase("data")
-    summary = data.prepare(config, tokenizer, data_folder(config))
+    tokenize = partial(data.prepare, config, tokenizer, data_folder(config))
+    said, summary = all_of(partial(reach.said, config, source), tokenize)
     if problems := metric_problems(config):
         raise ConfigurationError(problems)
     return source, tokenizer, {"data": asdict(summary), "said": said}

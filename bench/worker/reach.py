@@ -108,30 +108,35 @@ def _adapted(
         reason = re.split(r" ?\((?:\s|model)|\. |\n", words)[0]
         others = ",".join(name for name in usable if f"'{name}'" not in reason)
         return [], [f"{_TARGETS}: PEFT cannot adapt this model so: {reason.rstrip('.')}; name others, as [{others}]"]
-    reached, held, problems = Counter[str](), 0, list[str]()
-    for name, layer in peft.get_base_model().named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        parameter = getattr(layer, "parameter_name", None)  # of experts: an adapter on a tensor, not on a layer
-        what, base = _last(name) if parameter in (None, "weight") else parameter, layer.get_base_layer()
-        reached[what] += 1
-        held += sum(p.numel() for own, p in base.named_parameters() if parameter in (None, own))
-        if parameter and adapter.init not in ("default", "gaussian"):
-            problems.append(f"method.adapter.init: {adapter.init} cannot start an adapter on experts; use default")
-        if base in ends:
-            problems.append(f"{_TARGETS}: {what} is tied to the model's other end, which merging would change too")
-        if what in passed_by:
-            problems.append(
-                f"{_TARGETS}: the model multiplies by the weights of {what} without calling this layer, so that an "
-                f"adapter on it would do nothing; name others, as [{','.join(usable)}]"
-            )
+    layers = {name: layer for name, layer in peft.get_base_model().named_modules() if isinstance(layer, BaseTunerLayer)}
+    reached = Counter(_called(name, layer) for name, layer in layers.items())
+    held = sum(
+        parameter.numel()
+        for layer in layers.values()
+        for own, parameter in layer.get_base_layer().named_parameters()
+        if getattr(layer, "parameter_name", own) == own
+    )
     trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
     listed = ", ".join(f"{name} {count}" for name, count in reached.items())
     line = (
         f"adapter: on {reached.total()} modules ({listed}) with {held / total:.0%} of {total:,} parameters; "
         f"trains {trained:,}, {trained / total:.2%} as many"
     )
-    return [line], list(dict.fromkeys(problems))
+    tied = {_called(name, layer) for name, layer in layers.items() if layer.get_base_layer() in ends}
+    problems = [f"{_TARGETS}: {name} is tied to the model's other end, which merging would change too" for name in tied]
+    if adapter.init not in ("default", "gaussian") and any(hasattr(m, "parameter_name") for m in layers.values()):
+        problems.append(f"method.adapter.init: {adapter.init} cannot start an adapter on experts; use default")
+    return [line], problems + [
+        f"{_TARGETS}: the model multiplies by the weights of {name} without calling this layer, so that an adapter on "
+        f"it would do nothing; name others, as [{','.join(usable)}]"
+        for name in sorted(set(reached) & set(passed_by))
+    ]
+
+
+def _called(name: str, layer: Any) -> str:
+    """An adapted layer's last name; of experts and routers, whose weights PEFT adapts themselves, the weight's."""
+    parameter = getattr(layer, "parameter_name", "weight")
+    return _last(name) if parameter == "weight" else str(parameter)
 
 
 def _unmatched(model: Any, adapter: AdapterConfig, usable: list[str]) -> list[str]:
@@ -139,8 +144,10 @@ def _unmatched(model: Any, adapter: AdapterConfig, usable: list[str]) -> list[st
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     wanted = methods.lora_config(adapter, model, start=False)
-    with suppress(ValueError):  # experts that need one another's names: PEFT says it again
+    try:
         convert_peft_config_for_transformers(wanted, model, None)  # names of experts, as older versions called them
+    except ValueError:  # an expert's name needs another's, as PEFT will say
+        return []
     targets, names = wanted.target_modules, [name for name, _ in model.named_modules()]
     if isinstance(targets, str):
         if targets.lower() == "all-linear" or any(re.fullmatch(targets, name) for name in names):
