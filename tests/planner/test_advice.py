@@ -29,7 +29,7 @@ def test_tight_is_within_a_tenth() -> None:
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
-    config = config_of("method=qlora", "train.gradient_checkpointing=true")
+    config = config_of("method=qlora", "train.gradient_checkpointing=true", "train.max_length=4096")
     rows = largest_micro_batch(config, OPTIONS, CARD)
     assert rows is not None
     totals = [
