@@ -95,7 +95,8 @@ def prepare_all(
         if outcome.failure:
             log = run_folder(config) / f"{stage}.log"
             raise ConfigurationError([f"preparing failed: {outcome.failure.message}; log: {log}"])
-        for line in json.loads((run_folder(config) / f"{stage}.json").read_text()).get("said", []):
+        result = run_folder(config) / f"{stage}.json"
+        for line in json.loads(result.read_text())["said"] if result.exists() else []:
             console.say(f"  {config.method.name}: {line}")
 
     made_once = _made_once(pending, stage)
