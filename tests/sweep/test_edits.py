@@ -94,14 +94,12 @@ def test_nothing_runs_again_where_nothing_changed(ran) -> None:
     ("edit", "again"),
     [
         (lambda: replaced("train.jsonl", '"7"', '"8"'), TUNED),
-        (lambda: replaced("validation.jsonl", '"3"', '"4"'), TUNED),
         (lambda: replaced("test.jsonl", "Say 3", "Name 3"), MEASURED),  # a prompt alone
-        (lambda: replaced("test.jsonl", '"3"', '"4"'), MEASURED),
         (lambda: replaced("suite/pairs.jsonl", "eats", "sleeps"), MEASURED),
         (other_weights, EVERYTHING),
         (lambda: replaced("model/chat_template.jinja", "|>{{ m['content'] }}", "|> {{ m['content'] }}"), EVERYTHING),
     ],
-    ids=["training file", "validation file", "test prompt", "test answer", "suite", "weights", "chat template"],
+    ids=["training file", "test prompt", "suite", "weights", "chat template"],
 )
 def test_an_edit_runs_its_stage_and_later_ones_again(ran, edit: Callable[[], None], again: list[str]) -> None:
     edit()
