@@ -57,7 +57,7 @@ class SupervisedHead:
         if self._targets is None:
             logits: torch.Tensor = self._logits(hidden)
             return logits
-        losses: torch.Tensor = ChunkedLoss.apply(hidden[0], self._head.weight, self._targets)  # type: ignore[no-untyped-call]
+        losses: torch.Tensor = ChunkedLoss.apply(hidden[0], self._head.weight, self._targets)
         return losses.view(1, -1, 1)  # in the place of logits
 
     def token_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +140,7 @@ class ChunkedLoss(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         of_hidden, of_weight = ctx.saved_tensors
         if of_weight is not None and len(upstream):
             if upstream.stride(0) and bool((upstream != upstream[0]).any()):  # stride 0: of a sum, equal everywhere

@@ -104,7 +104,8 @@ def _experts_follow_autocast() -> None:
     def forward(experts: Any, hidden: torch.Tensor, *routes: torch.Tensor) -> Any:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return grouped_mm_experts_forward(_Cast(experts, dtype) if dtype else experts, hidden, *routes)
+        seen: Any = _Cast(experts, dtype) if dtype else experts
+        return grouped_mm_experts_forward(seen, hidden, *routes)
 
     ALL_EXPERTS_FUNCTIONS["grouped_mm"] = forward
 
@@ -204,7 +205,7 @@ def save_trained(
     Args:
         state: the weights, if the model holds only parts of them (`multi.whole_state`).
     """
-    save, options = cast("PreTrainedModel", model).save_pretrained, {"save_embedding_layers": False}  # they are frozen
+    save, options = cast("Any", model).save_pretrained, {"save_embedding_layers": False}  # they are frozen
     if method.adapter is None:
         in_bf16: dict[int, torch.Tensor] = {}  # by storage, so that tied weights stay tied and are written once
         whole = (model.state_dict() if state is None else state).items()

@@ -23,6 +23,7 @@ from bench.worker.device import Device
 from bench.worker.instruments.tokens import matrices
 from bench.worker.loss import alike, inference
 
+Layers = dict[str, Any]  # linear layers and Conv1D, by name
 _TARGETS = "method.adapter.target_modules"
 
 
@@ -36,7 +37,7 @@ def said(config: RunConfig, source: str) -> list[str]:
     if method.adapter is None and method.quantization is None:
         return []
     model = without_weights(config.model, source)
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    linear: Layers = {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
     passed_by = _passed_by(model, linear)
     lines, problems = [], list[str]()
     if method.quantization is not None:
@@ -62,7 +63,7 @@ def without_weights(model: ModelConfig, source: str) -> Any:
         return AutoModelForCausalLM.from_config(description, **options).eval()
 
 
-def _passed_by(model: Any, linear: dict[str, torch.nn.Module]) -> list[str]:
+def _passed_by(model: Any, linear: Layers) -> list[str]:
     """Linear layers whose weights the model reads without calling them (dt_proj of Mamba), by their last names.
 
     Empty where the model cannot be run without weights.
@@ -80,17 +81,17 @@ def _passed_by(model: Any, linear: dict[str, torch.nn.Module]) -> list[str]:
     return sorted({_last(name) for name, layer in linear.items() if layer not in called}) if done else []
 
 
-def _quantized(model: Any, linear: dict[str, torch.nn.Module], scheme: str) -> str:
+def _quantized(model: Any, linear: Layers, scheme: str) -> str:
     """How much of the model bitsandbytes stores in few bits: linear layers but the head; experts are none."""
     head, total = model.get_output_embeddings(), sum(p.numel() for p in model.parameters())
-    stored = sum(m.weight.numel() for m in linear.values() if m is not head)  # type: ignore[operator]
+    stored = sum(layer.weight.numel() for layer in linear.values() if layer is not head)
     experts = sum(w.numel() for name, _, w in matrices(model) if "experts" in name.split(".") and w.ndim == 3)
     kept = f"; the experts, {experts / total:.0%}, stay in 16 bit, which bitsandbytes leaves them in" if experts else ""
     return f"quantization: {scheme} for {stored / total:.0%} of {total:,} parameters{kept}"
 
 
 def _adapted(
-    model: Any, adapter: AdapterConfig, linear: dict[str, torch.nn.Module], passed_by: Collection[str]
+    model: Any, adapter: AdapterConfig, linear: Layers, passed_by: Collection[str]
 ) -> tuple[list[str], list[str]]:
     """(what is said of the adapter, what is wrong with it)."""
     from peft import get_peft_model
