@@ -31,6 +31,7 @@ from bench.metrics import code_files
 from bench.trust import LONGEST_NAME, lock_file, printable
 
 MEASURED = ("data", "training", "evaluation")  # the stages whose settings a run is named by
+MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _DIGITS, _CONTENT_DIGITS = 12, 16
 
 
@@ -346,10 +347,11 @@ def flush_to_disk(folder: Path) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The .safetensors that make a model or an adapter; others beside them (another layout of it) are left out."""
-    index = folder / "model.safetensors.index.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or not an index
-        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
-    named = [folder / name for name in ("model.safetensors", "adapter_model.safetensors")]
+    whole, index = (folder / name for name in MODEL_WEIGHTS)
+    if not whole.exists():  # the order of transformers, which reads the first that is there
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not an index
+            return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    named = [whole, folder / "adapter_model.safetensors"]
     return [path for path in named if path.exists()] or sorted(folder.glob("*.safetensors"))
 
 

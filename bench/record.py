@@ -33,17 +33,21 @@ class Status(StrEnum):
     OK = "ok"
     OOM = "oom"  # out of memory, on the device or the host
     TIMEOUT = "timeout"  # a stage ran past hardware.stage_timeout_seconds
+    DIVERGED = "diverged"  # a loss, a gradient norm or a weight is not finite; nothing was evaluated
     KILLED = "killed"  # ended by a signal that neither the harness nor a memory limit sent
     ERROR = "error"  # any other failure
 
 
 # Exit codes of a worker child. Python itself uses 1 for an uncaught exception.
-EXIT_OK, EXIT_ERROR, EXIT_CONFIGURATION, EXIT_OOM = 0, 1, 2, 3
+EXIT_OK, EXIT_ERROR, EXIT_CONFIGURATION, EXIT_OOM, EXIT_DIVERGED = 0, 1, 2, 3, 4
 
 NEXT_STEP = {
     Status.OOM: "Lower train.micro_batch (the effective batch stays), set train.gradient_checkpointing=true, "
     "or choose a smaller method (lora, qlora).",
     Status.TIMEOUT: "Raise hardware.stage_timeout_seconds, or lower the budget (train.max_steps, task.*_examples).",
+    Status.DIVERGED: "Lower method.learning_rate (try a third of it; `make tune` searches), raise "
+    "train.warmup_fraction or lower train.max_grad_norm; steps.jsonl has the losses until then. If it was so before "
+    "the first step, the weights are at fault or hardware.compute_dtype=float32 is needed.",
     Status.KILLED: "Run the same command again: only this run is repeated. If it happens again, look for the "
     "system's out-of-memory killer (dmesg) or a scheduler's limit.",
     Status.ERROR: "Read the log named above; the same command again repeats only this run.",
@@ -70,7 +74,7 @@ def next_step(status: Status, stage: str, message: str, checkpoint_step: int | N
         return _OOM_IN_STAGE[stage]
     if status is Status.ERROR and ("No space left on device" in message or "Disk quota exceeded" in message):
         return _FULL_DISK
-    resumes = checkpoint_step and status is not Status.OOM  # it would run out again
+    resumes = checkpoint_step and status not in (Status.OOM, Status.DIVERGED)  # it would end in the same way
     return NEXT_STEP[status] + (f" The same command resumes from step {checkpoint_step}." if resumes else "")
 
 
@@ -424,6 +428,7 @@ class Failure:
     exit_code: int | None  # negative: minus the signal's number
     log_tail: str
     last_known_peak_bytes: int | None = None
+    step: int | None = None  # at which training diverged; 0: before the first
 
 
 @dataclass(frozen=True, config=_STRICT)

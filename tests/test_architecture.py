@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "bench").rglob("*.py"))
 RANK = {  # place -> its rank; a module imports only what ranks below it, or its own folder
     "metrics": -1, "trust": -1,
-    "config": 0, "identity": 1, "record": 1, "fairness": 2, "compose": 2, "planner": 3, "stats": 4,
-    "sweep": 5, "worker": 5, "report": 5, "bench": 6,
+    "config": 0, "identity": 1, "record": 1, "fairness": 2, "checkpoint": 2, "compose": 3, "planner": 4, "stats": 5,
+    "sweep": 6, "worker": 6, "report": 6, "bench": 7,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm_eval"}
 

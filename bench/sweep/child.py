@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import ConfigurationError
-from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, Failure, Stage, Status, next_step
+from bench.record import (
+    EXIT_CONFIGURATION,
+    EXIT_DIVERGED,
+    EXIT_ERROR,
+    EXIT_OK,
+    EXIT_OOM,
+    Failure,
+    Stage,
+    Status,
+    next_step,
+)
 from bench.trust import fresh_file, masked
 
 HEARTBEAT = "heartbeat"  # a file in the run's folder whose time shows that the run is at work
@@ -149,6 +159,8 @@ def _status(folder: Path, stage: Stage, code: int, *, timed_out: bool, killed_by
         return Status.OK if (folder / f"{stage}.json").exists() else Status.ERROR
     if code == EXIT_OOM or killed_by_kernel or _gave_up_on_memory(folder, stage, code):
         return Status.OOM
+    if code == EXIT_DIVERGED:
+        return Status.DIVERGED
     return Status.KILLED if code < 0 else Status.ERROR
 
 
@@ -178,6 +190,7 @@ def _failure(folder: Path, stage: Stage, status: Status, code: int, timeout_seco
         exit_code=code,
         log_tail=masked(_tail(folder, stage)),
         last_known_peak_bytes=error.get("peak_bytes") or progress.get("peak_bytes"),
+        step=error.get("step"),
     )
 
 

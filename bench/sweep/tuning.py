@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from bench.compose import RATES_FILE, Rates, Trial, Tuning, compose_beside, read_rates
 from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig
 from bench.identity import sweep_folder, tuning_key, write_atomic
-from bench.record import Record
+from bench.record import Record, Status
 from bench.stats.rates import TuneConfig, best, edge, next_rate, remarks
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, is_finished, run_one
@@ -72,11 +72,12 @@ def search(arm: RunConfig, settings: TuneConfig, console: Console) -> Tuning | N
     trials: list[Trial] = []
     while (rate := next_rate(settings, arm.method.learning_rate or 1.0, trials)) is not None:
         record = run_one(trial(arm, settings, rate), console, tell_success=False)
-        if record is None or record.failure is not None or record.train is None:
+        if record is None or not (record.train or record.status is Status.DIVERGED):
             return None
         records.append(record)
-        loss = record.train.heldout[-1].loss
-        trials.append(Trial(rate, loss, record.train.steps, record.wall_seconds, record.run_id))
+        loss = record.train.heldout[-1].loss if record.train else None
+        steps = record.train.steps if record.train else (record.failure and record.failure.step) or 0
+        trials.append(Trial(rate, loss, steps, record.wall_seconds, record.run_id))
         shown = "not finite" if loss is None else f"{loss:.4f}"
         console.say(f"  {arm.method.name}  {rate:g}: held-out loss {shown}, {record.wall_seconds:.0f} s")
     winner, data, provenance = best(trials), records[0].data, records[0].provenance

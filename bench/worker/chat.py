@@ -139,6 +139,9 @@ def _by_prompts(
 ) -> tuple[list[int], list[range]]:
     """(ids of the conversation, places of the learned messages), by the prompt before each."""
     whole = str(_apply(tokenizer, example, turns, tokenize=False))
+    asked = [turn for turn in turns if turn["role"] in ("system", "user")]
+    if left_out := [turn["role"] for turn in asked if turn["content"].strip() not in whole]:
+        raise _broken(example, f"leaves out or rewrites what the {left_out[0]} says", whole[-60:])
     borders: list[int] = []  # characters at which the answers start and end
     for at in learned:
         prompt = str(_apply(tokenizer, example, turns[:at], tokenize=False, add_generation_prompt=True))

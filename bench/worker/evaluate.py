@@ -9,6 +9,7 @@ Every example's answer, scores and loss are kept in `samples.jsonl.gz`, so that 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,7 +26,7 @@ from bench.worker import data, device, methods, models
 from bench.worker.device import Device
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead, example_losses, inference, mean_loss
-from bench.worker.main import Context, write_lines
+from bench.worker.main import Context, DivergedError, write_lines
 
 
 def run(context: Context) -> EvaluateResult:
@@ -39,11 +40,14 @@ def run(context: Context) -> EvaluateResult:
     progress.phase("test loss", len(rows))
     with clock.span("heldout"), inference(model, resolved):
         losses = example_losses(model, SupervisedHead(model), rows, pad_id=tokenizer.pad_token_id, **how)
+    if not math.isfinite(mean_loss(losses)):
+        raise DivergedError("nothing more is evaluated: the test loss is not finite")
     memory.enter("generate")
     progress.phase("generate", len(rows))
     with clock.span("generate"), inference(model, resolved):
         prompts = [row["prompt_ids"] for row in rows]
-        answers = generate(model, tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, **how)
+        header = answer_header(tokenizer, rows[0])
+        answers = generate(model, tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, header=header, **how)
     progress.phase("score")
     with clock.span("score"):
         scored = score(config, rows, [answer.text for answer in answers])
@@ -114,8 +118,13 @@ def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
         resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
         how = {"attn_implementation": resolved.attention}
         model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype, **how)
+        resolved = replace(resolved, attention=model.config._attn_implementation)  # what the model took
     if not config.untrained:
         _refuse_another_base(context, getattr(model.config, "_commit_hash", None))
+    if broken := models.not_finite(model):
+        raise DivergedError(f"nothing is evaluated: {broken[0]} is not finite")
+    answers = data.load_prepared(data_folder(config)).test["answer_ids"]
+    models.stop_at(model, {ids[-1] for ids in answers} | {tokenizer.eos_token_id})
     context.load.start()  # other load counts from here: evaluation, not loading
     return model, tokenizer, resolved, memory
 
@@ -138,17 +147,27 @@ class Answer:
     ids: tuple[int, ...] = ()  # the generated tokens, without the end token
 
 
+def answer_header(tokenizer: Any, row: Mapping[str, Any]) -> str:
+    """What the chat template lets every answer begin with, such as an empty thought; no part of what is scored.
+
+    Args:
+        row: any row of the prepared data.
+    """
+    text: str = tokenizer.decode(row["answer_ids"], skip_special_tokens=True)
+    header, reference, _ = text.rpartition(row["reference"])
+    return header if reference and header.strip() else ""
+
+
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int,
-    device: Device, advance: Callable[[int], None] = lambda done: None,
+    device: Device, advance: Callable[[int], None] = lambda done: None, header: str = "",
 ) -> list[Answer]:  # fmt: skip
-    """Decode greedily; answers come in the prompts' order.
+    """Decode greedily; answers come in the prompts' order, their texts without the template's `header`.
 
     The prompts are batched longest first: little padding, and a lack of memory shows in the first batch.
     """
-    named = model.generation_config.eos_token_id  # the tokens that the model's own defaults name
-    ends = {named} if isinstance(named, int) else set(named or [])
-    ends |= {tokenizer.eos_token_id}
+    models.stop_at(model, {tokenizer.eos_token_id})
+    ends = set(model.generation_config.eos_token_id)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,  # an unset field would be filled from the model's own defaults
@@ -170,7 +189,7 @@ def generate(
         for i, row in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
             stop = next((k for k, token in enumerate(row) if token in ends), None)
             kept = row if stop is None else row[:stop]
-            text = tokenizer.decode(kept, skip_special_tokens=True)
+            text = tokenizer.decode(kept, skip_special_tokens=True).removeprefix(header)
             answers[i] = Answer(text, len(kept) + (stop is not None), stop is None, tuple(kept))
         advance(start + len(chosen))
     return [answer for answer in answers if answer is not None]

@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 from bench.config import ConfigurationError, RunConfig
 from bench.identity import artifact_folder, changed_inputs, damaged, data_folder, is_whole, write_atomic
-from bench.record import EXIT_CONFIGURATION, EXIT_ERROR, EXIT_OK, EXIT_OOM, TrainResult, from_json, to_json
+from bench.record import (
+    EXIT_CONFIGURATION,
+    EXIT_DIVERGED,
+    EXIT_ERROR,
+    EXIT_OK,
+    EXIT_OOM,
+    TrainResult,
+    from_json,
+    to_json,
+)
 from bench.worker.instruments.clock import Clock, Load, open_load
 
 if TYPE_CHECKING:
@@ -44,6 +53,16 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "check": ("prepare", "check"),
 }
 _INTERVAL_SECONDS = 0.5
+
+
+class DivergedError(ArithmeticError):
+    """A loss, a gradient norm or a weight is not finite; `step` is the optimizer step after which that showed."""
+
+    def __init__(self, what: str, step: int | None = None):
+        self.step = step
+        super().__init__(
+            what if step is None else f"{what} at step {step}" if step else f"{what} before the first step"
+        )
 
 
 class Progress:
@@ -168,6 +187,8 @@ def main(folder: Path, stage: str) -> int:
         return EXIT_OK
     except ConfigurationError as error:
         return _report(folder, progress, error, EXIT_CONFIGURATION, problems=error.problems)
+    except DivergedError as error:
+        return _report(folder, progress, error, EXIT_DIVERGED, step=error.step)
     except Exception as error:
         _limit_memory(None)
         with suppress(OSError):  # the log may be on a full disk

@@ -13,12 +13,15 @@ each times its own step from a common start; the first collects and writes what 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from bench.config import DEEPSPEED, RunConfig
@@ -29,7 +32,7 @@ from bench.worker.instruments.energy import Energy
 from bench.worker.instruments.memory import Memory, breakdown
 from bench.worker.instruments.tokens import TokenCounts, TokenStream
 from bench.worker.loss import Batch, finite
-from bench.worker.main import Context
+from bench.worker.main import Context, DivergedError
 from bench.worker.multi import is_idle, whole_step
 
 
@@ -173,6 +176,9 @@ class Observer(TrainerCallback):
             with self._steps_file.open("a", encoding="utf-8") as file:  # closed each time: a killed run keeps its steps
                 file.write(_line(step))
         self.progress.advance(step.step, loss=step.loss, tokens_per_second=step.tokens / step.seconds)
+        read = {"the loss": self._loss, "the gradient norm": logs["grad_norm"], "a weight": largest(options["model"])}
+        if wrong := [name for name, value in read.items() if not math.isfinite(value)]:
+            raise DivergedError(f"not finite: {', '.join(wrong)}", step.step)
         if step.step in self._heldout_steps:
             self._take_heldout(step.step)
             if step.step < self._total:
@@ -185,8 +191,10 @@ class Observer(TrainerCallback):
         self._enter("heldout")
         with self._clock.span("heldout"):
             loss = self._measure_heldout()
+        if not math.isfinite(loss):
+            raise DivergedError("the held-out loss is not finite", step)
         energy_wh = self.energy.used_wh("train")
-        self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, finite(loss), energy_wh))
+        self.heldout.append(HeldoutPoint(step, self.counts.tokens, self._elapsed, loss, energy_wh))
 
     def _enter(self, phase: str, total: int | None = None, done: int = 0) -> None:
         self.memory.enter(phase)
@@ -198,6 +206,13 @@ class Observer(TrainerCallback):
         self.progress.part = part
         if len(self.steps) - self._done_before + 1 == self._parted_step:
             self.memory.enter_part(part)
+
+
+@torch.no_grad()
+def largest(model: torch.nn.Module) -> float:
+    """The magnitude of the largest weight that is trained, of this process's part; NaN where one is NaN."""
+    trained = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters() if p.requires_grad]
+    return float(get_total_norm([p for p in trained if p.numel()], norm_type=math.inf))
 
 
 def heldout_steps(total_steps: int, points: int) -> set[int]:

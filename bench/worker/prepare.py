@@ -63,10 +63,10 @@ def fetch(context: Context) -> dict[str, Any]:
     """Model and data into the cache, without the run's device: on a login node.
 
     Returns:
-        data, a summary of them; said, what the method does to the model, a line each.
+        data, a summary of them; said, of the model and what the method does to it, a line each.
 
     Raises:
-        ConfigurationError: wrong names, columns, lengths, suite tasks, or too little disk.
+        ConfigurationError: wrong names, columns, lengths, suite tasks, a model that cannot be used, too little disk.
     """
     return _fetched(context)[2]
 
@@ -92,12 +92,13 @@ def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
     context.progress.phase("model")
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
+    notes = models.check(config, source, tokenizer)
     context.progress.phase("data")
     tokenize = partial(data.prepare, config, tokenizer, data_folder(config))
     said, summary = all_of(partial(reach.said, config, source), tokenize)
     if problems := metric_problems(config):
         raise ConfigurationError(problems)
-    return source, tokenizer, {"data": asdict(summary), "said": said}
+    return source, tokenizer, {"data": asdict(summary), "said": notes + said}
 
 
 def check(context: Context) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from bench.record import (
     Way,
 )
 from bench.worker import data, device, methods, models, reach
-from bench.worker.evaluate import generate, score
+from bench.worker.evaluate import answer_header, generate, score
 from bench.worker.instruments.memory import Memory, quantization_constants, total_bytes
 from bench.worker.instruments.tokens import IGNORED
 from bench.worker.loss import SupervisedHead, example_losses, inference
@@ -328,9 +328,11 @@ def _answered(
         head = SupervisedHead(model)
         logits = answer_logits(model, head, rows, pad_id, at.device)
         losses = example_losses(model, head, rows, batch_size=size, pad_id=pad_id, device=at.device)
+        models.stop_at(model, {row["answer_ids"][-1] for row in rows})
         answers = generate(
             model, at.tokenizer, [row["prompt_ids"] for row in rows], batch_size=size, device=at.device,
             max_new_tokens=task.max_new_tokens, advance=context.progress.advance,
+            header=answer_header(at.tokenizer, rows[0]),
         )  # fmt: skip
     scores = score(context.config, rows, [a.text for a in answers]).scores
     served = [

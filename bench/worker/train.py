@@ -36,7 +36,7 @@ from bench.worker.instruments.energy import open_energy
 from bench.worker.instruments.memory import Memory
 from bench.worker.instruments.tokens import linear_costs, matmul_peak_flops_per_second
 from bench.worker.loss import Batch, SupervisedHead, example_losses, inference, mean_loss
-from bench.worker.main import Context
+from bench.worker.main import Context, DivergedError
 from bench.worker.methods import OPTIMIZERS
 from bench.worker.multi import ALONE, Team
 from bench.worker.observe import Observer
@@ -59,6 +59,10 @@ def run(context: Context) -> TrainResult:
         peak = matmul_peak_flops_per_second(resolved.type, resolved.compute_dtype, resolved.synchronize)
     memory = context.measure_on(resolved)
     model, head, tokenizer = load_trainable(context, resolved, memory)
+    resolved = replace(resolved, attention=model.config._attn_implementation)  # what the model took
+    if broken := models.not_finite(model):
+        raise DivergedError(f"{broken[0]} is not finite", step=0)
+    models.stop_at(model, {ids[-1] for ids in rows.test["answer_ids"]})
     parameters, costs = parameter_counts(config, model), linear_costs(model)  # before anything is cut
     heldout = list(rows.validation)[: config.train.heldout_examples]
     how: dict[str, Any] = {"batch_size": config.train.fitted_micro_batch, "pad_id": tokenizer.pad_token_id}

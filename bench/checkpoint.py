@@ -1,0 +1,172 @@
+"""What a model's folder says before anything loads it: its config.json, and the headers of its weights.
+
+Files alone are read, without torch, so that every mistake shows while the runs are composed. What only loading shows
+(weights by name, their values, the tokenizer) is checked by the worker, in `models.check`.
+
+    >>> problems(Path("path/to/model"), max_context=4096)
+    ['model.max_context: 4096 is beyond the 2048 positions of config.json; lower it']
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.identity import MODEL_WEIGHTS, weight_files
+
+UNKNOWN_POSITIONS = 2048  # of a model that states no limit (ALiBi, states)
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_QUANTIZED = ("quantization_config", "compression_config")  # in config.json
+_QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # GPTQ, AWQ, ModelOpt
+_CONVERT = (
+    "AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(OTHER) of transformers writes "
+    "one, from a source that you trust"
+)
+
+
+def problems(folder: Path, max_context: int) -> list[str]:
+    """Everything wrong with a model's folder that its files tell, one line each."""
+    if not folder.is_dir():
+        return [f"model.location: {str(folder)!r} is not a folder; give one with config.json, tokenizer and weights"]
+    try:
+        content = read_config(folder)
+    except ValueError as error:
+        return [f"model.location: {error}"]
+    return config_problems(content, max_context) + _file_problems(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json.
+
+    Raises:
+        ValueError: it is missing or is no JSON object; the message says which, and what the folder seems to be.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"no config.json in {str(folder)!r}; {_instead(folder)}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({error}); copy it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise ValueError(f"{str(path)!r} names no model_type; give a folder that transformers' save_pretrained wrote")
+    return content
+
+
+def _instead(folder: Path) -> str:
+    if (folder / "adapter_config.json").exists():
+        return "it holds an adapter: merge it into its base, and give the folder of the result"
+    if any(folder.glob("*.gguf")):
+        return "GGUF files are not read: give the original 16-bit folder"
+    return "give the folder that transformers' save_pretrained wrote"
+
+
+def positions(content: Mapping[str, Any]) -> int | None:
+    """The longest text that a model takes, in tokens, by its config.json; None where it states no limit.
+
+    >>> positions({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 4.0}})
+    16384
+    """
+    text = _text_part(content)
+    stated = next((text[name] for name in _POSITIONS if isinstance(text.get(name), int)), None)
+    rope = text.get("rope_scaling") or text.get("rope_parameters")
+    if stated is None or not isinstance(rope, Mapping) or not isinstance(rope.get("factor"), (int, float)):
+        return stated
+    return max(stated, int((rope.get("original_max_position_embeddings") or stated) * rope["factor"]))
+
+
+def window(content: Mapping[str, Any]) -> int | None:
+    """How many tokens back a layer with local attention sees; None: every layer sees all."""
+    text = _text_part(content)
+    size = text.get("sliding_window")
+    return size if isinstance(size, int) and text.get("use_sliding_window", True) else None
+
+
+def _text_part(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the language model, which stand in a part of their own where a model reads images too."""
+    return next(
+        (content[name] for name in ("text_config", "llm_config") if isinstance(content.get(name), dict)), content
+    )
+
+
+def config_problems(content: Mapping[str, Any], max_context: int) -> list[str]:
+    """What a config.json says that cannot be trained, or that contradicts the run."""
+    found, limit = [], positions(content)
+    heads = [str(name) for name in content.get("architectures") or []]
+    if content.get("is_encoder_decoder"):
+        found.append(f"model.location: {content['model_type']} has an encoder and a decoder; choose a decoder (causal)")
+    elif heads and not content.get("auto_map") and all(map(_is_other_head, heads)):
+        found.append(f"model.location: {', '.join(heads)} is not a causal language model; choose a ...ForCausalLM")
+    for name in _QUANTIZED:
+        if content.get(name):
+            found.append(_already_quantized(f"config.json has {name}: {_method_of(content[name])}"))
+    if limit is not None and max_context > limit:
+        found.append(f"model.max_context: {max_context} is beyond the {limit} positions of config.json; lower it")
+    return found
+
+
+def _is_other_head(name: str) -> bool:
+    return re.search(r"For(?!CausalLM|ConditionalGeneration)[A-Z]\w*$", name) is not None
+
+
+def _method_of(quantization: Any) -> str:
+    named = [quantization.get(key) for key in ("quant_method", "load_in_4bit", "load_in_8bit")]
+    return str(named[0] or ("4 bit" if named[1] else "8 bit" if named[2] else "unnamed"))
+
+
+def _already_quantized(how: str) -> str:
+    return (
+        f"model.location: the weights are already quantized ({how}); full and LoRA would not train what they say. "
+        "Give the original 16-bit checkpoint: method=qlora quantizes it"
+    )
+
+
+def _file_problems(folder: Path) -> list[str]:
+    found = [_already_quantized(f"{name} is there") for name in _QUANTIZED_FILES if (folder / name).exists()]
+    files = weight_files(folder)
+    if not any((folder / name).exists() for name in MODEL_WEIGHTS):
+        there = [path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.gguf")]]
+        beside = f" beside {', '.join(there[:3])}" if there else ""
+        found.append(f"model.location: no model.safetensors in {str(folder)!r}{beside}; {_CONVERT}")
+    dtypes: dict[str, str] = {}
+    for path in files:
+        try:
+            dtypes |= read_header(path)
+        except (OSError, ValueError) as error:
+            found.append(f"model.location: {path.name} {error}")
+    packed = [name for name, dtype in dtypes.items() if name.endswith("weight") and dtype not in _FLOATS]
+    if packed:
+        found.append(_already_quantized(f"{packed[0]} holds {dtypes[packed[0]]}"))
+    return found
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Tensor name -> its dtype, by safetensors' names ("BF16"), from a file's header alone.
+
+    Raises:
+        ValueError: not such a file, or not all of it; the message says what it is and what to do.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("is named by the index and is not there; copy it, too")
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = int.from_bytes(start, "little")
+        if start == b"version ":
+            raise ValueError("is a Git LFS pointer, not the weights; run `git lfs pull` in the folder it came from")
+        if size > path.stat().st_size - 8:
+            raise ValueError("is cut short or is no safetensors file; copy it again")
+        try:
+            header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            dtypes = {name: str(tensor["dtype"]) for name, tensor in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise ValueError("has a damaged header; copy it again") from None
+    if path.stat().st_size != 8 + size + end:
+        raise ValueError(f"has {path.stat().st_size} bytes, but its header says {8 + size + end}; copy it again")
+    return dtypes
