@@ -258,6 +258,9 @@ def test_a_template_may_write_before_the_answer() -> None:
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "does not end the answer"),
         (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | replace('4', 'four') }}"), "rewrites the answer"),
         ("{{ raise_exception('no such role') }}", "no such role"),
+        ("{{ messages['a'] + 1 }}", "refuses a conversation of user"),
+        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "TypeError"),
+        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] != 'user' }}"), "leaves out"),
     ],
 )
 def test_templates_that_do_not_work_are_explained(template: str | None, words: str) -> None:

@@ -234,3 +234,16 @@ def test_answers_stop_at_the_end_of_turn(copy: Path) -> None:
     first = answers(copy, model)[0]
     models.stop_at(model, {first[2]})
     assert answers(copy, model)[0] == first[: first.index(first[2])]
+
+
+def test_the_header_that_a_template_puts_before_every_answer_is_not_scored(copy: Path) -> None:
+    """Such as an empty thought, where a template has no switch for it."""
+    tokenizer = models.load_tokenizer(configured(copy).model, str(copy))
+    ids = tokenizer("<think>\n\n</think>\n\n42<|end|>", add_special_tokens=False)["input_ids"]
+    assert evaluate.answer_header(tokenizer, {"answer_ids": ids, "reference": "42"}) == "<think>\n\n</think>\n\n"
+    model = loaded(copy)
+    prompt = [20, 30, 40]
+    how = {"max_new_tokens": 6, "batch_size": 1, "device": device.resolve(configured(copy))}
+    (plain,) = evaluate.generate(model, tokenizer, [prompt], **how)
+    (cut,) = evaluate.generate(model, tokenizer, [prompt], header=plain.text[:3], **how)
+    assert cut.text == plain.text[3:]
