@@ -259,7 +259,7 @@ def test_a_template_may_write_before_the_answer() -> None:
         (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | replace('4', 'four') }}"), "rewrites the answer"),
         ("{{ raise_exception('no such role') }}", "no such role"),
         ("{{ messages['a'] + 1 }}", "refuses a conversation of user"),
-        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "TypeError"),
+        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "refuses a conversation of user"),
         (CHATML.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] != 'user' }}"), "leaves out"),
     ],
 )
