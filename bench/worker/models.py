@@ -165,7 +165,7 @@ def _end_tokens(model: ModelConfig, source: str) -> GenerationConfig:
     options = {"revision": model.revision or "main", "_raise_exceptions_for_missing_entries": False}
     for name in ("generation_config.json", "config.json"):
         path = _or_explain(model, lambda name=name: cached_file(source, name, **options))
-        content = json.loads(Path(path).read_bytes()) if path else {}
+        content = _or_explain(model, lambda path=path: json.loads(Path(path).read_bytes()) if path else {})
         if content.get("eos_token_id") is not None:
             return GenerationConfig(eos_token_id=content["eos_token_id"], pad_token_id=content.get("pad_token_id"))
     return GenerationConfig()
@@ -222,9 +222,8 @@ def check(config: RunConfig, source: str, tokenizer: Any) -> list[str]:
         return []
     folder, asked = local_folder(model, source), config.hardware.attention
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
-    stamp = digest(
-        [str(folder), files, model.chat_template, model.trust_remote_code, asked, Path(__file__).read_text()]
-    )
+    settings = [model.chat_template, model.trust_remote_code, asked, config.train.max_length]
+    stamp = digest([str(folder), files, settings, Path(__file__).read_text()])
     seen = Path(config.paths.cache) / "checked" / f"{stamp}.json"
     if not seen.exists():
         place = _place_for(sum(size for _, size, _ in files))
