@@ -119,10 +119,10 @@ def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
         how = {"attn_implementation": resolved.attention}
         model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype, **how)
         resolved = replace(resolved, attention=model.config._attn_implementation)  # what the model took
-    if not config.untrained:
-        _refuse_another_base(context, getattr(model.config, "_commit_hash", None))
     if broken := models.not_finite(model):
         raise DivergedError(f"nothing is evaluated: {broken[0]} is not finite")
+    if not config.untrained:
+        _refuse_another_base(context, getattr(model.config, "_commit_hash", None))
     answers = data.load_prepared(data_folder(config)).test["answer_ids"]
     models.stop_at(model, {ids[-1] for ids in answers} | {tokenizer.eos_token_id})
     context.load.start()  # other load counts from here: evaluation, not loading
