@@ -1,6 +1,6 @@
 """What a model's folder says before anything loads it: its config.json, and the headers of its weights.
 
-Files alone are read, without torch, so that every mistake shows while the runs are composed. What only loading shows
+Files alone are read, without torch, so that every mistake shows before a child starts. What only loading shows
 (weights by name, their values, the tokenizer) is checked by the worker, in `models.check`.
 
     >>> problems(Path("path/to/model"), max_context=4096)
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.config import RunConfig
 from bench.identity import MODEL_WEIGHTS, weight_files
 
 UNKNOWN_POSITIONS = 2048  # of a model that states no limit (ALiBi, states)
@@ -26,6 +27,12 @@ _CONVERT = (
     "AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(OTHER) of transformers writes "
     "one, from a source that you trust"
 )
+
+
+def problems_of(config: RunConfig) -> list[str]:
+    """Everything wrong with the folder of a run with `model=folder`."""
+    model = config.model
+    return problems(Path(model.location), model.max_context) if model.source == "folder" else []
 
 
 def problems(folder: Path, max_context: int) -> list[str]:

@@ -278,21 +278,18 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         exposed = [key for key, text in texts.items() if masked(text) != text]
         how = "a run writes this down; leave it in the environment (HF_TOKEN, ...), where the libraries look for it"
         raise ConfigurationError([f"{key}: holds a token or password; {how}" for key in exposed])
-    _, config = all_of(partial(_look_into_model, mapping.get("model")), partial(from_mapping, mapping))
+    _fill_context(mapping.get("model"))
+    config = from_mapping(mapping)
     return with_tuned_rate(replace(config, content=content_of(config)))
 
 
-def _look_into_model(model: Any) -> None:
-    """Refuse a folder of `model=folder` that cannot be used; a null `max_context` becomes what its config.json says."""
-    if not isinstance(model, dict) or model.get("source") != "folder":
-        return
-    folder, given = Path(str(model.get("location"))), model.get("max_context")
-    with contextlib.suppress(ValueError):
-        model["max_context"] = given or checkpoint.positions(checkpoint.read_config(folder))
-    model["max_context"] = model["max_context"] or checkpoint.UNKNOWN_POSITIONS
-    longest = model["max_context"] if isinstance(model["max_context"], int) else 0
-    if problems := checkpoint.problems(folder, longest):
-        raise ConfigurationError(problems)
+def _fill_context(model: Any) -> None:
+    """A `max_context` of null becomes what the config.json of `model=folder` says."""
+    if isinstance(model, dict) and model.get("source") == "folder" and model.get("max_context") is None:
+        model["max_context"] = checkpoint.UNKNOWN_POSITIONS
+        with contextlib.suppress(ValueError):
+            stated = checkpoint.positions(checkpoint.read_config(Path(str(model.get("location")))))
+            model["max_context"] = stated or checkpoint.UNKNOWN_POSITIONS
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Model folders that cannot be trained, refused while the runs are composed: by their files alone."""
+"""Model folders that cannot be trained, refused before a child starts: by their files alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from bench import checkpoint
 from bench.compose import compose
 from bench.config import ConfigurationError
 from bench.identity import weight_files
+from bench.sweep.console import Console
+from bench.sweep.fetching import prepare_all
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}
 
@@ -76,6 +78,7 @@ def folder(tmp_path: Path) -> Path:
 
 def composed(folder: Path, *overrides: str) -> Any:
     basis = ["experiment=smoke", "model=folder", f"model.location={folder}", "train.max_length=256"]
+    basis += [f"paths.{name}={folder.parent / name}" for name in ("results", "artifacts", "cache")]
     return compose([*basis, *overrides], multirun=False)[0]
 
 
@@ -89,7 +92,7 @@ def test_a_broken_folder_is_refused_before_anything_runs(folder: Path, case: str
     breaks, words = BROKEN[case]
     breaks(folder)
     with pytest.raises(ConfigurationError) as caught:
-        composed(folder)
+        prepare_all([composed(folder)], Console())
     assert all(problem.startswith("model.location: ") for problem in caught.value.problems)
     assert sum(words in problem for problem in caught.value.problems) == 1
 
@@ -98,10 +101,10 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
     changed(quantization_config={"load_in_4bit": True})(folder)
     only_bin(folder)
     with pytest.raises(ConfigurationError) as caught:
-        composed(folder, "model.max_context=4096", "train.epochs=0")
+        prepare_all([composed(folder, "model.max_context=4096")], Console())
     problems = "\n".join(caught.value.problems)
     for words in ("quantized (config.json has quantization_config: 4 bit)", "beside pytorch_model.bin",
-                  "model.max_context: 4096 is beyond the 512 positions", "train.epochs"):  # fmt: skip
+                  "model.max_context: 4096 is beyond the 512 positions"):  # fmt: skip
         assert words in problems
 
 

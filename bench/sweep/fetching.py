@@ -27,6 +27,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from bench import checkpoint
 from bench.compose import CONFIG_FOLDER
 from bench.config import ConfigurationError, PathsConfig, RunConfig, all_of
 from bench.identity import data_folder, data_key, run_folder, sweep_folder, write_atomic
@@ -84,7 +85,7 @@ def prepare_all(
     """
     if aside:
         pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
-    checks = (unwritable_folders, bundle_problems, tracking_problems)
+    checks = (checkpoint.problems_of, unwritable_folders, bundle_problems, tracking_problems)
     if problems := dict.fromkeys(problem for config in pending for check in checks for problem in check(config)):
         raise ConfigurationError(list(problems))
 
