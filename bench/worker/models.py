@@ -18,6 +18,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,13 @@ def _load(source: str, *, attn_implementation: str | None = None, **options: Any
 def _end_tokens(model: ModelConfig, source: str) -> GenerationConfig:
     """The tokens at which the model's own settings end an answer, and nothing else of them."""
     options = {"revision": model.revision or "main", "_raise_exceptions_for_missing_entries": False}
+
+    def read(name: str) -> dict[str, Any]:
+        path = cached_file(source, name, **options)
+        return dict(json.loads(Path(path).read_bytes())) if path else {}
+
     for name in ("generation_config.json", "config.json"):
-        path = _or_explain(model, lambda name=name: cached_file(source, name, **options))
-        content = _or_explain(model, lambda path=path: json.loads(Path(path).read_bytes()) if path else {})
+        content = _or_explain(model, partial(read, name))
         if content.get("eos_token_id") is not None:
             return GenerationConfig(eos_token_id=content["eos_token_id"], pad_token_id=content.get("pad_token_id"))
     return GenerationConfig()
@@ -239,12 +244,16 @@ def _place_for(size_bytes: int) -> str:
     return "cuda" if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.2 * size_bytes else "cpu"
 
 
+def _embedding_rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def _vocabulary_problems(tokenizer: Any, model: PreTrainedModel) -> list[str]:
     """Tokens that may come up and have no row in the embedding.
 
     Added tokens that no prompt has (of images, say) may lie beyond it: texts that spell them out are left out.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = _embedding_rows(model)
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     used = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
     try:
@@ -289,7 +298,7 @@ def _loaded_problems(attention: str, model: PreTrainedModel) -> list[str]:
 @torch.no_grad()
 def _logits_before_the_last(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of two texts at all but their last token, in which alone they differ; each (7, vocabulary), in fp32."""
-    first = torch.arange(10, 18, device=model.device) % model.get_input_embeddings().weight.shape[0]
+    first = torch.arange(10, 18, device=model.device) % _embedding_rows(model)
     second = first.clone()
     second[-1] = first[0]
     with torch.autocast(model.device.type, torch.bfloat16):
