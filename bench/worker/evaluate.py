@@ -131,8 +131,10 @@ def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
 
 def _refuse_another_base(context: Context, commit: str | None) -> None:
     """By its name alone a hub's model is the newest, which may be newer than the one that was trained."""
+    if commit is None:
+        return
     trained = json.loads((context.folder / "train.json").read_bytes()).get("model_revision")
-    if commit and trained and commit != trained:
+    if trained and commit != trained:
         problem = f"model.revision: the hub's newest {context.config.model.location} is {commit}; trained was {trained}"
         raise ConfigurationError([f"{problem}. Set model.revision to one of them"])
 
