@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import ContentConfig, Role, RunConfig, flat, role_of, roles, to_mapping
-from bench.metrics import code_files
+from bench.metrics import code_files, without_place
 from bench.trust import LONGEST_NAME, lock_file, printable
 
 MEASURED = ("data", "training", "evaluation")  # the stages whose settings a run is named by
@@ -46,10 +46,12 @@ def digest(value: Any) -> str:
 
 
 def settings_with_roles(config: RunConfig) -> list[tuple[str, Any, Role]]:
-    """(dotted setting, value, role) of every setting, in the order of definition; a folder's place is no setting."""
+    """(dotted setting, value, role) of every setting, in the order of definition; the place of content is no setting."""
     mapping = to_mapping(config)
     if config.model.source == "folder":
         mapping["model"]["location"] = None
+    if config.content.metrics:  # the code of the user's own
+        mapping["task"]["metrics"] = [without_place(name) for name in config.task.metrics]
     return [(name, value, role_of(name)) for name, value in flat(mapping).items()]
 
 

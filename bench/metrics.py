@@ -201,6 +201,12 @@ def column_name(name: str) -> str:
     return Path(name.removeprefix(EVALUATE)).name if name.startswith(EVALUATE) else name.rpartition(":")[2]
 
 
+def without_place(name: str) -> str:
+    """A metric's name without the path of its file or folder, whose content counts; a hub name stays whole."""
+    by_path = name.removeprefix(EVALUATE).startswith((".", "/", "~"))
+    return column_name(name) if is_own(name) and (by_path or not name.startswith(EVALUATE)) else name
+
+
 def code_files(names: Iterable[str]) -> list[Path]:
     """The Python files whose code the metrics run, in order; nothing is imported. Built-in and hub names have none."""
     found: set[Path] = set()

@@ -100,6 +100,17 @@ def test_the_same_content_elsewhere_is_the_same_run(place: Path) -> None:
         assert key(planned(*elsewhere)) == key(planned())
 
 
+def test_a_metric_of_ones_own_is_named_by_its_code(place: Path) -> None:
+    Path("scores.py").write_text("def grade(prediction, reference, example):\n    return 1.0\n")
+    here = planned("task.metrics=[scores.py:grade]")
+    Path("copy").mkdir()
+    shutil.copy("scores.py", "copy")
+    assert run_id(planned("task.metrics=[copy/scores.py:grade]")) == run_id(here)
+    Path("scores.py").write_text("def grade(prediction, reference, example):\n    return 0.0\n")
+    edited = planned("task.metrics=[scores.py:grade]")
+    assert (run_id(edited) == run_id(here), training_key(edited) == training_key(here)) == (False, True)
+
+
 def test_a_split_that_is_cut_comes_from_the_training_file(place: Path) -> None:
     with_test, without = planned(), planned(splits=("train", "validation"))
     assert training_key(with_test) != training_key(without)  # fewer examples are left
