@@ -46,7 +46,7 @@ def digest(value: Any) -> str:
 
 
 def settings_with_roles(config: RunConfig) -> list[tuple[str, Any, Role]]:
-    """(dotted setting, value, role) of every setting, in the order of definition; the place of content is no setting."""
+    """(dotted setting, value, role) of every setting, in the order of definition; a place is no setting."""
     mapping = to_mapping(config)
     if config.model.source == "folder":
         mapping["model"]["location"] = None
