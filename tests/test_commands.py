@@ -61,7 +61,7 @@ SESSIONS: dict[str, list[tuple[str, str, int]]] = {
         ("python -m bench -m method=lora method.adapter.rank=8,16,64 sweep=rank", TINY, 3),
     ],
     "own data": [(OWN, f"model=tiny-random {BUDGET} task.train_examples=16 method=lora", 1)],
-    "own model": [(FOLDER, f"{BUDGET} {DATA} task.train_examples=16 method=lora", 1)],
+    "own model": [(FOLDER, f"{BUDGET} {DATA} task.train_examples=16 method=lora model.max_context=2048", 1)],
     "rank": [("python -m bench -m experiment=rank", TINY, 8)],
     "targets": [("python -m bench -m experiment=targets", TINY, 2)],
     "dropout": [("python -m bench -m experiment=dropout", TINY, 3)],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from faults import FIRST_TRAINING_FORWARD, Fault, Place, after_training, files_of, how
 
+from bench.identity import CHECKSUMS, canonical_json, checksums
 from bench.record import Record, Status
 
 pytestmark = pytest.mark.slow
@@ -40,8 +41,8 @@ def failing(deed: str, place: str, finished: Place, base: Path) -> tuple[Place, 
 
 def too_large_a_model(finished: Place, base: Path) -> tuple[Place, Record]:
     where = finished.copy(base)
-    enlarge(where.base / "cache/models/tiny-random", vocabulary=40_000_000)
-    return where, where.execute("method=full", "hardware.memory_limit_gib=8")
+    enlarge(where.base / "cache/models/tiny-random", vocabulary=12_000_000)
+    return where, where.execute("method=full", "hardware.memory_limit_gib=2")
 
 
 def too_large_a_batch(finished: Place, base: Path) -> tuple[Place, Record]:
@@ -102,7 +103,7 @@ def test_the_same_command_evaluates_what_was_trained(cases, finished, shows) -> 
 def test_a_model_beyond_the_memory_limit_fails_to_load(cases, finished, shows) -> None:
     where, record = cases("model")
     assert_out_of_memory(record, "train", "load")
-    injected = "a model of 10 GB in fp32, `hardware.memory_limit_gib=8`"
+    injected = "a model of 3 GB in fp32, `hardware.memory_limit_gib=2`"
     shows("CPU memory runs out: load", injected, how(record), others_survive(where, finished))
 
 
@@ -182,7 +183,7 @@ def control_group(name: str) -> Iterator[str]:
 
 
 def enlarge(model: Path, vocabulary: int) -> None:
-    """Give a cached model a vocabulary so large that its weights are a sparse file of many GB."""
+    """Give a cached model a vocabulary so large that its weights are a sparse file of some GB."""
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"vocab_size": vocabulary}))
     file = model / "model.safetensors"
@@ -204,3 +205,5 @@ def enlarge(model: Path, vocabulary: int) -> None:
     with file.open("wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)
         opened.truncate(8 + len(text) + end)
+    (model / CHECKSUMS).unlink()
+    (model / CHECKSUMS).write_text(canonical_json(checksums(model, model.parents[1])))  # whole, as far as anyone knows

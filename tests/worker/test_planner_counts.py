@@ -14,7 +14,7 @@ from bench.config import AdapterConfig, ArchitectureConfig
 from bench.planner.advice import COMPILE_REPAYS_FROM_STEPS, architecture_of
 from bench.planner.tensors import adapter_tensors, base_parameters
 from bench.worker import device
-from bench.worker.methods import _lora
+from bench.worker.methods import lora_config
 
 ARCHITECTURES = {
     name: architecture_of(compose([f"model={name}"], multirun=False)[0].model)
@@ -46,7 +46,8 @@ def test_the_base(name: str) -> None:
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=["all-linear", "q,v", "dora"])
 def test_the_adapter(name: str, adapter: AdapterConfig) -> None:
     architecture = replace(ARCHITECTURES[name], num_hidden_layers=2)
-    model = get_peft_model(on_meta(architecture), _lora(adapter))
+    base = on_meta(architecture)
+    model = get_peft_model(base, lora_config(adapter, base))
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     assert sorted(adapter_tensors(architecture, adapter)) == sorted(trained)
 
