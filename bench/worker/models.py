@@ -207,8 +207,9 @@ def _some(names: Collection[str]) -> str:
 
 
 def not_finite(model: torch.nn.Module) -> list[str]:
-    """Names of the parameters that hold NaN or infinity."""
-    floats = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+    """Names of the parameters that hold NaN or infinity; packed 4-bit weights, floats under FSDP, are no numbers."""
+    numbers = ((name, p) for name, p in model.named_parameters() if not hasattr(p, "bnb_quantized"))
+    floats = [(name, p) for name, p in numbers if p.is_floating_point()]
     return [name for name, parameter in floats if not torch.isfinite(parameter).all()]
 
 

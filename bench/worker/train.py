@@ -60,7 +60,7 @@ def run(context: Context) -> TrainResult:
     memory = context.measure_on(resolved)
     model, head, tokenizer = load_trainable(context, resolved, memory)
     resolved = replace(resolved, attention=model.config._attn_implementation)  # what the model took
-    if team.is_first and (broken := models.not_finite(model)):  # under FSDP the others' are empty until they are cut
+    if broken := models.not_finite(model):
         raise DivergedError(f"{broken[0]} is not finite", step=0)
     models.stop_at(model, {ids[-1] for ids in rows.test["answer_ids"]})
     parameters, costs = parameter_counts(config, model), linear_costs(model)  # before anything is cut
