@@ -4,7 +4,8 @@ A built-in metric is one function under `@metric`; its name in `task.metrics` is
 
     my_scores:grade             the function `grade(prediction, reference, example)` of my_scores.py: a number, or a
                                 mapping of several; `example` holds the columns of your file
-    evaluate:NAME_OR_FOLDER     a module of the library `evaluate`: a folder, or a name on the hub
+    evaluate:NAME_OR_FOLDER     a module of the library `evaluate`: a folder, or a name on the hub, behind which @
+                                and a revision may stand
 
 Names, ranges and directions follow from what is named here: configurations are checked against `METRICS`, and what your
 own metric states (`grade.range = (0, 5)`, `grade.higher_is_better = False`) is recorded with its scores.
@@ -198,7 +199,9 @@ def is_own(name: str) -> bool:
 
 def column_name(name: str) -> str:
     """What the scores are called: `grade` of my_scores:grade, `wer` of evaluate:folder/wer."""
-    return Path(name.removeprefix(EVALUATE)).name if name.startswith(EVALUATE) else name.rpartition(":")[2]
+    if name.startswith(EVALUATE):
+        return Path(name.removeprefix(EVALUATE)).name.partition("@")[0]
+    return name.rpartition(":")[2]
 
 
 def without_place(name: str) -> str:
@@ -273,8 +276,10 @@ def _evaluate_module(name: str) -> Metric:
     """A module of `evaluate`, asked about one example at a time."""
     import evaluate  # seconds to import
 
+    folder = Path(name).expanduser()
+    place, _, revision = (str(folder), "", "") if folder.exists() else name.partition("@")
     try:
-        module = evaluate.load(str(Path(name).expanduser()) if Path(name).exists() else name, keep_in_memory=True)
+        module = evaluate.load(place, revision=revision or None, keep_in_memory=True)
     except Exception as error:  # the library raises a dozen kinds for one cause: the name, the network, the code
         raise ValueError(f"{name!r} cannot be loaded by evaluate: {type(error).__name__}: {error}") from error
     features = module.features[0] if isinstance(module.features, list) else module.features
@@ -285,7 +290,7 @@ def _evaluate_module(name: str) -> Metric:
         values = dict(_numbers(result or {}))
         return next(iter(values.values())) if len(values) == 1 else values
 
-    own = Path(name).name
+    own = column_name(EVALUATE + name)
     stated = getattr(module, "range", (None, None)), getattr(module, "higher_is_better", own.lower() not in _ERRORS)
     return Metric(own, grade, *stated)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.config import ConfigurationError, TaskConfig, checked
-from bench.metrics import Scale, code_files, final_number, load, means, score_all
+from bench.metrics import Scale, code_files, column_name, final_number, load, means, score_all
 
 
 def score(metric: str, prediction: str, reference: str, labels: list[str] | None = None) -> float:
@@ -213,6 +214,23 @@ def test_a_scorer_that_fails_on_every_example_is_an_error(own: Path) -> None:
 def test_what_cannot_be_loaded_is_named(own: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(name)
+
+
+def test_a_module_of_the_hub_may_name_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import evaluate
+
+    asked = []
+
+    def load_module(place: str, **options: Any) -> Any:
+        asked.append((place, options["revision"]))
+        raise ConnectionError("no hub")
+
+    monkeypatch.setattr(evaluate, "load", load_module)
+    for name in ("evaluate:owner/wer@v1", "evaluate:owner/wer"):
+        with pytest.raises(ValueError, match="cannot be loaded by evaluate"):
+            load(name)
+        assert column_name(name) == "wer"
+    assert asked == [("owner/wer", "v1"), ("owner/wer", None)]
 
 
 def test_a_module_of_evaluate_from_a_folder(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

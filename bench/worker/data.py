@@ -102,12 +102,12 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     source = loaded.source
     if config.task.format == "chat" and "strftime_now" in str(tokenizer.chat_template):
         source += f"; the chat template is told the date {config.model.template.get('date', chat.DATE)}"
-    summary = replace(
-        _summarize(splits, dropped, source),
-        labels=(labels := _labels(loaded)),
-        check=check({split: [record._asdict() for record in splits[split]] for split in SPLITS}, dropped, labels),
-        retrieval_seconds=sum(spent_seconds) if config.method.retrieval else None,
-    )
+    labels = label_set(example.target for example in loaded.splits["train"])
+    if labels is not None:
+        labels = sorted({*labels, *(example.target for split in SPLITS for example in loaded.splits[split])})
+    summary = _summarize(splits, dropped, source, labels)
+    if config.method.retrieval:
+        summary = replace(summary, retrieval_seconds=sum(spent_seconds))
     make_once(folder, lambda target: _write(target, splits, summary), cache)
     return load_prepared(folder).summary
 
@@ -161,14 +161,11 @@ def _count_problems(config: RunConfig, loaded: Loaded) -> list[str]:
     return problems
 
 
-def _labels(loaded: Loaded) -> list[str] | None:
-    """The targets, where those of the training split are labels."""
-    found = label_set(example.target for example in loaded.splits["train"])
-    return found and sorted({*found, *(example.target for split in SPLITS for example in loaded.splits[split])})
-
-
-def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: str) -> DataSummary:
+def _summarize(
+    splits: dict[str, list[Record]], dropped: Counter[str], source: str, labels: list[str] | None
+) -> DataSummary:
     lengths = [len(r.prompt_ids) + len(r.answer_ids) for split in SPLITS for r in splits[split]]
+    checked = check({split: [record._asdict() for record in splits[split]] for split in SPLITS}, dropped, labels)
     return DataSummary(
         fingerprint=fingerprint(splits),
         fingerprints={split: _fingerprint_of_split(split, splits[split]) for split in SPLITS},
@@ -179,14 +176,10 @@ def _summarize(splits: dict[str, list[Record]], dropped: Counter[str], source: s
         tokens_per_example_mean=sum(lengths) / len(lengths),
         tokens_per_example_max=max(lengths),
         source=source,
-        repeated_prompts=_repeated_prompts(splits),
+        labels=labels,
+        repeated_prompts=sum(o.same + o.same_prompt for o in checked.overlaps if (o.split, o.of) == ("test", "train")),
+        check=checked,
     )
-
-
-def _repeated_prompts(splits: dict[str, list[Record]]) -> int:
-    """Test prompts that are in the training split, whatever their case, spaces and answers."""
-    trained = {" ".join(record.prompt.casefold().split()) for record in splits["train"]}
-    return sum(" ".join(record.prompt.casefold().split()) in trained for record in splits["test"])
 
 
 def _write(target: Path, splits: dict[str, list[Record]], summary: DataSummary) -> None:
@@ -217,33 +210,26 @@ def tokenize_split(
     """
     wanted: int | None = getattr(config.task, f"{split}_examples")
     records: list[Record] = []
-    problems: list[str] = []
+    problems: list[str | None] = []
     unreadable: dict[str, None] = {}  # an ordered set
     for example in examples:
         if (wanted is not None and len(records) >= wanted) or len(unreadable) >= _UNREADABLE_SHOWN:
             break
-        if any(token in example.prompt + example.target for token in special_tokens(tokenizer)):  # read as the token
-            dropped[f"{split}: spells out a special token of the model"] += 1
-            continue
         try:
-            tokens = (render if split == "test" else render_learned)(tokenizer, config.task, example)
+            tokens = _usable(config, tokenizer, split, example)
         except ConfigurationError as error:
             unreadable |= dict.fromkeys(error.problems)
             continue
-        if tokens is None:
-            dropped[f"{split}: no answer that task.loss={config.task.loss} learns"] += 1
+        if isinstance(tokens, str):
+            dropped[f"{split}: {tokens}"] += 1
             continue
-        too_long = _too_long(config, split, example, tokens)
-        if too_long and config.task.overflow == "drop":
-            dropped[f"{split}: longer than train.max_length"] += 1
-            continue
+        problems.append(_too_long(config, split, example, tokens))
         if split == "test" and shots:
             tokens = render(tokenizer, config.task, example, shots(example))
-            too_long = too_long or _beyond_context(config, example, tokens)
-        columns = example.columns if split == "test" else "{}"  # metrics of the user's own read them
-        records.append(_record(tokenizer, example, tokens)._replace(columns=columns))
-        unread = _unread_call(config, example, records[-1]) if split == "test" else None
-        problems += [problem for problem in (too_long, unread) if problem]
+            problems.append(_beyond_context(config, example, tokens))
+        records.append(_record(tokenizer, split, example, tokens))
+        if split == "test":
+            problems.append(_unread_call(config, example, records[-1]))
     if unreadable:
         return records, list(unreadable)
     if wanted is not None and len(records) < wanted:
@@ -253,15 +239,28 @@ def tokenize_split(
         )
     elif not records:
         problems.append(f"{split}: none of {len(examples)} examples fits train.max_length={config.train.max_length}")
-    return records, shortened(problems)
+    return records, shortened([problem for problem in problems if problem])
 
 
-def _record(tokenizer: Any, example: Example, tokens: Tokens) -> Record:
-    """A call of tools is scored as the template writes it."""
+def _usable(config: RunConfig, tokenizer: Any, split: str, example: Example) -> Tokens | str:
+    """An example's tokens without solved examples, or why it is left out."""
+    if any(token in example.prompt + example.target for token in special_tokens(tokenizer)):  # read as the token
+        return "spells out a special token of the model"
+    tokens = (render if split == "test" else render_learned)(tokenizer, config.task, example)
+    if tokens is None:
+        return f"no answer that task.loss={config.task.loss} learns"
+    if config.task.overflow == "drop" and _too_long(config, split, example, tokens):
+        return "longer than train.max_length"
+    return tokens
+
+
+def _record(tokenizer: Any, split: str, example: Example, tokens: Tokens) -> Record:
+    """A call of tools is scored as the template writes it; metrics of the user's own read a test example's columns."""
     calls = example.turns and example.turns[-1].get("tool_calls")
     reference = tokenizer.decode(tokens.answer_ids, skip_special_tokens=True) if calls else example.target
     ids = tokens.prompt_ids, tokens.answer_ids, list(tokens.answer_mask)
-    return Record(example.example_id, example.prompt or reference, reference, *ids)
+    columns = example.columns if split == "test" else "{}"
+    return Record(example.example_id, example.prompt or reference, reference, *ids, columns)
 
 
 def _unread_call(config: RunConfig, example: Example, record: Record) -> str | None:

@@ -330,19 +330,16 @@ def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
         if number in _MACHINE_TROUBLE or (number is not None and model.source != "hub"):
             raise  # a full disk or an unreadable file is not a wrong name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = (
+            f"model.location: cannot load {model.location or model.name!r} ({reason}); check the "
+            "name and the access rights, or fetch it where the hub can be reached and use model=folder"
+        )
         if "trust_remote_code" in str(error):
-            raise ConfigurationError(
-                [
-                    f"model.location: {model.location!r} needs its own code, which transformers does not have; read "
-                    "it, and set model.trust_remote_code=true if you trust it"
-                ]
-            ) from error
-        raise ConfigurationError(
-            [
-                f"model.location: cannot load {model.location or model.name!r} ({reason}); check the "
-                "name and the access rights, or fetch it where the hub can be reached and use model=folder"
-            ]
-        ) from error
+            problem = (
+                f"model.location: {model.location!r} needs its own code, which transformers does not have; read "
+                "it, and set model.trust_remote_code=true if you trust it"
+            )
+        raise ConfigurationError([problem]) from error
 
 
 def _dequantize(gguf: Path, target: Path) -> None:

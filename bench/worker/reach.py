@@ -110,7 +110,25 @@ def _adapted(
         others = ",".join(name for name in usable if f"'{name}'" not in reason)
         return [], [f"{_TARGETS}: PEFT cannot adapt this model so: {reason.rstrip('.')}; name others, as [{others}]"]
     layers = {name: layer for name, layer in peft.get_base_model().named_modules() if isinstance(layer, BaseTunerLayer)}
-    reached = Counter(_called(name, layer) for name, layer in layers.items())
+    called = {name: _called(name, layer) for name, layer in layers.items()}
+    in_weights = dict.fromkeys(called[name] for name, layer in layers.items() if hasattr(layer, "parameter_name"))
+    problems = [
+        f"{_TARGETS}: {called[name]} is tied to the model's other end, which merging would change too"
+        for name, layer in layers.items()
+        if layer.get_base_layer() in ends
+    ]
+    if adapter.init not in ("default", "gaussian") and in_weights:
+        problems.append(f"method.adapter.init: {adapter.init} cannot start an adapter on experts; use default")
+    problems += [
+        f"{_TARGETS}: the model multiplies by the weights of {name} without calling this layer, so that an adapter on "
+        f"it would do nothing; name others, as [{','.join(usable)}]"
+        for name in sorted(set(called.values()) & set(passed_by))
+    ]
+    return [_reached(peft, layers, Counter(called.values()), total), *_rounded(in_weights)], problems
+
+
+def _reached(peft: Any, layers: Layers, called: Counter[str], total: int) -> str:
+    """Where an adapter is, the share of the `total` parameters that it is on, and how many it trains."""
     held = sum(
         parameter.numel()
         for layer in layers.values()
@@ -118,19 +136,20 @@ def _adapted(
         if getattr(layer, "parameter_name", own) == own
     )
     trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
-    listed = ", ".join(f"{name} {count}" for name, count in reached.items())
-    line = (
-        f"adapter: on {reached.total()} modules ({listed}) with {held / total:.0%} of {total:,} parameters; "
+    listed = ", ".join(f"{name} {count}" for name, count in called.items())
+    return (
+        f"adapter: on {called.total()} modules ({listed}) with {held / total:.0%} of {total:,} parameters; "
         f"trains {trained:,}, {trained / total:.2%} as many"
     )
-    tied = {_called(name, layer) for name, layer in layers.items() if layer.get_base_layer() in ends}
-    problems = [f"{_TARGETS}: {name} is tied to the model's other end, which merging would change too" for name in tied]
-    if adapter.init not in ("default", "gaussian") and any(hasattr(m, "parameter_name") for m in layers.values()):
-        problems.append(f"method.adapter.init: {adapter.init} cannot start an adapter on experts; use default")
-    return [line], problems + [
-        f"{_TARGETS}: the model multiplies by the weights of {name} without calling this layer, so that an adapter on "
-        f"it would do nothing; name others, as [{','.join(usable)}]"
-        for name in sorted(set(reached) & set(passed_by))
+
+
+def _rounded(in_weights: Collection[str]) -> list[str]:
+    """PEFT adds an expert's or a router's branch to its weights, in their dtype: no hook can add it in fp32."""
+    if not in_weights:
+        return []
+    return [
+        f"adapter: to {', '.join(in_weights)} it is added in the weights' own dtype; in bf16 a change of a weight by "
+        "less than half its last bit, as in the first steps, is rounded away"
     ]
 
 

@@ -294,7 +294,7 @@ def test_experts_take_no_such_adapter(configured, override: str) -> None:
 
 def test_what_a_method_reaches_is_said(configured) -> None:
     config = configured("mixtral", "qlora")
-    quantized, adapter = reach.said(config, config.model.location)
+    quantized, adapter, rounded = reach.said(config, config.model.location)
     assert quantized == (
         "quantization: nf4 for 10% of 255,424 parameters; the experts, 77%, stay in 16 bit, which bitsandbytes "
         "leaves them in"
@@ -303,6 +303,7 @@ def test_what_a_method_reaches_is_said(configured) -> None:
         "adapter: on 14 modules (q_proj 2, k_proj 2, v_proj 2, o_proj 2, gate 2, down_proj 2, gate_up_proj 2) with 87% "
         "of 255,424 parameters; trains 123,008, 48.16% as many"
     )
+    assert rounded.startswith("adapter: to gate, down_proj, gate_up_proj it is added in the weights' own dtype")
     base = methods.load_base(config, config.model.location, "cpu", torch.float32)
     assert (
         methods.parameters_quantized(base) == round(0.0962 * 255_424, -1)
@@ -310,6 +311,24 @@ def test_what_a_method_reaches_is_said(configured) -> None:
     )
     trained_too = methods.make_trainable(base, config.method, 0)
     assert sum(p.numel() for p in trained_too.parameters() if p.requires_grad) == 123_008
+
+
+def test_a_young_adapter_on_experts_is_rounded_away_in_16_bit(configured) -> None:
+    config = configured("mixtral", "lora")
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        base = models.load_weights(config.model, config.model.location, dtype=dtype, device_map={"": "cpu"})
+        model = methods.make_trainable(base, config.method, 0)
+        experts = base.model.layers[0].mlp.experts
+        before = experts.base_layer.get_parameter(experts.parameter_name).detach().clone()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(1e-5)  # a first step of Adam at a small rate
+        with torch.no_grad(), experts._activate_lora(["default"]):
+            now = getattr(experts.base_layer, experts.parameter_name)
+            moved[dtype] = float((now != before).float().mean())
+    assert moved[torch.float32] > 0.9
+    assert moved[torch.bfloat16] < 0.2
 
 
 def test_an_adapter_on_an_untied_head_and_table_merges(in_fp32, configured, tmp_path: Path) -> None:

@@ -183,6 +183,12 @@ def test_the_labels_of_a_prompt_are_the_training_targets(tmp_path: Path) -> None
     rows = [{"q": f"message {n}", "a": ("no", "yes", "maybe")[n % 3]} for n in range(30)]
     loaded = files.load(task(train_file=write(tmp_path / "a.jsonl", rows), prompt="One of {labels}: {q}"))
     assert loaded.splits["train"][0].prompt.startswith("One of maybe, no, yes: message")
+    folder = tmp_path / "splits"  # whose test split comes before the training split by name
+    folder.mkdir()
+    write(folder / "test.jsonl", [{"q": "another message", "a": "yes"}])
+    write(folder / "train.jsonl", rows)
+    loaded = files.load(task(train_file=str(folder), prompt="One of {labels}: {q}"))
+    assert loaded.splits["test"][0].prompt == "One of maybe, no, yes: another message"
     texts = [{"q": f"message {n}", "a": f"answer {n}"} for n in range(30)]
     (problem,) = problems_of(train_file=write(tmp_path / "b.jsonl", texts), prompt="One of {labels}: {q}")
     assert "{labels} is not a column" in problem

@@ -89,6 +89,28 @@ def test_class_numbers_take_the_names_that_the_set_declares(tmp_path: Path) -> N
     assert {e.target for e in loaded.splits["train"]} == {"cold", "warm"}
 
 
+def test_the_labels_of_a_prompt_are_the_training_targets(tmp_path: Path) -> None:
+    name = data_set(tmp_path / "d", train=texts(0, 60), test=texts(60, 70))
+    asked = task(hub_dataset=name, prompt="One of {labels}: {text}")
+    assert hub.check_columns_without_download(asked) == []
+    loaded = hub.load(asked)
+    for split in ("train", "test"):
+        assert loaded.splits[split][0].prompt.startswith("One of cold, warm: It is")
+    free = [{"text": f"text {n}", "kind": f"answer {n}"} for n in range(30)]
+    other = data_set(tmp_path / "free", train=free, test=texts(0, 5))
+    with pytest.raises(ConfigurationError, match=r"\{labels\} is not a column"):
+        hub.load(task(hub_dataset=other, prompt="One of {labels}: {text}"))
+
+
+def test_the_labels_of_a_prompt_may_be_those_that_the_set_declares(tmp_path: Path) -> None:
+    numbered = [{"text": f"It is {n} degrees.", "kind": int(n > 20)} for n in range(70)]
+    name = data_set(tmp_path / "d", train=numbered[:60], test=numbered[60:])
+    Path(name, "README.md").write_text(CARD)
+    asked = task(hub_dataset=name, label_column="kind", prompt="{labels}? {text}")
+    assert hub.check_columns_without_download(asked) == []
+    assert hub.load(asked).splits["test"][0].prompt.startswith("cold, warm? It is")
+
+
 def test_columns_and_splits_are_checked_from_the_description(tmp_path: Path) -> None:
     name = data_set(tmp_path / "d", train=texts(0, 3), test=texts(3, 5))
     Path(name, "README.md").write_text(CARD)

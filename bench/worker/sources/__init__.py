@@ -78,30 +78,44 @@ def in_content_order(examples: Iterable[Example]) -> list[Example]:
     return sorted(examples, key=lambda e: (content_hash(e.prompt, e.target), e.example_id))
 
 
-def without_duplicates(examples: Iterable[Example]) -> list[Example]:
-    """The first of each (prompt, target)."""
-    first: dict[tuple[str, str], Example] = {}
-    for example in examples:
-        first.setdefault((example.prompt, example.target), example)
-    return list(first.values())
-
-
 def label_set(targets: Iterable[str]) -> list[str] | None:
     """The distinct targets, sorted, where they are labels: at most 1,000, each of which occurs twice on average."""
     counts = Counter(targets)
     return sorted(counts) if len(counts) <= min(LABELS_MAXIMUM, counts.total() / 2) else None
 
 
-def without_overlap(given: Mapping[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
-    """The splits without what is also in one tested later: the test split stays whole; and what was dropped."""
-    splits, dropped = dict(given), dict[str, int]()
+def overlaps(given: Mapping[str, list[Example]]) -> dict[tuple[str, str], list[tuple[Example, Example]]]:
+    """(a split, one tested later) -> their pairs of equal examples; split pairs that share none are left out."""
+    found = {}
     for split, held_out in (("train", "test"), ("validation", "test"), ("train", "validation")):
-        taken = {(e.prompt, e.target) for e in splits.get(held_out, [])}
-        kept = [e for e in splits.get(split, []) if (e.prompt, e.target) not in taken]
-        if len(kept) < len(splits.get(split, [])):
-            dropped[f"{split}: also in {held_out}"] = len(splits[split]) - len(kept)
-            splits[split] = kept
-    return splits, dropped
+        there = {(e.prompt, e.target): e for e in reversed(given.get(split, []))}
+        later = [(there[key], e) for e in given.get(held_out, []) if (key := (e.prompt, e.target)) in there]
+        found |= {(split, held_out): later} if later else {}
+    return found
+
+
+def divided(given: Mapping[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """(the three splits in content order, reason -> how many examples were dropped).
+
+    Training is without duplicates, and no split holds what is also in one tested later: the test split stays whole. A
+    split that is not given is cut from training.
+    """
+    splits, dropped = dict(given), dict[str, int]()
+    for (split, held_out), pairs in overlaps(given).items():
+        taken = {(e.prompt, e.target) for _, e in pairs}
+        kept = [e for e in splits[split] if (e.prompt, e.target) not in taken]
+        dropped[f"{split}: also in {held_out}"] = len(splits[split]) - len(kept)
+        splits[split] = kept
+    distinct = {(e.prompt, e.target): e for e in reversed(splits["train"])}
+    dropped["train: duplicate"] = len(splits["train"]) - len(distinct)
+    splits["train"] = list(distinct.values())
+    for split in ("test", "validation"):
+        if split not in given:
+            splits["train"], splits[split] = cut(splits["train"], len(distinct))
+    return (
+        {split: in_content_order(splits[split]) for split in SPLITS},
+        {reason: count for reason, count in dropped.items() if count},
+    )
 
 
 def cut(examples: list[Example], total: int) -> tuple[list[Example], list[Example]]:
@@ -111,16 +125,13 @@ def cut(examples: list[Example], total: int) -> tuple[list[Example], list[Exampl
     answers never sits on both sides.
     """
     wanted = min(CUT_MAXIMUM, max(1, total // CUT_FRACTION))
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.group, []).append(example)
+    sizes = Counter(example.group for example in examples)
     chosen: set[str] = set()
-    count = 0
-    for group in sorted(groups, key=content_hash):
-        if count >= wanted:
+    for group in sorted(sizes, key=content_hash):
+        if wanted <= 0:
             break
         chosen.add(group)
-        count += len(groups[group])
+        wanted -= sizes[group]
     stays = [e for e in examples if e.group not in chosen]
     return stays, [e for e in examples if e.group in chosen]
 

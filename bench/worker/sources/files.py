@@ -19,25 +19,12 @@ import re
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.config import ConfigurationError, TaskConfig
-from bench.worker.sources import (
-    SPLITS,
-    Example,
-    Loaded,
-    cut,
-    decoded,
-    in_content_order,
-    label_set,
-    shortened,
-    without_duplicates,
-    without_overlap,
-)
-from bench.worker.sources.layouts import Row, column_problems, described, fill
+from bench.worker.sources import SPLITS, Example, Loaded, decoded, divided, overlaps, shortened
+from bench.worker.sources.layouts import Row, column_problems, columns_there, described, fill, with_labels
 
 _NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -249,83 +236,61 @@ def load(task: TaskConfig) -> Loaded:
     """
     found, problems = sources_of(task)
     given: dict[str, list[Example]] = {}
-    layouts = {}
-    for split, sources in found.items():
-        if sources and not any(_path_problem("", source) for source in sources if not source.path.is_dir()):
-            if split == "train" and "{labels}" in (task.prompt or "") and task.labels is None:
-                task = replace(task, labels=_training_labels(sources, task))
-            given[split], layouts[split], more = _read(split, sources, task)
-            problems += more
+    layout = ""
+    for split in [split for split in SPLITS if found.get(split)]:
+        if any(_path_problem("", source) for source in found[split] if not source.path.is_dir()):
+            continue
+        rows, more = _rows(split, found[split])
+        if split == "train":
+            task = with_labels(rows, task)
+        given[split], unusable = ([], []) if more else _examples(rows, found[split], task)
+        problems += more + unusable
+        if split == "train" and (task.prompt is None or task.target is None) and given[split]:
+            layout = f" ({described(rows, given[split])})"
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
     paths = {split: sources[0].path for split, sources in found.items() if sources}
-    overlapping: dict[str, int] = {}
-    if task.overlap == "drop":
-        given, overlapping = without_overlap(given)
-    elif problems := _overlaps(given, paths):
+    if task.overlap == "error" and (problems := _overlap_problems(given, paths)):
         raise ConfigurationError(problems)
-    splits, dropped = with_missing_splits(given)
+    splits, dropped = divided(given)
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
         cuts = {split: "its other splits were cut" if split == "train" else f"{split} was cut" for split in empty}
         start = f"{paths['train']}: with {len(given['train'])} examples nothing is left in"
         raise ConfigurationError([f"{start} {split} after {cuts[split]}; give separate files" for split in empty])
-    names = list(dict.fromkeys(source.name for sources in found.values() for source in sources))
-    where = ", ".join(shortened(names, 5)) + (f" ({layouts['train']})" if layouts["train"] else "")
-    return Loaded({s: in_content_order(splits[s]) for s in SPLITS}, dropped | overlapping, where)
+    names = dict.fromkeys(source.name for sources in found.values() for source in sources)
+    return Loaded(splits, dropped, ", ".join(shortened(list(names), 5)) + layout)
 
 
-def with_missing_splits(given: dict[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
-    """The given splits without duplicates in training, those not given cut from it; with what was dropped."""
-    distinct = without_duplicates(given["train"])
-    splits = given | {"train": distinct}
-    for split in ("test", "validation"):
-        if split not in given:
-            splits["train"], splits[split] = cut(splits["train"], len(distinct))
-    repeated = len(given["train"]) - len(distinct)
-    return splits, {"train: duplicate": repeated} if repeated else {}
-
-
-def _training_labels(sources: list[Source], task: TaskConfig) -> list[str] | None:
-    """The training targets, where they are labels; what is wrong with a file is said when it is read as examples."""
-    rows = [row for source in sources for row in read_records(source)[0]]
-    targets = replace(task, prompt=task.target)
-    columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-    if not rows or task.target is None or column_problems(columns, targets, "task.target", "task.target"):
-        return None
-    return label_set(example.target for example in fill(rows, targets)[0])
-
-
-def _read(split: str, sources: list[Source], task: TaskConfig) -> tuple[list[Example], str, list[str]]:
-    """(examples, the layout where it was recognized, problems) of a split."""
+def _rows(split: str, sources: list[Source]) -> Read:
+    """The rows of a split, or what is wrong with its files."""
     read = [read_records(source) for source in sources]
     rows, problems = [row for rows, _ in read for row in rows], [p for _, found in read for p in found]
-    if problems:
-        return [], "", shortened(problems)
-    where = ", ".join(shortened([str(source.path) for source in sources], 3))
-    if not rows:
-        return [], "", [f"task.{split}_file: {where} holds no records"]
-    columns = list(dict.fromkeys(name for row in rows for name in row.columns))
-    problems = column_problems(columns, task, "task.prompt", "task.target")
-    if problems:
-        return [], "", [f"{problem} (in {where})" for problem in problems]
+    if not rows and not problems:
+        problems = [f"task.{split}_file: {_listed(sources)} holds no records"]
+    return rows, shortened(problems)
+
+
+def _examples(rows: list[Row], sources: list[Source], task: TaskConfig) -> tuple[list[Example], list[str]]:
+    if problems := column_problems(columns_there(rows), task, "task.prompt", "task.target"):
+        return [], [f"{problem} (in {_listed(sources)})" for problem in problems]
     examples, problems = fill(rows, task)
-    layout = described(columns, examples) if task.prompt is None or task.target is None else ""
-    return examples, layout, shortened(problems)
+    return examples, shortened(problems)
 
 
-def _overlaps(given: dict[str, list[Example]], paths: dict[str, Path]) -> list[str]:
+def _listed(sources: list[Source]) -> str:
+    return ", ".join(shortened([str(source.path) for source in sources], 3))
+
+
+def _overlap_problems(given: dict[str, list[Example]], paths: dict[str, Path]) -> list[str]:
     """One problem for each pair of given files with an example in both."""
     problems = []
-    for first, second in combinations([s for s in SPLITS if s in given], 2):
-        places = {(e.prompt, e.target): e.example_id for e in reversed(given[first])}
-        shared = [(places[key], e.example_id) for e in given[second] if (key := (e.prompt, e.target)) in places]
-        if shared:
-            listed = ", ".join(f"{one} = {other}" for one, other in shared[:5])
-            more = ", ..." if len(shared) > 5 else ""
-            problems.append(
-                f"task.{first}_file and task.{second}_file overlap: {len(shared)} examples of {paths[second]} are "
-                f"also in {paths[first]} ({listed}{more}); set task.overlap=drop to leave them out of "
-                f"{first}, or task.{second}_file=null to have it cut from the training file"
-            )
+    for (first, second), pairs in overlaps(given).items():
+        listed = ", ".join(f"{one.example_id} = {other.example_id}" for one, other in pairs[:5])
+        more = ", ..." if len(pairs) > 5 else ""
+        problems.append(
+            f"task.{first}_file and task.{second}_file overlap: {len(pairs)} examples of {paths[second]} are "
+            f"also in {paths[first]} ({listed}{more}); set task.overlap=drop to leave them out of "
+            f"{first}, or task.{second}_file=null to have it cut from the training file"
+        )
     return problems

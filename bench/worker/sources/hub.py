@@ -11,14 +11,12 @@ with it, or repeats, is dropped from the training split and counted.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 from bench.config import ConfigurationError, TaskConfig, suggest
-from bench.worker.sources import SPLITS, Example, Loaded, in_content_order, without_overlap
-from bench.worker.sources.files import with_missing_splits
-from bench.worker.sources.layouts import Row, column_problems, described, fill
+from bench.worker.sources import Example, Loaded, divided
+from bench.worker.sources.layouts import Row, column_problems, described, fill, with_labels
 
 
 def load(task: TaskConfig) -> Loaded:
@@ -28,26 +26,28 @@ def load(task: TaskConfig) -> Loaded:
         ConfigurationError: an unreachable hub, an unknown data set, configuration, split or column.
     """
     given: dict[str, list[Example]] = {}
-    dropped: Counter[str] = Counter()
+    unreadable: dict[str, int] = {}
     layout = ""
     for split, name in _wanted_splits(task).items():
-        rows, filled = _rows(split, name, task)
-        examples, unusable = fill(rows, filled)
+        rows, own = _rows(split, name, task)
+        if split == "train":
+            own = with_labels(rows, own)
+            if task.label_column is None:  # else each split names its own classes
+                task = replace(task, labels=own.labels)
+        if problems := _column_problems(split, list(rows[0].columns) if rows else [], own):
+            raise ConfigurationError(problems)
+        examples, unusable = fill(rows, own)
         if not examples:
-            raise ConfigurationError([f"{filled.hub_dataset}, split {name!r}: no usable example: {unusable[:1]}"])
+            raise ConfigurationError([f"{own.hub_dataset}, split {name!r}: no usable example: {unusable[:1]}"])
         if unusable:  # nobody can mend a published data set: left out and counted
-            dropped[f"{split}: a column is empty or not a text"] += len(unusable)
+            unreadable[f"{split}: a column is empty or not a text"] = len(unusable)
         given[split] = examples
-        if split == "train" and (filled.prompt is None or filled.target is None):
-            layout = f" ({described(list(rows[0].columns), examples)})"
-    given, overlapping = without_overlap(given)
-    dropped.update(overlapping)
+        if split == "train" and (own.prompt is None or own.target is None):
+            layout = f" ({described(rows, examples)})"
     # Converted data sets may repeat their training split as its own subsets (GEM/viggo does).
-    splits, repeated = with_missing_splits(given)
-    dropped.update(repeated)
+    splits, dropped = divided(given)
     where = dict.fromkeys(f"{_for_split(s, task).hub_dataset} ({n})" for s, n in _wanted_splits(task).items())
-    ordered = {split: in_content_order(splits[split]) for split in SPLITS}
-    return Loaded(ordered, {reason: n for reason, n in dropped.items() if n}, f"hub: {', '.join(where)}{layout}")
+    return Loaded(splits, unreadable | dropped, f"hub: {', '.join(where)}{layout}")
 
 
 def check_columns_without_download(task: TaskConfig) -> list[str]:
@@ -76,7 +76,8 @@ def check_columns_without_download(task: TaskConfig) -> list[str]:
         if info.splits and name not in info.splits:
             problems.append(f"task.{split}_split: {dataset} has no {name!r}{suggest(name, list(info.splits))}")
         if info.features:
-            problems += _column_problems(split, list(info.features), task)
+            in_time = replace(task, labels=task.labels or ["of the training split"])  # where `{labels}` asks for them
+            problems += _column_problems(split, list(info.features), in_time)
     return list(dict.fromkeys(problems))
 
 
@@ -92,9 +93,6 @@ def _rows(split: str, name: str, task: TaskConfig) -> tuple[list[Row], TaskConfi
     except Exception as error:
         # The library raises a dozen kinds for one cause: the name, the network, or the cache.
         raise ConfigurationError([_unreachable(dataset, split, error)]) from error
-    problems = _column_problems(split, data.column_names, task)
-    if problems:
-        raise ConfigurationError(problems)
     names = getattr(data.features.get(task.label_column or ""), "names", None)
     if names and not task.labels:
         own = replace(own, labels=list(names))

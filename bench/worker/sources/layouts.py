@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bench.config import TaskConfig, suggest
-from bench.worker.sources import Example, Message
+from bench.worker.sources import Example, Message, label_set
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def fill(rows: Sequence[Row], task: TaskConfig) -> tuple[list[Example], list[str
     if task.prompt is not None and task.target is not None:
         read = _templates(task.prompt, task.target, task)
     else:
-        read = _known(LAYOUTS[str(layout_of([name for row in rows for name in row.columns]))])
+        read = _known(LAYOUTS[str(layout_of(columns_there(rows)))])
     examples, problems = [], []
     for row in rows:
         try:
@@ -51,6 +51,24 @@ def fill(rows: Sequence[Row], task: TaskConfig) -> tuple[list[Example], list[str
         except ValueError as error:
             problems.append(f"{row.where}: {error}")
     return examples, problems
+
+
+def columns_there(rows: Sequence[Row]) -> list[str]:
+    """The names of all columns, in the order in which they come up."""
+    return list(dict.fromkeys(name for row in rows for name in row.columns))
+
+
+def with_labels(rows: Sequence[Row], task: TaskConfig) -> TaskConfig:
+    """The task with the targets of its training rows as labels, where its prompt lists labels and none are given.
+
+    Targets that are no labels, or cannot be read, leave it as it is: `column_problems` then names `{labels}`.
+    """
+    if task.labels is not None or task.target is None or "{labels}" not in (task.prompt or ""):
+        return task
+    targets = replace(task, prompt=task.target)
+    if not rows or column_problems(columns_there(rows), targets, "", ""):
+        return task
+    return replace(task, labels=label_set(example.target for example in fill(rows, targets)[0]))
 
 
 def _example(where: str, turns: list[Message], tools: list[Message], task: TaskConfig) -> Example:
@@ -291,9 +309,9 @@ def layout_of(columns: Sequence[str]) -> str | None:
     return None if found == "text" and there & _ANSWERS else found
 
 
-def described(columns: Sequence[str], examples: Sequence[Example]) -> str:
+def described(rows: Sequence[Row], examples: Sequence[Example]) -> str:
     """What was recognized, for a person: "messages: 40 of 100 with several answers, 7 with tools"."""
-    layout = layout_of(columns)
+    layout = layout_of(columns_there(rows))
     several = sum(sum(t["role"] == "assistant" for t in e.turns) > 1 for e in examples)
     counts = {"several answers": several, "tools": sum(bool(e.tools) for e in examples)}
     counts["weights"] = sum(any("weight" in turn for turn in e.turns) for e in examples)
