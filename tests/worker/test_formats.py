@@ -24,6 +24,7 @@ CASES = {
     "alpaca.jsonl": ["task.loss=last", "train.packing=true"],
     "completion.jsonl": ["task.format=plain"],
     "text.jsonl": [],
+    "columns.csv": ["task.prompt={question}", "task.target={answer}"],
 }
 # The tiny model's own template, with calls of tools.
 TEMPLATE = (
@@ -46,13 +47,13 @@ def test_a_run_of_each_format(
     sizes = [f"task.{split}_examples=null" for split in ("train", "validation", "test")]
     shared = ["experiment=smoke", "method=lora", "task=data", f"task.train_file={DATA / name}", "task.max_new_tokens=8"]
     assert main([*shared, *folders, f"paths.cache={shared_cache}", *sizes, *own]) == 0
-    assert f"data of data: {name} (" in capsys.readouterr().out
+    assert f"data of data: {name}" in capsys.readouterr().out
     (path,) = (tmp_path / "results").rglob("record.json")
     record = from_json(Record, path.read_bytes())
     assert record.train is not None
     assert record.evaluate is not None
     assert record.data is not None
-    assert record.data.source.startswith(f"{name} (")
+    assert record.data.source.startswith(f"{name} (") == (name != "columns.csv")  # what was recognized
     if name == "messages.jsonl":
         assert record.train.supervised_tokens < record.train.tokens / 2
         assert record.evaluate.examples > record.data.validation_examples  # one example an answer
