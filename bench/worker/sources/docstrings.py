@@ -30,7 +30,7 @@ from pathlib import Path
 from bench.config import ConfigurationError, TaskConfig
 from bench.identity import DOCSTRING_PACKAGES, package_versions
 from bench.worker.sources import Example, Loaded, content_hash
-from bench.worker.sources.layouts import Row, fill, template_problems
+from bench.worker.sources.layouts import Row, column_problems, fill
 
 COLUMNS = ("code", "docstring", "name", "module", "outline")
 # Tests say little in their docstrings; `models` of transformers are copies of one another; the others are left
@@ -49,18 +49,14 @@ def load(task: TaskConfig) -> Loaded:
     Raises:
         ConfigurationError: when a template names a column that is not among `COLUMNS`.
     """
-    problems = template_problems("task.prompt", task.prompt, COLUMNS, task)
-    problems += template_problems("task.target", task.target, COLUMNS, task)
-    if problems:
+    if problems := column_problems(COLUMNS, task, "task.prompt", "task.target"):
         raise ConfigurationError(problems)
     dropped: Counter[str] = Counter()
-    was_enabled = gc.isenabled()
     gc.disable()  # syntax trees have no cycles: looking for some in millions of nodes costs a third of the time
     try:
         rows = distinct(_all_rows(dropped), dropped)
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
     examples, empty = fill(rows, task)
     if empty:
         dropped["nothing left after the templates"] += len(empty)

@@ -57,28 +57,30 @@ def sources_of(task: TaskConfig) -> tuple[dict[str, list[Source]], list[str]]:
     for split, name in given.items():
         if not name:
             continue
-        path, key = Path(name).expanduser(), f"task.{split}_file"
+        path = Path(name).expanduser()
+        parts = {split: [Source(path, path.name)]}
         if path.is_dir():
             parts = _below(path)
             if split != "train" or "train" not in parts:
                 parts = {split: [source for sources in parts.values() for source in sources]}
-            found = parts | found | {split: parts[split]}
             problem = None if parts[split] else f"{path} holds no data files; allowed: {_ALLOWED}"
         else:
-            found[split] = [Source(path, path.name)]
-            problem = _path_problem(name, found[split][0])
-        problems += [f"{key}: {problem}"] if problem else []
+            problem = _path_problem(name, parts[split][0])
+        if problem:
+            problems.append(f"task.{split}_file: {problem}")
+        else:
+            found = parts | found | {split: parts[split]}
     return found, problems
 
 
 def _path_problem(name: str, source: Source) -> str | None:
-    if source.path.exists() and source.kind in READERS:
-        return None
-    if not source.path.exists() and source.kind not in READERS and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return f"no file {name}; a data set of the hub is task.source=hub task.hub_dataset={name}"
     if source.kind not in READERS:
+        if not source.path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return f"no file {name}; a data set of the hub is task.source=hub task.hub_dataset={name}"
         return f"{source.path} has the extension {source.path.suffix or 'none'!r}; allowed: {_ALLOWED}"
-    return f"{source.path} not found; give a file or a folder, relative paths start at {Path.cwd()}"
+    if not source.path.exists():
+        return f"{source.path} not found; give a file or a folder, relative paths start at {Path.cwd()}"
+    return None
 
 
 def _below(folder: Path) -> dict[str, list[Source]]:
@@ -237,9 +239,7 @@ def load(task: TaskConfig) -> Loaded:
     found, problems = sources_of(task)
     given: dict[str, list[Example]] = {}
     layout = ""
-    for split in [split for split in SPLITS if found.get(split)]:
-        if any(_path_problem("", source) for source in found[split] if not source.path.is_dir()):
-            continue
+    for split in [split for split in SPLITS if split in found]:
         rows, more = _rows(split, found[split])
         if split == "train":
             task = with_labels(rows, task)
@@ -249,7 +249,7 @@ def load(task: TaskConfig) -> Loaded:
             layout = f" ({described(rows, given[split])})"
     if problems:
         raise ConfigurationError(list(dict.fromkeys(problems)))
-    paths = {split: sources[0].path for split, sources in found.items() if sources}
+    paths = {split: sources[0].path for split, sources in found.items()}
     if task.overlap == "error" and (problems := _overlap_problems(given, paths)):
         raise ConfigurationError(problems)
     splits, dropped = divided(given)

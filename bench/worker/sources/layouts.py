@@ -141,23 +141,23 @@ def columns_of(template: str) -> list[str]:
 def column_problems(columns: Sequence[str], task: TaskConfig, prompt_key: str, target_key: str) -> list[str]:
     """Problems of the templates, or, where there are none, of recognizing the columns; empty when all is well."""
     if task.prompt is not None and task.target is not None:
-        problems = template_problems(prompt_key, task.prompt, columns, task)
-        return problems + template_problems(target_key, task.target, columns, task)
+        return [
+            *_template_problems(prompt_key, task.prompt, columns, task),
+            *_template_problems(target_key, task.target, columns, task),
+        ]
     if layout_of(columns) is not None:
         return []
     known = "; ".join(f"{' and '.join(sorted(layout.needed))}" for layout in LAYOUTS.values())
     return [f"{prompt_key}, {target_key}: give templates, because no known layout ({known}) fits; {_listing(columns)}"]
 
 
-def template_problems(key: str, template: str | None, columns: Sequence[str], task: TaskConfig) -> list[str]:
+def _template_problems(key: str, template: str, columns: Sequence[str], task: TaskConfig) -> list[str]:
     """Problems of one template, given the columns of the data; empty when it can be filled.
 
     Args:
         key: the setting's name for the message, for example "task.prompt".
     """
     allowed = [*columns, *(["labels"] if task.labels else [])]
-    if template is None:
-        return [f"{key}: missing; give a template, for example {key}={{{allowed[0]}}}"]
     try:
         names = columns_of(template)
     except ValueError as error:
