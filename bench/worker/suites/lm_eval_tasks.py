@@ -63,26 +63,11 @@ def _load(suite: SuiteConfig) -> dict[str, Task]:
         return dict(TaskManager().load(suite.tasks)["tasks"])
     # The defaults are left out: reading them takes seven seconds.
     manager = TaskManager(include_path=folder, include_defaults=False)
-    return dict(manager.load(suite.tasks or _roots(manager))["tasks"])
-
-
-def _roots(manager: TaskManager) -> list[str]:
-    """All groups, and the tasks that are in none of them: naming both would load a task twice."""
-    grouped: set[str] = set()
-    for group in manager.all_groups:
-        grouped |= _members(manager, (manager.task_index[group].cfg or {}).get("task"))
-    return [name for name in [*manager.all_groups, *manager.all_subtasks] if name not in grouped]
-
-
-def _members(manager: TaskManager, listed: Any) -> set[str]:
-    """The names in a group's list, tags replaced by their tasks and inline groups by theirs."""
-    names: set[str] = set()
-    for member in listed if isinstance(listed, list) else [listed]:
-        if isinstance(member, dict):
-            names |= _members(manager, member.get("task") or member.get("group"))
-        elif isinstance(member, str):
-            names |= manager.task_index[member].tags if member in manager.all_tags else {member}
-    return names
+    tasks: dict[str, Task] = {}
+    for name in suite.tasks or [*manager.all_groups, *manager.all_subtasks]:
+        if name not in tasks:  # else a group has brought it
+            tasks |= manager.load(name)["tasks"]
+    return tasks
 
 
 def _configuration(task: QuickTask) -> dict[str, Any]:
