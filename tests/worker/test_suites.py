@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.config import SuiteConfig
+from bench.identity import digest
 from bench.worker.suites import choice_task, local, quick
 from bench.worker.suites.local import check_suite
 from bench.worker.suites.quick import quick_tasks
@@ -47,7 +48,10 @@ def test_choices_are_distinct_and_equally_many(task) -> None:
 
 def test_items_do_not_depend_on_the_process() -> None:
     """Hash randomization and set order must not show."""
-    command = "from bench.worker.suites.quick import fingerprint; print(fingerprint())"
+    command = (
+        "from bench.identity import digest; from bench.worker.suites.quick import quick_tasks; "
+        "print(digest({task.name: task.documents for task in quick_tasks()}))"
+    )
     printed = [
         subprocess.run(
             [sys.executable, "-c", command],
@@ -59,7 +63,7 @@ def test_items_do_not_depend_on_the_process() -> None:
         ).stdout.strip()
         for seed in ("1", "2")
     ]
-    assert printed == [quick.fingerprint()] * 2
+    assert printed == [digest({task.name: task.documents for task in quick.quick_tasks()})] * 2
 
 
 def test_choice_task_by_hand() -> None:

