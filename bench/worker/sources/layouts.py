@@ -39,12 +39,14 @@ class Row:
 def fill(rows: Sequence[Row], task: TaskConfig) -> tuple[list[Example], list[str]]:
     """Examples of all rows that can be read, and one problem a row that cannot; `column_problems` found none."""
     if task.prompt is not None and task.target is not None:
-        read = _templates(task.prompt, task.target, task)
+        needed, read = frozenset[str](), _templates(task.prompt, task.target, task)
     else:
-        read = _known(LAYOUTS[str(layout_of(columns_there(rows)))])
+        needed, read, _ = LAYOUTS[str(layout_of(columns_there(rows)))]
     examples, problems = [], []
     for row in rows:
         try:
+            if missing := sorted(needed - row.columns.keys()):
+                raise ValueError(f"no column {missing[0]!r}; {_listing(list(row.columns))}")
             turns, tools = read(row.columns)
             columns = json.dumps(row.columns, ensure_ascii=False, default=str)
             examples.append(replace(_example(row.where, turns, tools, task), columns=columns))
@@ -277,17 +279,6 @@ class Layout(NamedTuple):
     needed: frozenset[str]
     read: Read
     words: str  # for a person
-
-
-def _known(layout: Layout) -> Read:
-    """Reads a record of a layout, whose columns must be there."""
-
-    def read(columns: dict[str, Any]) -> Parsed:
-        for name in sorted(layout.needed - columns.keys()):
-            raise ValueError(f"no column {name!r}; {_listing(list(columns))}")
-        return layout.read(columns)
-
-    return read
 
 
 LAYOUTS = {
