@@ -320,13 +320,12 @@ def test_a_young_adapter_on_experts_is_rounded_away_in_16_bit(configured) -> Non
         base = models.load_weights(config.model, config.model.location, dtype=dtype, device_map={"": "cpu"})
         model = methods.make_trainable(base, config.method, 0)
         experts = base.model.layers[0].mlp.experts
-        before = experts.base_layer.get_parameter(experts.parameter_name).detach().clone()
+        before = experts.get_param().detach().clone()
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.fill_(1e-5)  # a first step of Adam at a small rate
         with torch.no_grad(), experts._activate_lora(["default"]):
-            now = getattr(experts.base_layer, experts.parameter_name)
-            moved[dtype] = float((now != before).float().mean())
+            moved[dtype] = float((experts.get_param() != before).float().mean())
     assert moved[torch.float32] > 0.9
     assert moved[torch.bfloat16] < 0.2
 

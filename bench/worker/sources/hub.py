@@ -58,6 +58,8 @@ def check_columns_without_download(task: TaskConfig) -> list[str]:
     """
     import datasets
 
+    if task.labels is None and "{labels}" in f"{task.prompt}{task.train_prompt}":
+        task = replace(task, labels=["of the training split"])  # which `load` puts in their place
     problems: list[str] = []
     known: dict[str, Any] = {}
     for split, name in _wanted_splits(task).items():
@@ -76,8 +78,7 @@ def check_columns_without_download(task: TaskConfig) -> list[str]:
         if info.splits and name not in info.splits:
             problems.append(f"task.{split}_split: {dataset} has no {name!r}{suggest(name, list(info.splits))}")
         if info.features:
-            in_time = replace(task, labels=task.labels or ["of the training split"])  # where `{labels}` asks for them
-            problems += _column_problems(split, list(info.features), in_time)
+            problems += _column_problems(split, list(info.features), task)
     return list(dict.fromkeys(problems))
 
 
