@@ -86,7 +86,7 @@ def label_set(targets: Iterable[str]) -> list[str] | None:
 
 def overlaps(given: Mapping[str, list[Example]]) -> dict[tuple[str, str], list[tuple[Example, Example]]]:
     """(a split, one tested later) -> their pairs of equal examples; split pairs that share none are left out."""
-    found = {}
+    found: dict[tuple[str, str], list[tuple[Example, Example]]] = {}
     for split, held_out in (("train", "test"), ("validation", "test"), ("train", "validation")):
         there = {(e.prompt, e.target): e for e in reversed(given.get(split, []))}
         later = [(there[key], e) for e in given.get(held_out, []) if (key := (e.prompt, e.target)) in there]
