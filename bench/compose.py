@@ -44,7 +44,7 @@ from bench.config import (
     roles,
     suggest,
 )
-from bench.identity import content_of, run_id, tuning_key
+from bench.identity import content_of, run_id, tuning_key, weight_files
 from bench.trust import masked
 
 T = TypeVar("T")
@@ -279,6 +279,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         how = "a run writes this down; leave it in the environment (HF_TOKEN, ...), where the libraries look for it"
         raise ConfigurationError([f"{key}: holds a token or password; {how}" for key in exposed])
     _fill_context(mapping.get("model"))
+    _fill_rate(mapping.get("method"), mapping.get("model"))
     config = from_mapping(mapping)
     return with_tuned_rate(replace(config, content=content_of(config)))
 
@@ -290,6 +291,21 @@ def _fill_context(model: Any) -> None:
         with contextlib.suppress(ValueError):
             stated = checkpoint.positions(checkpoint.read_config(Path(str(model.get("location")))))
             model["max_context"] = stated or checkpoint.UNKNOWN_POSITIONS
+
+
+def _fill_rate(method: Any, model: Any) -> None:
+    """A `learning_rate` by model size becomes the one for this model: {least 10^9 parameters: rate}.
+
+    A folder's parameters are taken from the bytes of its weights, as 16-bit numbers; an unknown size counts as small.
+    """
+    rates = method.get("learning_rate") if isinstance(method, dict) else None
+    if isinstance(rates, dict) and isinstance(model, dict):
+        parameters = model.get("parameters")
+        if parameters is None and model.get("source") == "folder":
+            files = weight_files(Path(str(model.get("location"))))
+            parameters = sum(file.stat().st_size for file in files if file.exists()) // 2
+        reached = [least for least in rates if 1e9 * float(least) <= (parameters or 0)]
+        method["learning_rate"] = rates[max(reached, key=float, default=min(rates, key=float))]
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:

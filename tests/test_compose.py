@@ -156,3 +156,18 @@ def test_a_comma_separates_paths_in_a_sweep_alone(tmp_path: Path, monkeypatch) -
 def test_a_mistake_inside_a_key_is_found() -> None:
     with pytest.raises(ConfigurationError, match=r"did you mean 'method\.adapter\.rank'"):
         compose(["method=lora", "method.adaptr.rank=8"], multirun=False)
+
+
+def test_the_default_learning_rate_goes_by_the_size_of_the_model() -> None:
+    models = "model=smollm2-135m,llama-3.2-1b,llama-3.1-8b,llama-3.1-70b,tiny-random"
+    full, lora = (
+        [config.method.learning_rate for config in compose([models, f"method={name}"], multirun=True)]
+        for name in ("full", "lora")
+    )
+    assert full == [5e-5, 2e-5, 2e-5, 1e-5, 5e-5]
+    assert lora == [5e-4, 2e-4, 2e-4, 1e-4, 5e-4]
+
+
+def test_a_given_learning_rate_wins_over_the_default_by_size() -> None:
+    given = compose(["model=llama-3.1-8b", "method=lora", "method.learning_rate=3e-4,1e-5"], multirun=True)
+    assert [config.method.learning_rate for config in given] == [3e-4, 1e-5]

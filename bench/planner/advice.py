@@ -320,7 +320,7 @@ def _candidates(
 def preset(name: str) -> MethodConfig:
     """The method of `conf/method/NAME.yaml`."""
     content = yaml.safe_load((CONFIG_FOLDER / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return TypeAdapter(MethodConfig).validate_python(content)
+    return TypeAdapter(MethodConfig).validate_python(content | {"learning_rate": None})  # it may depend on the model
 
 
 def _with(config: RunConfig, part: str, **changes: Any) -> RunConfig:
