@@ -252,7 +252,9 @@ def compose_beside(
 def default_settings() -> str:
     """Every setting of a run with its default, as YAML."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return OmegaConf.to_yaml(hydra_compose("config"))
+        mapping: Any = OmegaConf.to_container(hydra_compose("config"))
+    _fill_rate(mapping["method"], mapping["model"])
+    return OmegaConf.to_yaml(OmegaConf.create(mapping))
 
 
 def is_search(overrides: list[str]) -> bool:
