@@ -388,7 +388,7 @@ class HardwareConfig:
     name: Annotated[Name, NO_RESULT]
     device: Annotated[Literal["auto", "cpu", "cuda"], Role("training", "device", keeps_rate=True)] = "auto"
     compute_dtype: Annotated[Literal["auto", "bfloat16", "float32"], _NUMERICS] = "auto"  # of the autocast region
-    attention: Annotated[Literal["auto", "sdpa", "flash_attention_2", "eager"], _NUMERICS] = "auto"
+    attention: Annotated[Literal["auto", "sdpa", "products", "flash_attention_2", "eager"], _NUMERICS] = "auto"
     # None: every core this process may use
     threads: Annotated[PositiveInt | None, Role("training", "threads", keeps_rate=True)] = None
     generate_batch: Annotated[PositiveInt, Role("evaluation", "hardware")] = 64  # test prompts decoded together

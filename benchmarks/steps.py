@@ -20,14 +20,17 @@ from typing import Any
 
 from tabulate import tabulate
 
+EAGER = ["train.compile=off", "hardware.attention=sdpa"]
+COMPILED = ["train.compile=regional", "hardware.attention=products"]
 ROWS = {  # name -> (what is taken out, overrides); each row has what the rows before it have
-    "plain": (["sorting", "head", "fused"], ["train.compile=off"]),
-    "+ batches sorted by length": (["head", "fused"], ["train.compile=off"]),
-    "+ head on supervised positions": (["fused"], ["train.compile=off"]),
-    "+ fused optimizer": ([], ["train.compile=off"]),
-    "+ compiled layers": ([], ["train.compile=regional"]),
-    "+ micro-batch 8": ([], ["train.compile=regional", "train.micro_batch=8"]),
-    "+ packing": ([], ["train.compile=regional", "train.micro_batch=8", "train.packing=true"]),
+    "plain": (["sorting", "head", "fused"], EAGER),
+    "+ batches sorted by length": (["head", "fused"], EAGER),
+    "+ head on supervised positions": (["fused"], EAGER),
+    "+ fused optimizer": ([], EAGER),
+    "+ compiled layers": ([], ["train.compile=regional", "hardware.attention=sdpa"]),
+    "+ attention as products": ([], COMPILED),
+    "+ micro-batch 8": ([], [*COMPILED, "train.micro_batch=8"]),
+    "+ packing": ([], [*COMPILED, "train.micro_batch=8", "train.packing=true"]),
 }
 BUDGET = ["train.untimed_steps=3", "train.heldout_points=1", "suite=none", "task.validation_examples=4"]
 

@@ -18,6 +18,7 @@ import torch
 
 from bench.config import CUTS_WEIGHTS, ConfigurationError, HardwareConfig, RunConfig
 from bench.record import Environment
+from bench.worker.attention import PRODUCTS, faster_on_cpu
 from bench.worker.instruments.clock import OtherLoad
 
 COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
@@ -94,10 +95,11 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
         )
     if config.train.kernels == "liger" and (kind != "cuda" or importlib.util.find_spec("liger_kernel") is None):
         raise ConfigurationError(["train.kernels: liger needs CUDA and the package liger-kernel; use torch"])
+    dtype = _compute_dtype(hardware, kind)
     return Device(
         type=kind,
-        compute_dtype=_compute_dtype(hardware, kind),
-        attention=_attention(hardware, kind),
+        compute_dtype=dtype,
+        attention=_attention(config, kind, dtype),
         compiled=_compilation(config, kind, steps),
         keeps_casts=config.hardware.strategy not in CUTS_WEIGHTS,
     )
@@ -122,14 +124,20 @@ def _compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _attention(hardware: HardwareConfig, kind: str) -> str:
+def _attention(config: RunConfig, kind: str, dtype: torch.dtype) -> str:
+    hardware = config.hardware
     has_flash = kind == "cuda" and importlib.util.find_spec("flash_attn") is not None
     if hardware.attention == "flash_attention_2" and not has_flash:
         raise ConfigurationError(
             ["hardware.attention: flash_attention_2 needs CUDA and the package flash-attn; use auto or sdpa"]
         )
+    if hardware.attention == PRODUCTS and kind != "cpu":
+        raise ConfigurationError(["hardware.attention: products is for CPUs; use auto or sdpa"])
     if hardware.attention != "auto":
         return hardware.attention
+    if kind == "cpu":
+        processor = _cpuinfo().get("model name", "unknown processor")
+        return faster_on_cpu(dtype, processor, Path(config.paths.cache) / "attention")
     return "flash_attention_2" if has_flash else "sdpa"
 
 

@@ -276,7 +276,11 @@ def _loaded_problems(attention: str, model: PreTrainedModel) -> list[str]:
     kind, broken = type(model).__name__, not_finite(model)
     if broken:
         return [f"model.location: weights are not finite (NaN or infinity): {_some(broken)}; copy or convert it again"]
-    supported = {"sdpa": model._supports_sdpa, "flash_attention_2": model._supports_flash_attn}
+    supported = {
+        "sdpa": model._supports_sdpa,
+        "products": model._supports_sdpa and model._supports_attention_backend,
+        "flash_attention_2": model._supports_flash_attn,
+    }
     problems = []
     if not supported.get(attention, True):
         problems.append(f"hardware.attention: {kind} does not support {attention}; use auto")

@@ -29,7 +29,7 @@ from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig
 from bench.identity import WEIGHTS, checksums, data_folder, flush_to_disk
 from bench.planner.time import LinearCosts, needed_flops
 from bench.record import TrainResult
-from bench.worker import data, device, methods, models, multi, reach, resume
+from bench.worker import attention, data, device, methods, models, multi, reach, resume
 from bench.worker.device import Device
 from bench.worker.instruments.clock import step_times
 from bench.worker.instruments.energy import open_energy
@@ -151,9 +151,13 @@ def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[
     with context.clock.span("load"):
         source = models.locate(config.model, context.cache)
         tokenizer = models.load_tokenizer(config.model, source)
-        where, how = context.team.device(resolved.type), {"attn_implementation": resolved.attention}
+        products = resolved.attention == attention.PRODUCTS
+        where = context.team.device(resolved.type)
+        how = {"attn_implementation": "sdpa" if products else resolved.attention}
         with context.team.first_alone():
             base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
+        if products:
+            attention.use_products(base)
         model = methods.make_trainable(base, config.method, config.seed)
         methods.start_adapter(model, config, source)
         methods.leave_bf16_grid(model, config, resolved.compute_dtype)
