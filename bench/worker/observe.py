@@ -176,7 +176,11 @@ class Observer(TrainerCallback):
             with self._steps_file.open("a", encoding="utf-8") as file:  # closed each time: a killed run keeps its steps
                 file.write(_line(step))
         self.progress.advance(step.step, loss=step.loss, tokens_per_second=step.tokens / step.seconds)
-        read = {"the loss": self._loss, "the gradient norm": logs["grad_norm"], "a weight": largest(options["model"])}
+        read = {
+            "the loss": self._loss,
+            "the gradient norm": logs["grad_norm"],
+            "a weight": weight_norm(options["model"]),
+        }
         if wrong := [name for name, value in read.items() if not math.isfinite(value)]:
             raise DivergedError(f"not finite: {', '.join(wrong)}", step.step)
         if step.step in self._heldout_steps:
@@ -209,10 +213,13 @@ class Observer(TrainerCallback):
 
 
 @torch.no_grad()
-def largest(model: torch.nn.Module) -> float:
-    """The magnitude of the largest weight that is trained, of this process's part; NaN where one is NaN."""
+def weight_norm(model: torch.nn.Module) -> float:
+    """The 2-norm of the weights that are trained, of this process's part; not finite where one of them is not.
+
+    Their largest magnitude would tell the same, and takes seven times as long on a CPU.
+    """
     trained = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters() if p.requires_grad]
-    return float(get_total_norm([p for p in trained if p.numel()], norm_type=math.inf))
+    return float(get_total_norm([p for p in trained if p.numel()]))
 
 
 def heldout_steps(total_steps: int, points: int) -> set[int]:

@@ -19,7 +19,7 @@ from bench.worker import prepare as prepare_stage
 from bench.worker import train as train_stage
 from bench.worker.loss import SupervisedHead
 from bench.worker.main import Context, DivergedError, Progress
-from bench.worker.observe import largest
+from bench.worker.observe import weight_norm
 
 BASIS = ("method=lora", "method.learning_rate=1.0", "train.warmup_fraction=0", "train.batch_size=4",
          "train.max_steps=4", "train.epochs=4", "train.heldout_points=1")  # fmt: skip
@@ -67,11 +67,12 @@ def test_a_loss_that_is_not_finite_ends_training_at_its_step(smoke, tmp_path: Pa
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_weight_among_many_is_found(value: float) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
-    assert largest(model) == max(float(p.detach().abs().max()) for p in model.parameters())
+    squares = sum(float(p.detach().square().sum()) for p in model.parameters())
+    assert weight_norm(model) == pytest.approx(squares**0.5)
     assert models.not_finite(model) == []
     with torch.no_grad():
         model[1].weight[3, 3] = value
-    assert not largest(model) < float("inf")
+    assert not weight_norm(model) < float("inf")
     assert models.not_finite(model) == ["1.weight"]
 
 
