@@ -242,7 +242,7 @@ def test_packages_are_compared_stage_by_stage() -> None:
 def test_versions_of_the_program_are_a_caveat() -> None:
     full, lora = record_of("full"), record_of("lora")
     assert program_caveats({"full": [full], "lora": [lora]}) == []
-    (text,) = program_caveats({"full": [full], "lora": [made_by(lora, "evaluate", git_commit="f" * 40)]})
+    (text,) = program_caveats({"full": [full], "lora": [made_by(lora, "evaluate", git_commit="f" * 40, code="d")]})
     assert "Measured by different versions of the program (" in text
     assert "ffffffff: lora evaluated" in text
     one, other = (made_by(record, *STAGES, code="c") for record in (full, lora))
