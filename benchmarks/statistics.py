@@ -1,6 +1,6 @@
 """Are the statistics what they say? Simulated experiments with a known truth, in Markdown tables.
 
-    python -m benchmarks.statistics                      the tables of docs/statistics.md: about 15 minutes of one core
+    python -m benchmarks.statistics                      the tables of docs/maintainers/statistics.md: about 15 minutes of one core
     python -m benchmarks.statistics edges --scale 0.1    some of them, with a tenth of the repetitions
 
 Each experiment draws seeds and examples anew. Intervals should hold the truth in at least 95%; a difference should be
