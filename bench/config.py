@@ -25,7 +25,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bench.metrics import METRICS, column_name, is_own, normalised_label
+from bench.metrics import METRICS, normalised_label
+from bench.own_metrics import column_name, is_own
 from bench.trust import checked_name, shortened
 
 T = TypeVar("T")

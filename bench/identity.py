@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import ContentConfig, Role, RunConfig, flat, role_of, roles, to_mapping
-from bench.metrics import code_files, without_place
+from bench.own_metrics import code_files, without_place
 from bench.trust import LONGEST_NAME, lock_file, printable
 
 MEASURED = ("data", "training", "evaluation")  # the stages whose settings a run is named by

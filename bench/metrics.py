@@ -1,11 +1,7 @@
 """Metrics: functions from an answer and its reference to a score, kept per example so that methods can be paired.
 
 A built-in metric is one function under `@metric`; its name in `task.metrics` is the function's. Your own are named
-
-    my_scores:grade             the function `grade(prediction, reference, example)` of my_scores.py: a number, or a
-                                mapping of several; `example` holds the columns of your file
-    evaluate:NAME_OR_FOLDER     a module of the library `evaluate`: a folder, or a name on the hub, behind which @
-                                and a revision may stand
+my_scores:grade or evaluate:NAME (own_metrics.py).
 
 Names, ranges and directions follow from what is named here: configurations are checked against `METRICS`, and what your
 own metric states (`grade.range = (0, 5)`, `grade.higher_is_better = False`) is recorded with its scores.
@@ -21,33 +17,26 @@ BLEU", not corpus BLEU). An example that a metric fails on has no score and a re
 from __future__ import annotations
 
 import functools
-import importlib.util
-import inspect
+import itertools
 import json
 import math
 import numbers
 import re
 import string
-import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import regex
 
-NUMERIC_RELATIVE_TOLERANCE = Decimal("1e-6")
-EVALUATE = "evaluate:"
-_REASON_CHARACTERS = 200  # of an exception's message
-# Modules of `evaluate` state no direction. Of these less is better: error rates, and distances.
-_ERRORS = {"wer", "cer", "ter", "mer", "mae", "mse", "mape", "smape", "mase", "perplexity", "character"}
+from bench.own_metrics import Example, Grade, Range, column_name, is_own, loaded, of_three
 
-Example = Mapping[str, Any]
-Range = tuple[float | None, float | None]  # least and most possible value; None: not stated
+NUMERIC_RELATIVE_TOLERANCE = Decimal("1e-6")
+_REASON_CHARACTERS = 200  # of an exception's message
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Metric:
     """
 
     name: str
-    grade: Callable[[str, str, Example], Any]
+    grade: Grade
     range: Range | Mapping[str, Range] = (0.0, 1.0)
     higher_is_better: bool | Mapping[str, bool] = True
 
@@ -70,15 +59,21 @@ METRICS: dict[str, Metric] = {}  # the built-in ones: each gives a number from 0
 
 def metric(function: Callable[..., float]) -> Callable[..., float]:
     """Make a function of (prediction, reference) or (prediction, reference, example) a built-in metric."""
-    METRICS[function.__name__] = Metric(function.__name__, _of_three(function))
+    METRICS[function.__name__] = Metric(function.__name__, of_three(function))
     return function
 
 
-def _of_three(function: Callable[..., Any]) -> Callable[[str, str, Example], Any]:
-    """A function that takes the example, from one that may not."""
-    if len(inspect.signature(function).parameters) >= 3:
-        return function
-    return lambda prediction, reference, example: function(prediction, reference)
+def load(name: str) -> Metric:
+    """A metric by its name. Code of your own is run.
+
+    Raises:
+        ValueError: unknown names, and what `own_metrics.loaded` cannot load.
+    """
+    if is_own(name):
+        return Metric(column_name(name), *loaded(name))
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; allowed: {', '.join(sorted(METRICS))}")
+    return METRICS[name]
 
 
 # --- Scoring ---
@@ -130,16 +125,17 @@ def score_all(
         raise ValueError(f"{len(predictions)} predictions but {len(references)} references; they are paired")
     scored = Scored([{} for _ in predictions], [{} for _ in predictions], {})
     for used in map(load, metrics):
-        for place, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        reasons = []
+        asked = zip(predictions, references, examples or [{}] * len(predictions), strict=True)
+        for one, scores, problems in zip(asked, scored.scores, scored.problems, strict=True):
             try:
-                values = _values(used, prediction, reference, examples[place] if examples else {})
+                values = _values(used, *one)
             except Exception as error:  # somebody else's code may raise anything; the other examples keep their scores
-                scored.problems[place][used.name] = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
+                problems[used.name] = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
+                reasons.append(problems[used.name])
                 continue
-            scored.scores[place].update(values)
-            for name in values:
-                scored.scales.setdefault(name, _scale(used, name))
-        reasons = [of_one[used.name] for of_one in scored.problems if used.name in of_one]
+            scores.update(values)
+            scored.scales.update({name: _scale(used, name) for name in values})
         if reasons and len(reasons) == len(predictions):
             raise ValueError(f"the metric {used.name} failed on all {len(reasons)} examples; first {reasons[0]}")
     return scored
@@ -154,10 +150,8 @@ def blind(metrics: Sequence[str], references: Sequence[str], examples: Sequence[
 
 def means(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Name -> mean over the examples that have a value."""
-    columns: dict[str, list[float]] = {}
-    for of_one in scores:
-        for name, value in of_one.items():
-            columns.setdefault(name, []).append(value)
+    rows = list(scores)
+    columns = {name: [row[name] for row in rows if name in row] for name in dict.fromkeys(itertools.chain(*rows))}
     return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
@@ -168,10 +162,11 @@ def _values(metric: Metric, prediction: str, reference: str, example: Example) -
         ValueError: something that is no finite number, or outside the range that the metric states.
     """
     given = metric.grade(prediction, reference, example)
-    several = {f"{metric.name}.{name}": value for name, value in given.items()} if isinstance(given, Mapping) else None
-    if several is not None and not several:
+    values = {metric.name: given}
+    if isinstance(given, Mapping):
+        values = {f"{metric.name}.{name}": value for name, value in given.items()}
+    if not values:
         raise ValueError("it gave no score")
-    values = {metric.name: given} if several is None else several
     for name, value in values.items():
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise ValueError(f"it gave {value!r:.60}, which is no finite number")
@@ -187,120 +182,6 @@ def _scale(metric: Metric, name: str) -> Scale:
     stated, better = metric.range, metric.higher_is_better
     low, high = stated.get(key, (None, None)) if isinstance(stated, Mapping) else stated
     return Scale(low, high, bool(better.get(key, True) if isinstance(better, Mapping) else better))
-
-
-# --- Names of metrics ---
-
-
-def is_own(name: str) -> bool:
-    """Whether it names a function or a module of somebody else's, rather than a built-in metric."""
-    return ":" in name
-
-
-def column_name(name: str) -> str:
-    """What the scores are called: `grade` of my_scores:grade, `wer` of evaluate:folder/wer."""
-    if name.startswith(EVALUATE):
-        return Path(name.removeprefix(EVALUATE)).name.partition("@")[0]
-    return name.rpartition(":")[2]
-
-
-def without_place(name: str) -> str:
-    """A metric's name without the path of its file or folder, whose content counts; a hub name stays whole."""
-    by_path = name.removeprefix(EVALUATE).startswith((".", "/", "~"))
-    return column_name(name) if is_own(name) and (by_path or not name.startswith(EVALUATE)) else name
-
-
-def code_files(names: Iterable[str]) -> list[Path]:
-    """The Python files whose code the metrics run, in order; nothing is imported. Built-in and hub names have none."""
-    found: set[Path] = set()
-    for name in filter(is_own, names):
-        place = Path(name.removeprefix(EVALUATE)).expanduser()
-        if not name.startswith(EVALUATE):
-            found |= {file} if (file := _module_file(name.rpartition(":")[0])) else set()
-        elif place.is_dir():
-            found |= set(place.rglob("*.py"))
-        elif place.is_file():
-            found.add(place)
-    return sorted(found)
-
-
-def _module_file(module: str) -> Path | None:
-    """The file of `my_scores`, `package.my_scores` or `folder/my_scores.py`: below the current folder, or installed."""
-    if module.endswith(".py"):
-        return path if (path := Path(module).expanduser()).is_file() else None
-    inside = module.replace(".", "/")
-    candidates = (Path(folder, f"{inside}{end}") for folder in (".", *sys.path) for end in (".py", "/__init__.py"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def load(name: str) -> Metric:
-    """A metric by its name. Code of your own is run.
-
-    Raises:
-        ValueError: unknown names, files or functions, and code that cannot be imported.
-    """
-    if not is_own(name):
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; allowed: {', '.join(sorted(METRICS))}")
-        return METRICS[name]
-    if name.startswith(EVALUATE):
-        return _evaluate_module(name.removeprefix(EVALUATE))
-    module, _, function = name.rpartition(":")
-    file = _module_file(module)
-    if file is None:
-        raise ValueError(f"no file {module.replace('.', '/').removesuffix('/py')}.py below {Path.cwd()} or installed")
-    given = getattr(_imported(file), function, None)
-    if not callable(given):
-        raise ValueError(f"{file} has no function {function!r}")
-    stated = getattr(given, "range", (None, None)), getattr(given, "higher_is_better", True)
-    return Metric(column_name(name), _of_three(given), *stated)
-
-
-@functools.cache
-def _imported(file: Path) -> Any:
-    """The module of a file, run once; what lies beside the file can be imported by it."""
-    spec = importlib.util.spec_from_file_location(f"own_metric_{file.stem}", file)
-    assert spec is not None, file
-    assert spec.loader is not None, file
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # there dataclasses look for it
-    sys.path.append(str(file.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
-
-
-@functools.cache
-def _evaluate_module(name: str) -> Metric:
-    """A module of `evaluate`, asked about one example at a time."""
-    import evaluate  # seconds to import
-
-    folder = Path(name).expanduser()
-    place, _, revision = (str(folder), "", "") if folder.exists() else name.partition("@")
-    try:
-        module = evaluate.load(place, revision=revision or None, keep_in_memory=True)
-    except Exception as error:  # the library raises a dozen kinds for one cause: the name, the network, the code
-        raise ValueError(f"{name!r} cannot be loaded by evaluate: {type(error).__name__}: {error}") from error
-    features = module.features[0] if isinstance(module.features, list) else module.features
-    listed = type(features.get("references")).__name__ in ("List", "LargeList", "Sequence", "list")
-
-    def grade(prediction: str, reference: str, example: Example) -> Any:
-        result = module.compute(predictions=[prediction], references=[[reference] if listed else reference])
-        values = dict(_numbers(result or {}))
-        return next(iter(values.values())) if len(values) == 1 else values
-
-    own = column_name(EVALUATE + name)
-    stated = getattr(module, "range", (None, None)), getattr(module, "higher_is_better", own.lower() not in _ERRORS)
-    return Metric(own, grade, *stated)
-
-
-def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers in a result of `evaluate`; of a list, which is by example, its only one."""
-    for name, value in result.items():
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if isinstance(value, numbers.Real):
-            yield name, float(value)
 
 
 # --- Words of any script ---
@@ -341,7 +222,7 @@ def _rouge_scorer(kind: str) -> Any:
     return RougeScorer([kind], tokenizer=SimpleNamespace(tokenize=words))  # its own keeps a-z and 0-9 alone
 
 
-METRICS |= {kind: Metric(kind, _of_three(functools.partial(_rouge, kind))) for kind in ("rouge1", "rouge2", "rougeL")}
+METRICS |= {kind: Metric(kind, of_three(functools.partial(_rouge, kind))) for kind in ("rouge1", "rouge2", "rougeL")}
 
 
 @metric
@@ -481,10 +362,8 @@ _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*?)\n?```\Z", re.DOTALL | re.IGNOR
 @metric
 def json_valid(prediction: str, reference: str) -> float:
     """The whole answer parses as JSON (RFC 8259: NaN and Infinity do not); one ```json fence around it is allowed."""
-    text = prediction.strip()
-    fenced = _FENCE.match(text)
     try:
-        json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse_constant)
+        json.loads(_FENCE.sub(r"\1", prediction.strip()), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         return 0.0
     return 1.0

@@ -28,7 +28,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig, all_of
 from bench.identity import data_folder, weights_sha256
-from bench.metrics import is_own, normalised_label
+from bench.metrics import normalised_label
+from bench.own_metrics import is_own
 from bench.worker import data, device, evaluate, methods, models, reach
 from bench.worker.check import of_documents, texts_of
 from bench.worker.divergence import reference_of
