@@ -1,6 +1,6 @@
 """Are the statistics what they say? Simulated experiments with a known truth, in Markdown tables.
 
-    python -m benchmarks.statistics                      the tables of docs/maintainers/statistics.md: about 15 minutes of one core
+    python -m benchmarks.statistics                      all tables: about 15 minutes of one core
     python -m benchmarks.statistics edges --scale 0.1    some of them, with a tenth of the repetitions
 
 Each experiment draws seeds and examples anew. Intervals should hold the truth in at least 95%; a difference should be
@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from bench.stats.decide import Evidence, choose
+from bench.stats.decide import choose
+from bench.stats.evidence import COSTS, Evidence
 from bench.stats.limits import COLUMNS, Limits
+from bench.stats.measures import Measure
 from bench.stats.paired import SEED_SPREAD, Estimate, Floats, draws, holm, means
 
 SEEDS, PARTS = (1, 2, 3, 5), (0, 0.25, 1, 4, 16)  # seeds; their part in the error of a difference, in units of the rest
@@ -172,10 +174,11 @@ def decided(
 ) -> tuple[int, float, bool]:
     """(the chosen arm, how sure, whether it falls short by no more than the tolerance); costs fall from arm to arm."""
     known, size = means(scores(rng, truth, seeds, examples, spread), value_range=(0.0, 1.0)), len(truth)
-    costs = pd.DataFrame({"peak_memory_bytes": np.arange(size, 0.0, -1)})
+    costs = pd.DataFrame({"peak_memory_bytes": np.arange(size, 0.0, -1)}).reindex(columns=COSTS)
     needs = dict.fromkeys(COLUMNS, np.tile(costs["peak_memory_bytes"], (DRAWS, 1)))
     arms = [str(place) for place in range(size)]
-    evidence = Evidence(arms, [True] * size, known, 1.0, draws(known, rng, DRAWS), needs, costs)
+    drawn = draws(known, rng, DRAWS)
+    evidence = Evidence(arms, [True] * size, known, Measure("score", "simulated"), drawn, needs, costs)
     choice = choose(evidence, Limits(quality_tolerance=TOLERANCE))
     assert choice.arm is not None
     return choice.arm, choice.sureness, max(truth) - truth[choice.arm] <= TOLERANCE

@@ -2,7 +2,7 @@
 
 results/<sweep>/report.html  report.md  plots/*.svg  tables/{runs,arms,decision,comparisons,claims}.csv
 
-    >>> build_report(Path("results/reference"))
+    >>> write_report(*read_groups(Path("results/reference")))
     PosixPath('results/reference/report.html')
 """
 
@@ -25,7 +25,7 @@ from bench.report.section import Chapter, Report, Section, Table, anchor, percen
 from bench.report.sections import SECTIONS, answer, claims, data, environment
 from bench.stats.compare import compare
 from bench.stats.decide import decide
-from bench.stats.frames import Group, Sweep, groups, is_untrained, load
+from bench.stats.frames import Group, Sweep, groups, load
 from bench.stats.limits import Limits
 from bench.trust import own_folder
 
@@ -63,11 +63,6 @@ def data_page(found: Mapping[str, Any]) -> str:
     return markdown.render(Report("", "", [Chapter("", [unfolded])]), {})
 
 
-def build_report(*folders: Path, **options: Any) -> Path:
-    """Read the folders (`read_groups`) and write their report (`write_report`)."""
-    return write_report(*read_groups(*folders, **options))
-
-
 def write_report(
     sweep: Sweep, found: Sequence[Group], limits: Limits | None = None, formats: frozenset[str] = frozenset()
 ) -> Path:
@@ -94,7 +89,7 @@ def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None
     chapters = []
     for group in found:
         sections = [answer.section(group, limits), answer.change(group, limits), *(make(group) for make in SECTIONS)]
-        single = {arm for arm, runs in group.by_arm.items() if len(runs) == 1 and not is_untrained(runs[0])}
+        single = {arm for arm, runs in group.by_arm.items() if len(runs) == 1 and not runs[0].config.untrained}
         marked = [_with_seeds(section, single) for section in sections if section]
         chapters.append(Chapter(group.name if len(found) > 1 else "", marked))
     if len(found) > 1:

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -144,6 +145,11 @@ def number(value: Any, digits: int = 3, scale: float = 1.0, *, sign: bool = Fals
     return f"{float(value) * scale:{'+' if sign else ''},.{digits}f}" if known(value) else UNKNOWN
 
 
+def count(value: Any) -> str:
+    """A whole number."""
+    return number(value, 0)
+
+
 def gib(size_bytes: Any) -> str:
     """Bytes as GiB."""
     return number(size_bytes, 2, 2**-30)
@@ -175,6 +181,11 @@ def interval(value: Any, low: Any, high: Any, digits: int = 3, scale: float = 1.
     return f"{text} [{number(low, digits, scale, sign=sign)}, {number(high, digits, scale, sign=sign)}]"
 
 
+def difference(value: Any, low: Any, high: Any, digits: int = 3, scale: float = 1.0) -> str:
+    """A difference, with its sign, beside its interval."""
+    return interval(value, low, high, digits, scale, sign=True)
+
+
 def over_seeds(values: Iterable[Any], digits: int = 2, scale: float = 1.0) -> str:
     """The mean, with the lowest and the highest seed when they differ."""
     present = [float(value) for value in values if known(value)]
@@ -185,31 +196,36 @@ def over_seeds(values: Iterable[Any], digits: int = 2, scale: float = 1.0) -> st
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def table_of(frame: pd.DataFrame, columns: Sequence[tuple[str, str, Callable[[Any], str]]], **options: Any) -> Table:
+Column = tuple[str, Callable[..., str], *tuple[str, ...]]  # header, how it is written, columns of the frame it shows
+
+
+def table_of(frame: pd.DataFrame, columns: Iterable[Column], **options: Any) -> Table:
     """A table with one row a row of the frame; columns of which nothing is known are left out.
 
     Args:
-        columns: (header, column of the frame, how its values are written).
         options: of `Table`.
+
+    >>> table_of(arms, [("method", str, "arm"), ("rougeL", interval, "score", "low", "high")]).headers
+    ['method', 'rougeL']
     """
-    shown = [column for column in columns if column[1] in frame and frame[column[1]].notna().any()]
-    texts = [[write(value) for value in frame[name]] for _, name, write in shown]
-    return Table([header for header, *_ in shown], list(zip(*texts, strict=True)), **options)
+    rows = frame.to_dict("records")
+    texts = {header: [write(*map(row.get, names)) for row in rows] for header, write, *names in columns}
+    shown = {header: cells for header, cells in texts.items() if set(cells) != {UNKNOWN}}
+    return Table(list(shown), list(zip(*shown.values(), strict=True)), **options)
 
 
-def seeds_table(runs: pd.DataFrame, columns: Sequence[tuple[str, str, int, float]]) -> Table:
+def seeds_table(runs: pd.DataFrame, columns: Iterable[tuple[str, str, int, float]], *more: Column) -> Table:
     """A table with one row an arm, over its seeds; columns of which nothing is known are left out.
 
     Args:
         runs: one row a run of an arm.
         columns: (header, column of the frame, decimals, factor).
+        more: columns that show lists of the runs' values, after the method.
     """
-    shown = [column for column in columns if column[1] in runs and runs[column[1]].notna().any()]
-    rows = [
-        [str(arm), *(over_seeds(found[name], digits, scale) for _, name, digits, scale in shown)]
-        for arm, found in runs.groupby("arm", sort=False)
-    ]
-    return Table(["method", *(header for header, *_ in shown)], rows)
+    shown = [(header, partial(over_seeds, digits=digits, scale=scale), name) for header, name, digits, scale in columns]
+    names = dict.fromkeys(name for _, _, *names in (*more, *shown) for name in names)
+    by_arm = runs.reindex(columns=["arm", *names]).groupby("arm", sort=False).agg(list).reset_index()
+    return table_of(by_arm, [("method", str, "arm"), *more, *shown])
 
 
 def crossed(corner: str, cells: Mapping[tuple[str, str], str]) -> Table:
@@ -218,8 +234,3 @@ def crossed(corner: str, cells: Mapping[tuple[str, str], str]) -> Table:
     return Table(
         [corner, *columns], [[row, *(cells.get((row, column), UNKNOWN) for column in columns)] for row in rows]
     )
-
-
-def joined(words: Sequence[str], last: str = "and") -> str:
-    """Words as a list in a sentence: "a, b and c"."""
-    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

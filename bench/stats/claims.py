@@ -20,8 +20,8 @@ qlora, base or base_4bit: selected by what is trained and how the base is kept, 
 it was published: without DoRA and the like. In all settings that none of them names the arms must agree.
 
 Every quantity is drawn from what the runs show: scores by the engine of the decision (`paired.draws`), amounts by
-`decide.amount_draws`; counts are exact. A claim holds when its checks are true in at least 95% of the joint draws, does
-not hold in at most 5%, and is not settled between. Each claim is a question of its own: nothing is adjusted for their
+`amount_draws`; counts are exact. A claim holds when its checks are true in at least 95% of the joint draws, does not
+hold in at most 5%, and is not settled between. Each claim is a question of its own: nothing is adjusted for their
 number.
 
     >>> verdicts = judge(group, read_claims())
@@ -32,9 +32,12 @@ number.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,13 +45,13 @@ import numpy as np
 import pandas as pd
 import yaml
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, suggest, with_settings
+from bench.config import ConfigurationError, all_of, checked, suggest, with_settings
 from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
-from bench.stats.decide import DRAWS
+from bench.stats.evidence import DRAWS
 from bench.stats.frames import Group
 from bench.stats.paired import Floats
 from bench.stats.quantities import (
@@ -75,19 +78,26 @@ Word = Literal["holds", "does not hold", "not settled", "not tested"]
 # --- Reading ---
 
 
+def _known_quantity(name: str) -> str:
+    allowed = ["memory_budget_gib", *COUNTS]
+    if name not in allowed:
+        raise ValueError(f"no quantity {name!r}{suggest(name, allowed)}")
+    return name
+
+
 @checked_dataclass(frozen=True, config=_STRICT)
 class Claim:
     """One statement, in our words; the keys are explained above."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     says: str
-    checks: Annotated[list[str], Field(min_length=1)]
+    checks: Annotated[list[Annotated[str, AfterValidator(lambda text: parse(text).text)]], Field(min_length=1)]
     reading: str = ""
     contradicts: list[str] = field(default_factory=list)
     parameters: tuple[float | None, float | None] | None = None
-    at_equal: str | None = None
+    at_equal: Annotated[str, AfterValidator(_known_quantity)] | None = None
     planner: list[str] = field(default_factory=list)
-    source: str = ""  # empty: that of the file
+    source: str = ""  # that of the file, where the claim has none of its own
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -95,7 +105,7 @@ class ClaimFile:
     """The claims of one source."""
 
     source: str  # its title, as a person would look it up
-    claims: list[Claim]
+    claims: list[dict[str, Any]]  # of `Claim`
 
 
 def read_claims(folder: Path = CLAIMS_FOLDER) -> list[Claim]:
@@ -104,49 +114,26 @@ def read_claims(folder: Path = CLAIMS_FOLDER) -> list[Claim]:
     Raises:
         ConfigurationError: with every mistake of every file.
     """
-    claims: list[Claim] = []
-    problems: list[str] = []
-    for path in sorted(folder.glob("*.yaml")):
-        try:
-            read = TypeAdapter(ClaimFile).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            problems.append(f"{path.name}: not YAML ({' '.join(str(error).split())})")
-            continue
-        except ValidationError as error:
-            problems += [f"{path.name}: {_explain(e)}" for e in error.errors(include_url=False)]
-            continue
-        claims += [replace(claim, source=claim.source or read.source) for claim in read.claims]
-        problems += [f"{path.name}: {claim.id}.{text}" for claim in read.claims for text in _mistakes(claim)]
-    ids = [claim.id for claim in claims]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
-    problems += [f"{name}: two claims have this id; give each its own" for name in twice]
-    if not problems:  # a claim of a file that could not be read must not look unknown
-        others = [(claim.id, other) for claim in claims for other in claim.contradicts if other not in ids]
-        problems = [f"{name}.contradicts: no claim {other!r}{suggest(other, ids)}" for name, other in others]
+    found = all_of(*(partial(_claims_of, path) for path in sorted(folder.glob("*.yaml"))))
+    claims: list[Claim] = list(itertools.chain(*found))
+    ids = Counter(claim.id for claim in claims)
+    problems = [f"{name}: two claims have this id; give each its own" for name, count in ids.items() if count > 1]
+    problems += [f"{claim.id}.contradicts: no claim {other!r}{suggest(other, [*ids])}"
+                 for claim in claims for other in claim.contradicts if other not in ids]  # fmt: skip
     if problems:
         raise ConfigurationError(problems)
     return claims
 
 
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "the file"
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = [f.name for f in fields(Claim if "claims" in error["loc"] else ClaimFile)]
-        return f"{key}: no such key{suggest(str(error['loc'][-1]), known)}"
-    if error["type"] in ("missing", "missing_argument"):
-        return f"{key}: missing"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; given {error['input']!r}"
-
-
-def _mistakes(claim: Claim) -> Iterator[str]:
-    for place, text in enumerate(claim.checks):
-        try:
-            parse(text)
-        except ValueError as error:
-            yield f"checks.{place}: {error}; given {text!r}"
-    allowed = ["memory_budget_gib", *COUNTS]
-    if claim.at_equal is not None and claim.at_equal not in allowed:
-        yield f"at_equal: no quantity {claim.at_equal!r}{suggest(claim.at_equal, allowed)}"
+def _claims_of(path: Path) -> list[Claim]:
+    """The claims of one file."""
+    try:
+        read = checked(ClaimFile, yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f"{path.name}: not YAML ({' '.join(str(error).split())})"]) from None
+    names = [f"{path.name}: {claim.get('id', f'claims.{place}')}" for place, claim in enumerate(read.claims)]
+    pairs = zip(read.claims, names, strict=True)
+    return all_of(*(partial(checked, Claim, {"source": read.source} | claim, name) for claim, name in pairs))
 
 
 @dataclass(frozen=True)
@@ -169,6 +156,10 @@ class Check:
         return np.asarray(frame.eval(self.expression)), np.asarray(frame.eval(self.comparison))
 
 
+_NEED = re.compile(r"(\w+)\((\w+)(?:\(([^()]*)\))?\)")  # quantity(arm), or quantity(arm(setting=value, ...))
+_PLAIN = r"\d+\.?\d*(?:e[-+]?\d+)?|[<>]=?|[-+() ]|\*(?!\*)|/(?!/)"  # what else an expression may hold
+
+
 @lru_cache(maxsize=256)
 def parse(text: str) -> Check:
     """A check from its text.
@@ -178,53 +169,39 @@ def parse(text: str) -> Check:
     """
     if len(text) > LONGEST:  # what is nested deeper than Python can follow is longer
         raise ValueError(f"it has {len(text)} characters; at most {LONGEST} are allowed")
+    needs: dict[str, Need] = {}
+
+    def named(found: re.Match[str]) -> str:
+        need = found[1], _arm(found[1], found[2], found[3] or "")
+        name = next((name for name, other in needs.items() if other == need), f"q{len(needs)}")
+        needs[name] = need
+        return name
+
     try:
-        tree = ast.parse(text, mode="eval").body
+        comparison = _NEED.sub(named, text)
+        ast.parse(comparison, mode="eval")
     except SyntaxError:
         raise ValueError("not an expression, such as 0.3 <= score(qlora) / score(lora) <= 0.5") from None
-    if not isinstance(tree, ast.Compare) or not all(
-        isinstance(o, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for o in tree.ops
-    ):
+    if stranger := re.sub(_PLAIN, "", _NEED.sub("1", text)):
+        raise ValueError(f"{stranger!r} is not allowed; use numbers, + - * /, < <= > >= and quantity(arm)")
+    sides = re.split("[<>]=?", comparison)
+    if len(sides) == 1:
         raise ValueError("a check compares an expression with numbers by <, <=, > or >=")
-    reader = _Arithmetic()
-    sides = [reader.visit(side) for side in (tree.left, *tree.comparators)]
-    varying = [side for side in sides if any(isinstance(node, ast.Name) for node in ast.walk(side))]
+    varying = [side.strip() for side in sides if "q" in side]
     if len(varying) != 1:
         raise ValueError(f"{len(varying)} sides of the comparison name arms; exactly one may, beside plain numbers")
-    comparison = ast.Compare(sides[0], tree.ops, sides[1:])
-    return Check(text, reader.needs, ast.unparse(varying[0]), ast.unparse(comparison))
+    return Check(text, needs, varying[0], comparison)
 
 
-class _Arithmetic(ast.NodeTransformer):
-    """Puts a name in the place of every quantity(arm) and refuses all but arithmetic."""
-
-    def __init__(self) -> None:
-        self.needs: dict[str, Need] = {}
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        match node:
-            case ast.Call(ast.Name(quantity), [ast.Name(family)], []):
-                need = quantity, _arm(quantity, family, [])
-            case ast.Call(ast.Name(quantity), [ast.Call(ast.Name(family), [], asked)], []):
-                need = quantity, _arm(quantity, family, asked)
-            case ast.Constant(int() | float()) | ast.UnaryOp(ast.USub()) | ast.USub() | ast.operator():
-                return super().generic_visit(node)
-            case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div()):
-                return super().generic_visit(node)
-            case _:
-                raise ValueError(f"{ast.unparse(node)!r} is not allowed; use numbers, + - * / and quantity(arm)")
-        name = next((name for name, other in self.needs.items() if other == need), f"q{len(self.needs)}")
-        self.needs[name] = need
-        return ast.Name(name, ast.Load())
-
-
-def _arm(quantity: str, family: str, asked: Sequence[ast.keyword]) -> Arm:
+def _arm(quantity: str, family: str, settings: str) -> Arm:
+    call = ast.parse(f"_({settings})", mode="eval").body
+    asked = {str(keyword.arg): keyword.value for keyword in call.keywords} if isinstance(call, ast.Call) else {}
     named = [("quantity", quantity, QUANTITIES), ("arm", family, ARMS)]
-    for word, given, allowed in [*named, *(("setting", str(keyword.arg), tuple(SETTINGS)) for keyword in asked)]:
+    for word, given, allowed in [*named, *(("setting", name, tuple(SETTINGS)) for name in asked)]:
         if given not in allowed:
             raise ValueError(f"no {word} {given!r}{suggest(given, list(allowed))}")
-    values = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in asked]
-    return Arm(family, tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in values))
+    values = {name: ast.literal_eval(value) for name, value in asked.items()}
+    return Arm(family, tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in values.items()))
 
 
 # --- Judging ---
@@ -264,22 +241,22 @@ class Verdict:
     predicted: bool = False
 
 
-def judge(group: Group, claims: Sequence[Claim], seed: int = 0) -> list[Verdict]:
-    """One verdict a claim, in the order given; the same records and seed give the same verdicts."""
+def judge(group: Group, claims: Sequence[Claim]) -> list[Verdict]:
+    """One verdict a claim, in the order given; the same records give the same verdicts."""
     verdicts = []
     for claim in claims:
-        rng, unmet = np.random.default_rng(seed), _unmet(claim, group)
+        rng, unmet = np.random.default_rng(0), _unmet(claim, group)
         by_check = [
             [Part(text, basis=unmet)] if unmet else _by_runs(group, parse(text), claim, rng) for text in claim.checks
         ]
         verdict = _worded(claim, by_check)
-        verdicts.append(predicted(claim, seed) if verdict.word == "not tested" and claim.planner else verdict)
+        verdicts.append(predicted(claim) if verdict.word == "not tested" and claim.planner else verdict)
     return verdicts
 
 
-def predicted(claim: Claim, seed: int = 0) -> Verdict:
+def predicted(claim: Claim) -> Verdict:
     """The claim judged by the planner alone."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return replace(_worded(claim, [[_by_planner(parse(text), claim, rng)] for text in claim.checks]), predicted=True)
 
 

@@ -5,7 +5,7 @@ the same over a whole one. Runs are matched by seed; a single untrained run is t
 different budgets, data, machines or software are never compared silently: the reason is kept in `Findings.refusals`,
 and `--allow-different=NAME` is needed to compare them nonetheless.
 
-p-values are adjusted by Holm's method within the families of `FAMILIES`, as the page shows them. The two numbers that
+p-values are adjusted by Holm's method within families, as the page shows them. The two numbers that
 answer the question, the primary score and the suite's mean, are families of their own: more metrics and tasks shown
 beside them cost them no power.
 
@@ -15,41 +15,29 @@ beside them cost them no power.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
-from bench.fairness import Reason, disturbances, reasons_against
+from bench.fairness import Reason, reasons_against
 from bench.record import Record
-from bench.stats.frames import Group, family, is_untrained
+from bench.stats.frames import Group, family
 from bench.stats.measures import SUITE_MEAN, Measure, Table, means_of, measure_tables, primary_measure
 from bench.stats.paired import Estimate, holm, verdict
 
-FAMILIES = ("primary score", "other scores", "loss", "suite's mean", "suite's tasks", "divergence")
 
+def margin_of(measure: Measure, baseline_mean: float) -> float:
+    """The largest difference that does not matter, in the unit of the measure; what "equivalent" means.
 
-@dataclass(frozen=True)
-class Margins:
-    """The largest differences that do not matter; what "equivalent" means.
-
-    The defaults are conventions, to be set to what matters to the user: 3% of the baseline's score (0.009 at a
-    ROUGE-L of 0.30), 1% of its loss or bits per byte, and 2 points of accuracy in the regression suite.
+    Conventions: 3% of the baseline's score (0.009 at a ROUGE-L of 0.30), 1% of its loss or bits per byte, and 2 points
+    of accuracy in the regression suite.
     """
-
-    score_relative: float = 0.03
-    loss_relative: float = 0.01
-    accuracy: float = 0.02
-
-    def of(self, measure: Measure, baseline_mean: float) -> float:
-        """In the unit of the measure; positive."""
-        if measure.kind == "score":
-            return max(self.score_relative * abs(baseline_mean), 1e-9)
-        if measure.kind == "loss" or not measure.higher_is_better:
-            return max(self.loss_relative * abs(baseline_mean), 1e-9)
-        return self.accuracy
+    if measure.kind == "regression" and measure.higher_is_better:
+        return 0.02
+    return max((0.03 if measure.kind == "score" else 0.01) * abs(baseline_mean), 1e-9)
 
 
 @dataclass(frozen=True)
@@ -68,32 +56,26 @@ class Findings:
 
     Attributes:
         estimates: one row a measure and arm: kind, measure, unit, arm, mean, low, high (95%), seeds, examples.
-        comparisons: one row a measure and pair of arms: kind, measure, unit, higher_is_better, family (of
-            `FAMILIES`), arm, baseline, baseline_mean, difference (arm - baseline), low, high (95%), p, p_holm, test
-            ("McNemar" or "t"), margin, verdict (better, worse, equivalent, equal, not settled), seeds, examples,
-            examples_to_decide (of an unsettled one; None: more examples cannot), differing (requirements not met, in
-            spite of which it was made).
+        comparisons: one row a measure and pair of arms: kind, measure, unit, higher_is_better, family (primary
+            score, other scores, loss, suite's mean, suite's tasks, divergence), arm, baseline, baseline_mean,
+            difference (arm - baseline), low, high (95%), p, p_holm, test ("McNemar" or "t"), margin, verdict (better,
+            worse, equivalent, equal, not settled), seeds, examples, examples_to_decide (of an unsettled one; None: more
+            examples cannot), differing (requirements not met, in spite of which it was made).
         exceptions: differences in spite of which a comparison was made.
     """
 
-    tables: dict[Measure, Table]
     estimates: pd.DataFrame
     comparisons: pd.DataFrame
     refusals: list[Refusal]
     exceptions: list[Refusal]
 
-    @property
-    def primary(self) -> Measure | None:
-        """The task's first metric; None where nothing was scored."""
-        return primary_measure(self.tables)
-
 
 @lru_cache(maxsize=32)
-def compare(group: Group, margins: Margins | None = None) -> Findings:
+def compare(group: Group) -> Findings:
     """All comparisons within a group. Failed runs take part with the stages that they finished."""
     tables = measure_tables(group)
     estimates = [
-        _row(measure, known.of(0)) | {"arm": arm}
+        _row(measure, "mean", known.of(0)) | {"arm": arm}
         for measure, table in tables.items()
         for arm, runs in group.by_arm.items()
         if not isinstance(known := means_of(table, [runs]), str)
@@ -108,28 +90,28 @@ def compare(group: Group, margins: Margins | None = None) -> Findings:
             continue
         exceptions += [Refusal(arm, baseline, seeds, reason) for seeds, reason in matching.excepted]
         differing = ", ".join(dict.fromkeys(reason.name for _, reason in matching.excepted))
-        made, unmeasured = _differences(tables, matching.pairs, is_untrained(group.by_arm[baseline][0]))
+        made, unmeasured = _differences(tables, matching.pairs)
         rows += [{"arm": arm, "baseline": baseline, "differing": differing} | row for row in made]
         refusals += [Refusal(arm, baseline, "all", Reason("values", text)) for text in unmeasured]
-    frame = pd.DataFrame(estimates).rename(columns={"value": "mean"})
-    return Findings(tables, frame, _judged(rows, primary_measure(tables), margins or Margins()), refusals, exceptions)
+    return Findings(pd.DataFrame(estimates), _judged(rows, primary_measure(tables)), refusals, exceptions)
 
 
-def _row(measure: Measure, estimate: Estimate) -> dict[str, Any]:
+def _row(measure: Measure, name: str, estimate: Estimate) -> dict[str, Any]:
+    """A measure's estimate, called `name`, as columns."""
     low, high = estimate.interval()
     return {"kind": measure.kind, "measure": measure.name, "unit": measure.unit,
-            "higher_is_better": measure.higher_is_better, "value": estimate.mean, "low": low, "high": high,
+            "higher_is_better": measure.higher_is_better, name: estimate.mean, "low": low, "high": high,
             "seeds": estimate.seeds, "examples": estimate.examples}  # fmt: skip
 
 
 def _differences(
-    tables: dict[Measure, Table], pairs: Sequence[tuple[Record, Record]], against_base: bool
+    tables: dict[Measure, Table], pairs: Sequence[tuple[Record, Record]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Every measure of one pair of arms, and why some could not be compared."""
     sides = [list({record.run_id: record for record in side}.values()) for side in zip(*pairs, strict=True)]
     rows, unmeasured = [], dict[str, list[str]]()
     for measure, table in tables.items():
-        if measure.kind == "divergence" and against_base:
+        if measure.kind == "divergence" and sides[1][0].config.untrained:
             continue  # a divergence from the base is itself a comparison with the base
         known = means_of(table, sides)
         if not isinstance(known, str):
@@ -147,7 +129,7 @@ def _family(measure: Measure, primary: Measure | None) -> str:
     return measure.kind
 
 
-def _judged(rows: Sequence[dict[str, Any]], primary: Measure | None, margins: Margins) -> pd.DataFrame:
+def _judged(rows: Sequence[dict[str, Any]], primary: Measure | None) -> pd.DataFrame:
     """Adjust p within each family, then find the words."""
     frame = pd.DataFrame(rows)
     if frame.empty:
@@ -158,15 +140,15 @@ def _judged(rows: Sequence[dict[str, Any]], primary: Measure | None, margins: Ma
     judged = []
     for row in frame.to_dict("records"):
         measure, result = row.pop("of"), row.pop("result")
-        margin = margins.of(measure, row["baseline_mean"])
+        margin = margin_of(measure, row["baseline_mean"])
         word = verdict(result, margin, p=row["p_holm"], higher_is_better=measure.higher_is_better)
-        judged.append(_row(measure, result) | row | {
+        judged.append(_row(measure, "difference", result) | row | {
             "test": "t" if result.discordant is None else "McNemar",
             "margin": margin,
             "verdict": word,
             "examples_to_decide": result.examples_to_decide(margin) if word == "not settled" else None,
         })  # fmt: skip
-    return pd.DataFrame(judged).rename(columns={"value": "difference"})
+    return pd.DataFrame(judged)
 
 
 # --- Which runs are set against which ---
@@ -191,11 +173,11 @@ def wanted_pairs(group: Group) -> list[tuple[str, list[str]]]:
         arms = [arm for arm, own in kinds.items() if own == kind and not control[arm]]
         return [arm for arm in arms if group.by_arm[arm][0].method == group.by_arm[arms[0]][0].method]
 
-    untrained = [arm for arm, runs in group.by_arm.items() if is_untrained(runs[0])]
+    untrained = [arm for arm, runs in group.by_arm.items() if runs[0].config.untrained]
     bases, fulls, loras = plain("base") or untrained[:1], plain("full"), plain("lora")
     pairs = [(arm, bases) for arm in kinds if bases and arm not in bases]
     pairs += [(arm, fulls) for arm in kinds if fulls and arm not in fulls and arm not in untrained]
-    return pairs + [(arm, loras) for arm, kind in kinds.items() if loras and kind in ("qlora",)]
+    return pairs + [(arm, loras) for arm, kind in kinds.items() if loras and kind == "qlora"]
 
 
 def _fair_partner(group: Group, arm: str, candidates: Sequence[str]) -> tuple[str, Matching]:
@@ -217,9 +199,9 @@ def match(group: Group, arm: str, baseline: str, allowed: frozenset[str] | None 
         allowed: names of requirements that the runs need not meet; None takes the group's.
     """
     allowed = group.allowed if allowed is None else allowed
-    partners = {record.seed: record for record in group.by_arm[baseline]}
     others = group.by_arm[baseline]
-    single = others[0] if len(others) == 1 and is_untrained(others[0]) else None
+    partners = {record.seed: record for record in others}
+    single = others[0] if len(others) == 1 and others[0].config.untrained else None
     pairs: list[tuple[Record, Record]] = []
     refused: dict[Reason, list[str]] = {}
     excepted: dict[Reason, list[str]] = {}
@@ -240,32 +222,23 @@ def match(group: Group, arm: str, baseline: str, allowed: frozenset[str] | None 
     return Matching(pairs, named[0], named[1])
 
 
+def comparable(arms: Sequence[str], fair: Callable[[str, str], bool]) -> list[str]:
+    """The first of some arms, and each other one that may be compared with all before it."""
+    members: list[str] = []
+    for arm in arms:
+        if all(fair(arm, other) for other in members):
+            members.append(arm)
+    return members
+
+
 @lru_cache(maxsize=32)
-def _references(group: Group) -> dict[str, pd.Series]:
-    """run_id -> the reference answers of its samples, by example."""
-    rows = group.samples.drop_duplicates(["run_id", "example_id"]).set_index("example_id")
-    return {str(run): of_run["reference"] for run, of_run in rows.groupby("run_id")}
+def _references(group: Group) -> pd.DataFrame:
+    """Reference answers of the test split, by example (rows) and run_id (columns)."""
+    rows = group.samples.drop_duplicates(["run_id", "example_id"])
+    return rows.pivot(index="example_id", columns="run_id", values="reference")
 
 
 def _other_references(group: Group, left: str, right: str) -> int:
     """How many test examples of two runs carry another reference answer under the same id."""
-    known = _references(group)
-    if left not in known or right not in known or known[left].equals(known[right]):
-        return 0
-    shared = known[left].index.intersection(known[right].index)
-    return int((known[left].loc[shared] != known[right].loc[shared]).sum())
-
-
-# --- May two runs be compared? ---
-
-
-def speed_doubts(left: Record, right: Record) -> list[str]:
-    """Why the speeds of two runs should not be compared, a sentence's worth each; quality may be all the same."""
-    doubts = []
-    for record in (left, right):
-        if text := disturbances(record).get("train"):
-            doubts.append(f"{record.run_id} was measured on a busy machine: {text}")
-    governors = [record.train.environment.cpu_governor if record.train else None for record in (left, right)]
-    if None not in governors and governors[0] != governors[1]:
-        doubts.append(f"their processors were governed differently ({governors[0]} and {governors[1]})")
-    return doubts
+    pair = _references(group).reindex(columns=[left, right]).dropna()
+    return int((pair[left] != pair[right]).sum())

@@ -23,7 +23,8 @@ import pandas as pd
 
 from bench.fairness import reasons_against
 from bench.record import Record, Step, TrainResult
-from bench.stats.frames import Group, is_control
+from bench.stats.compare import comparable
+from bench.stats.frames import Group
 from bench.stats.paired import Floats
 
 _COLUMNS = ["arm", "seed", "run_id", "set", "target", "status", "tokens", "seconds", "seconds_without_compiling",
@@ -37,19 +38,18 @@ class Curve:
     """One run; every array rises in tokens.
 
     Attributes:
-        steps, tokens, loss: optimizer steps done, tokens trained on and held-out loss (nats a token, infinite where it
-            was not finite) at the held-out points, shape (points,).
+        tokens, loss: trained on, and held-out (nats a token, infinite where it was not finite) at the held-out points,
+            shape (points,).
         clock: tokens, training seconds, and seconds with the median step in the place of each compiling one (NaN:
             unknown), at the places where the time is known, shape (3, places).
-        energy: training seconds and watt-hours, shape (2, places); None without a counter. Of a counter that was read
+        energy: training seconds and watt-hours, shape (2, places); NaN without a counter. Of a counter that was read
             at the end alone the power is taken to be constant.
     """
 
-    steps: list[int]
     tokens: Floats
     loss: Floats
     clock: Floats
-    energy: Floats | None
+    energy: Floats
 
     def loss_at(self, tokens: float) -> float:
         """NaN outside of the points, and next to a loss that is not finite."""
@@ -61,17 +61,11 @@ class Curve:
 
     def seconds_at(self, tokens: float, compiling: bool = True) -> float:
         """Training seconds, with or without what compiling took; NaN where unknown."""
-        return float(np.interp(tokens, self.clock[0], self.clock[1 if compiling else 2], math.nan, math.nan))
+        return _read(tokens, self.clock[0], self.clock[1 if compiling else 2])
 
     def energy_at(self, seconds: float) -> float:
         """Watt-hours until then; NaN where unknown."""
-        if self.energy is None:
-            return math.nan
-        return float(np.interp(seconds, self.energy[0], self.energy[1], math.nan, math.nan))
-
-    def loss_after(self, seconds: float) -> float:
-        """The loss after some training seconds."""
-        return self.loss_at(float(np.interp(seconds, self.clock[1], self.clock[0], math.nan, math.nan)))
+        return _read(seconds, *self.energy)
 
     def reach(self, target: float) -> tuple[str, float]:
         """When the loss was first at or below a target: (status, tokens; NaN for never).
@@ -83,13 +77,18 @@ class Curve:
         if not len(below):
             return "never", math.nan
         place = int(below[0])
-        if self.steps[place] == 0:
+        if self.tokens[place] == 0:
             return "at start", 0.0
         before = float(self.loss[place - 1]) if place else math.inf
         if not math.isfinite(before):
             return "by then", float(self.tokens[place])
         share = (before - target) / (before - float(self.loss[place]))
         return "reached", float(self.tokens[place - 1] + share * (self.tokens[place] - self.tokens[place - 1]))
+
+
+def _read(at: float, places: Floats, values: Floats) -> float:
+    """Linear between the places; NaN outside of them."""
+    return float(np.interp(at, places, values, math.nan, math.nan))
 
 
 def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
@@ -117,11 +116,10 @@ def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
     if len(readings) < sum(p.step > 0 for p in points):
         readings = [] if train.energy_wh is None else [(train.train_seconds, train.energy_wh)]
     return Curve(
-        steps=[point.step for point in points],
         tokens=np.array([point.train_tokens for point in points], dtype=float),
         loss=np.array([math.inf if point.loss is None else point.loss for point in points]),
         clock=clock,
-        energy=np.array([(0.0, 0.0), *readings]).T if readings else None,
+        energy=np.array([(0.0, 0.0), *readings] if readings else [(0.0, math.nan)]).T,
     )
 
 
@@ -140,40 +138,31 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
     runs: Runs = {arm: {} for arm in group.arms["arm"]}
     for record in sorted(group.records, key=lambda record: record.started_at):  # of two runs of a seed the later one
         curve = curve_of(record.train, group.sweep.step_rows.get(record.run_id, ())) if record.train else None
-        if curve and not is_control(record):
+        if curve and not record.config.method.control:
             runs[group.arm_of[record.run_id]][record.seed] = record, curve
+
+    def fair(arm: str, other: str) -> bool:
+        """By a seed that both have."""
+        pairs = [(runs[arm][seed][0], runs[other][seed][0]) for seed in runs[arm].keys() & runs[other].keys()]
+        return any({reason.name for reason in reasons_against(*pair)} <= group.allowed for pair in pairs)
+
     rows: list[tuple[Any, ...]] = []
-    for place, members in enumerate(_comparable(runs, group.allowed)):
-        curves = [curve for arm in members for _, curve in runs[arm].values()]
-        finals = [float(curve.loss[-1]) for curve in curves if math.isfinite(curve.loss[-1])]
+    left, place = [arm for arm, of_seed in runs.items() if of_seed], 0
+    while left:
+        members = comparable(left, fair)
+        found = [(arm, seed, *runs[arm][seed]) for arm in members for seed in sorted(runs[arm])]
+        finals = [float(curve.loss[-1]) for *_, curve in found if math.isfinite(curve.loss[-1])]
         goal = max(finals, default=math.nan) if target is None else target
-        tokens_end = min(float(curve.tokens[-1]) for curve in curves)
-        seconds_end = min(float(curve.clock[1, -1]) for curve in curves)
-        for arm, seed in ((name, seed) for name in members for seed in sorted(runs[name])):
-            record, curve = runs[arm][seed]
+        tokens_end = min(float(curve.tokens[-1]) for *_, curve in found)
+        seconds_end = min(float(curve.clock[1, -1]) for *_, curve in found)
+        for arm, seed, record, curve in found:
             status, tokens = curve.reach(goal)
             seconds = curve.seconds_at(tokens)
             rows.append(
                 (arm, seed, record.run_id, place, goal, status, tokens, seconds,
                  curve.seconds_at(tokens, compiling=False), curve.energy_at(seconds), float(curve.loss[-1]),
-                 curve.loss_at(tokens_end), curve.loss_after(seconds_end), tokens_end, seconds_end)
+                 curve.loss_at(tokens_end), curve.loss_at(_read(seconds_end, curve.clock[1], curve.clock[0])),
+                 tokens_end, seconds_end)
             )  # fmt: skip
+        left, place = [arm for arm in left if arm not in members], place + 1
     return pd.DataFrame(rows, columns=_COLUMNS)
-
-
-def _comparable(runs: Runs, allowed: frozenset[str]) -> list[list[str]]:
-    """Each arm joins the first set in which it may be compared with every member, by a seed that both have."""
-
-    def fair(arm: str, other: str) -> bool:
-        shared = runs[arm].keys() & runs[other].keys()
-        pairs = [(runs[arm][seed][0], runs[other][seed][0]) for seed in shared]
-        return any({reason.name for reason in reasons_against(*pair)} <= allowed for pair in pairs)
-
-    sets: list[list[str]] = []
-    for arm in (arm for arm, of_seed in runs.items() if of_seed):
-        found = next((members for members in sets if all(fair(arm, other) for other in members)), None)
-        if found is None:
-            sets.append([arm])
-        else:
-            found.append(arm)
-    return sets

@@ -1,6 +1,6 @@
 """The decision: which arm to use under a user's limits, how sure that is, and what would make it surer.
 
-The arms' scores, forgetting and costs are drawn jointly from what the runs show (`paired.draws`). Of the arms that meet
+The arms' scores, forgetting and costs are drawn jointly from what the runs show (`evidence_of`). Of the arms that meet
 the limits, each with a probability of at least a half, the answer is the cheapest whose expected shortfall from the
 best of them is within the tolerance. Cheapest: the arms within a tenth (or the noise) of the least memory, of these the
 least time, then the fewest bytes to keep. Sure is the share of draws in which that arm meets the limits and falls short
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -27,19 +27,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.fairness import program_caveats
-from bench.record import Record
-from bench.stats.compare import match
-from bench.stats.frames import Group, Sweep, family, groups, is_control, is_untrained
+from bench.stats.evidence import COSTS, WALL, Evidence, evidence_of
+from bench.stats.frames import Group, Sweep, groups
 from bench.stats.limits import COLUMNS, Limits
-from bench.stats.measures import Measure, Table, means_of, measure_tables, primary_measure, suite_measure
-from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, seed_variance
+from bench.stats.measures import Measure
+from bench.stats.paired import Floats, seed_variance
 
 TOLERANCE = 0.05  # of the best score
 SURE = 0.95
 TIE = 0.10  # costs that differ by less are alike
-DRAWS = 4000
-_RUN_TO_RUN = 0.02  # prior of how far a cost scatters from run to run, relative, worth two degrees of freedom
-_COSTS = ("peak_memory_bytes", "train_seconds", "checkpoint_bytes", "cost_usd")
 _MORE_SEEDS, _MORE_EXAMPLES = (0, 1, 2, 4, 7, 12, 17), (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -76,26 +72,6 @@ class Decision:
     surer: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What is known of the arms that may be compared with one another, in display order.
-
-    `scores` and `amounts` (by the name of the limit) are draws of shape (draws, arms); scores are turned so that higher
-    is better. What an arm can or cannot do ("mergeable", "adapters") is an amount too: 0 it can, infinite it cannot,
-    NaN unknown. `floor`: least tolerance, which the task states. `out`: other arms -> why not.
-    """
-
-    arms: list[str]
-    trained: list[bool]
-    known: Means
-    sign: float
-    scores: Floats
-    amounts: dict[str, Floats]
-    costs: pd.DataFrame  # the arms frame's rows, by place
-    floor: float = 0.0
-    out: dict[str, str] = field(default_factory=dict)
-
-
 def decide(
     what: Group | Sweep, limits: Limits | None = None, tolerance: float | None = None, seed: int = 0
 ) -> Decision:
@@ -122,203 +98,62 @@ def decide(
 
 @lru_cache(maxsize=64)
 def _decision(group: Group, limits: Limits, seed: int) -> Decision:
-    primary = primary_measure(measure_tables(group))
-    evidence = _evidence(group, limits.price_usd_per_hour, seed)
-    if isinstance(evidence, str) or primary is None:
-        return Decision(None, None, "Nothing can be decided.", str(evidence), math.nan, _unjudged(group, str(evidence)))
+    evidence = evidence_of(group, limits.price_usd_per_hour, seed)
+    if isinstance(evidence, str):
+        arms = _unjudged(group, dict.fromkeys(group.arms["arm"], evidence))
+        return Decision(None, None, "Nothing can be decided.", evidence, math.nan, arms)
     choice = choose(evidence, limits)
     frame = _arms_table(group, evidence, choice, limits)
     found = Decision(None, None, "No method meets the limits.", "", choice.tolerance, frame,
-                     caveats=_caveats(group, evidence, choice), measure=primary)  # fmt: skip
+                     caveats=_caveats(group, evidence, choice), measure=evidence.measure)  # fmt: skip
     if choice.arm is None:
-        return replace(found, reason=_nearest(evidence, limits))
+        misses = [_excess(evidence, limits, place) for place in range(len(evidence.arms))]
+        nearest = min(range(len(misses)), key=lambda place: misses[place][0])
+        return replace(found, reason=f"Nearest is {evidence.arms[nearest]}: it {misses[nearest][1]}.")
     arm = evidence.arms[choice.arm]
     use = "Use" if evidence.trained[choice.arm] else "Do not tune: use"
     found = replace(found, arm=arm, sentence=f"{use} {arm}.")
     if len(evidence.arms) == 1:
         return replace(found, reason=f"Only {arm} was run and scored: it has no rival.")
-    found = replace(found, sureness=choice.sureness, reason=_reason(evidence, choice, primary))
+    found = replace(found, sureness=choice.sureness, reason=_reason(evidence, choice))
     wrong = choice.shortfall[:, choice.arm][choice.shortfall[:, choice.arm] > choice.tolerance]
     if len(wrong):
         found = replace(found, cost_if_wrong=float(wrong.mean()))
     if choice.sureness < SURE:
-        more = _to_be_sure(group, evidence, limits)
-        found = replace(found, to_be_sure=more, surer=_surer(evidence, choice, more))
+        more = _to_be_sure(evidence, limits)
+        found = replace(found, to_be_sure=more, surer=_surer(evidence, arm, choice.tolerance, more))
     return found
 
 
-def sureness_against(
-    group: Group, limit: str, values: Sequence[float] | None = None, limits: Limits | None = None, seed: int = 0
-) -> pd.DataFrame:
+def sureness_against(group: Group, limit: str, limits: Limits | None = None) -> pd.DataFrame:
     """The answer as a function of one limit, or of the tolerance: for the chart "What would change the answer".
 
     Args:
         limit: memory_gib, time_hours, cost_usd, forgetting_tolerance, or quality_tolerance (in the score's unit).
-        values: None takes some that span what the arms need.
         limits: the others, held.
 
     Returns:
-        limit, value, arm (None: no arm meets it), sureness; one row a value. Empty where the amount is unknown.
+        limit, value (49 that span what the arms need), arm (None: no arm meets it), sureness; one row a value. Empty
+        where the amount is unknown.
     """
     limits = limits or Limits()
-    evidence = _evidence(group, limits.price_usd_per_hour, seed)
-    empty = pd.DataFrame(columns=["limit", "value", "arm", "sureness"])
-    if isinstance(evidence, str):
-        return empty
-    if values is None:
-        short, unit = evidence.scores.max(axis=1, keepdims=True) - evidence.scores, COLUMNS.get(limit, ("", 1.0))[1]
-        needs = (short if limit == "quality_tolerance" else evidence.amounts[limit]).mean(axis=0) / unit
-        needs = needs[np.isfinite(needs) & (needs > 0)]
-        if not len(needs):
-            return empty
-        lowest = 0 if limit == "quality_tolerance" else 0.8 * needs.min()
-        values = list(np.linspace(lowest, 1.2 * needs.max(), 49))
+    evidence = evidence_of(group, limits.price_usd_per_hour)
     rows = []
-    for value in map(float, values):
-        changed: dict[str, Any] = {limit: value}
+    for value in () if isinstance(evidence, str) else _values(evidence, limit):
+        changed: dict[str, Any] = {limit: float(value)}
         choice = choose(evidence, replace(limits, **changed))
         arm = None if choice.arm is None else evidence.arms[choice.arm]
-        rows.append((limit, value, arm, choice.sureness if arm else math.nan))
-    return pd.DataFrame(rows, columns=empty.columns)
+        rows.append((limit, value, arm, choice.sureness))
+    return pd.DataFrame(rows, columns=["limit", "value", "arm", "sureness"])
 
 
-# --- What is known ---
-
-
-@lru_cache(maxsize=64)
-def _evidence(group: Group, price_usd_per_hour: float | None, seed: int) -> Evidence | str:
-    """What is known of the arms, or why nothing can be decided."""
-    tables = measure_tables(group)
-    primary = primary_measure(tables)
-    if primary is None:
-        return "No arm was scored."
-    table = tables[primary]
-    candidates, out = _candidates(group, table)
-    arms = _comparable(group, table, candidates, out)
-    if not arms:
-        return "No arm was scored."
-    seeds = [{run.seed for run in candidates[arm]} for arm in arms if not is_untrained(candidates[arm][0])]
-    common = set.intersection(*seeds) if seeds else set[int]()
-    if len(common) < 2 or 2 * len(common) < max(map(len, seeds)):  # too few to decide by: each arm by its own
-        common = set[int]().union(*seeds)
-    runs = [[run for run in candidates[arm] if run.seed in common or is_untrained(run)] for arm in arms]
-    known = means_of(table, runs)
-    if isinstance(known, str):
-        return f"The scores cannot be paired: {known}."
-    if known.examples < FEWEST_EXAMPLES:
-        return f"{known.examples} test examples are too few; take some hundreds (at least {FEWEST_EXAMPLES})."
-    if not known.mean.any() and primary.higher_is_better:
-        return f"Every method scored 0 in {primary.name}."
-    rng = np.random.default_rng(seed)
-    sign = 1.0 if primary.higher_is_better else -1.0
-    trained = [not is_untrained(of_arm[0]) for of_arm in runs]
-    scores = sign * draws(known, rng, DRAWS, alike=trained)
-    costs = group.arms.set_index("arm").reindex(arms)
-    amounts = {
-        limit: _cost_draws(group, arms, trained, column, price_usd_per_hour, rng)
-        for limit, (column, _) in COLUMNS.items() if limit != "forgetting_tolerance"
-    }  # fmt: skip
-    amounts["forgetting_tolerance"] = _forgetting_draws(group, tables, arms, runs, rng)
-    amounts["mergeable"] = np.tile([_mergeable(of_arm, primary.name) for of_arm in runs], (DRAWS, 1))
-    amounts["adapters"] = np.tile([math.inf if family(r[0]) == "full" else 0.0 for r in runs], (DRAWS, 1))
-    floor = max((run.config.task.tolerance_floor for of_arm in runs for run in of_arm), default=0.0)
-    return Evidence(arms, trained, known, sign, scores, amounts, costs, floor, out)
-
-
-def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], dict[str, str]]:
-    """Arms with their scored runs, and why the other arms are none."""
-    candidates: dict[str, list[Record]] = {}
-    out: dict[str, str] = {}
-    for row in group.arms.to_dict("records"):
-        arm = str(row["arm"])
-        runs = [r for r in group.by_arm.get(arm, []) if table.has(r)]
-        if row["control"]:
-            continue
-        if row["failed"] and 2 * row["failed"] >= row["runs"]:
-            out[arm] = f"{row['failed']} of its {row['runs']} runs failed"
-        elif not runs:
-            out[arm] = "not judged: it has no score"
-        else:
-            candidates[arm] = runs
-    return candidates, out
-
-
-def _comparable(group: Group, table: Table, candidates: dict[str, list[Record]], out: dict[str, str]) -> list[str]:
-    """The largest set of arms that may all be compared; `out` is told why the others are not in it."""
-    fair = {(a, a): True for a in candidates}
-    for a, b in itertools.combinations(candidates, 2):
-        left, right = (b, a) if is_untrained(candidates[a][0]) else (a, b)  # a single untrained run fits every seed
-        paired = match(group, left, right).pairs and not isinstance(
-            means_of(table, [candidates[a], candidates[b]]), str
-        )
-        fair[a, b] = fair[b, a] = bool(paired)
-    sets = []
-    for first in candidates:
-        members = [first]
-        for arm in candidates:
-            if arm != first and all(fair[arm, other] for other in members):
-                members.append(arm)
-        sets.append(members)
-    trained = [sum(not is_untrained(candidates[arm][0]) for arm in members) for members in sets]
-    best = max(range(len(sets)), key=lambda i: (trained[i], len(sets[i])), default=None)
-    chosen = [] if best is None else [arm for arm in candidates if arm in sets[best]]
-    out.update({arm: "may not be compared with the others (see Fairness)" for arm in candidates if arm not in chosen})
-    return chosen
-
-
-def _cost_draws(
-    group: Group, arms: list[str], trained: list[bool], column: str, price: float | None, rng: np.random.Generator
-) -> Floats:
-    """Draws of what the next run of each arm needs, shape (draws, arms); 0 untrained, NaN where unknown."""
-    latest = group.runs.sort_values("started_at").drop_duplicates(["arm", "seed"], keep="last")
-    if column == "cost_usd" and price is not None and "train_seconds" in latest:
-        latest = latest.assign(cost_usd=latest["train_seconds"] / 3600 * price)
-    values = [latest.loc[latest["arm"] == arm, column].dropna().to_numpy(float) if column in latest else np.array([])
-              for arm in arms]  # fmt: skip
-    drawn = amount_draws(values, rng)
-    drawn[:, ~np.array(trained)] = 0.0
-    return drawn
-
-
-def amount_draws(values: Sequence[Floats], rng: np.random.Generator) -> Floats:
-    """Draws of what the next run of each arm needs, shape (draws, arms), from one number a run; NaN without any."""
-    logs = [np.log(np.maximum(of_arm, 1e-12)) for of_arm in values]
-    degrees = 2 + sum(max(len(of_arm) - 1, 0) for of_arm in logs)
-    square = 2 * _RUN_TO_RUN**2 + sum(float(((of_arm - of_arm.mean()) ** 2).sum()) for of_arm in logs if len(of_arm))
-    result = np.full((DRAWS, len(values)), np.nan)
-    for place, of_arm in enumerate(values):
-        if len(of_arm):
-            scatter = math.sqrt(square / degrees * (1 + 1 / len(of_arm)))
-            result[:, place] = of_arm.mean() * np.exp(scatter * rng.standard_t(degrees, DRAWS))
-    return result
-
-
-def _forgetting_draws(
-    group: Group, tables: dict[Measure, Table], arms: list[str], runs: list[list[Record]], rng: np.random.Generator
-) -> Floats:
-    """Draws of what the suite's mean lost against the base, as a share; NaN where it was not measured."""
-    result = np.full((DRAWS, len(arms)), np.nan)
-    measure = suite_measure(tables)
-    bases = [arm for arm, of_arm in group.by_arm.items() if family(of_arm[0]) == "base" and not is_control(of_arm[0])]
-    if measure is None or not bases:
-        return result
-    table, base = tables[measure], group.by_arm[bases[0]]
-    measured = [place for place, of_arm in enumerate(runs) if all(map(table.has, of_arm))]
-    known = means_of(table, [base, *(runs[i] for i in measured)])
-    if not isinstance(known, str) and known.examples >= FEWEST_EXAMPLES:
-        trained = [False, *(not is_untrained(runs[i][0]) for i in measured)]
-        drawn = draws(known, rng, DRAWS, alike=trained)
-        result[:, measured] = drawn[:, :1] - drawn[:, 1:]
-    for place, of_arm in enumerate(runs):
-        if family(of_arm[0]) in ("base", "prompted"):  # the same weights
-            result[:, place] = 0.0
-    return result
-
-
-def _mergeable(runs: list[Record], metric: str) -> float:
-    """0: one model without an adapter can be served. NaN: merging into a dequantized base was not scored."""
-    scored = [f for r in runs if r.serve for f in r.serve.fidelity if f.form == "merged" and metric in f.scores]
-    return 0.0 if scored or family(runs[0]) != "qlora" else math.nan
+def _values(evidence: Evidence, limit: str) -> Floats:
+    """Values of a limit that span what the arms need, in its unit; none where that is unknown."""
+    of_score = limit == "quality_tolerance"
+    short = evidence.scores.max(axis=1, keepdims=True) - evidence.scores
+    needs = (short if of_score else evidence.amounts[limit]).mean(axis=0) / (1.0 if of_score else COLUMNS[limit][1])
+    needs = needs[np.isfinite(needs) & (needs > 0)]
+    return np.linspace(0 if of_score else 0.8 * needs.min(), 1.2 * needs.max(), 49) if len(needs) else needs
 
 
 # --- The rule ---
@@ -327,7 +162,7 @@ def _mergeable(runs: list[Record], metric: str) -> float:
 @dataclass(frozen=True)
 class Choice:
     """`qualifies`: probability by arm, NaN unknown; `meets`: by draw and arm; `shortfall`: from the best of those that
-    qualify, by draw and arm; `expected`: its mean. `arm`: place of the chosen one."""
+    qualify, by draw and arm; `expected`: its mean. `arm`: place of the chosen one; `cheap`: of those as cheap."""
 
     arm: int | None
     tolerance: float
@@ -344,11 +179,13 @@ def choose(evidence: Evidence, limits: Limits) -> Choice:
     qualifies, meets = _meets(evidence, limits)
     eligible = np.flatnonzero(np.nan_to_num(qualifies) >= 0.5)
     pool = eligible if len(eligible) else np.arange(len(evidence.arms))
-    best = evidence.scores[:, pool].max(axis=1, keepdims=True)
-    shortfall = np.maximum(best - evidence.scores, 0.0)
+    shortfall = np.maximum(evidence.scores[:, pool].max(axis=1, keepdims=True) - evidence.scores, 0.0)
     expected = shortfall.mean(axis=0)
-    means = evidence.sign * evidence.known.mean[pool]
-    tolerance = _tolerance(limits.quality_tolerance, abs(float(means.max())), evidence.floor)
+    given, best = limits.quality_tolerance, abs(float(evidence.means[pool].max()))
+    if given is None:
+        tolerance = max(TOLERANCE * best, evidence.floor)
+    else:
+        tolerance = best * float(given.removesuffix("%")) / 100 if isinstance(given, str) else float(given)
     if not len(eligible):
         return Choice(None, tolerance, qualifies, meets, shortfall, expected, [])
     close = [int(i) for i in eligible if expected[i] <= tolerance] or [int(eligible[expected[eligible].argmin()])]
@@ -360,26 +197,11 @@ def choose(evidence: Evidence, limits: Limits) -> Choice:
     return Choice(arm, tolerance, qualifies, meets, shortfall, expected, cheap, sureness)
 
 
-def _tolerance(given: float | str | None, best: float, floor: float) -> float:
-    """In the score's unit; `given`: as in `Limits`, a share of the best score as a text such as 3%."""
-    if given is None:
-        return max(TOLERANCE * best, floor)
-    return best * float(given.removesuffix("%")) / 100 if isinstance(given, str) else float(given)
-
-
-def _asked(limits: Limits) -> dict[str, float]:
-    """The limits that were set, in the units of the draws."""
-    asked = {name: getattr(limits, name) for name in COLUMNS if getattr(limits, name) is not None}
-    can = {"mergeable": limits.mergeable, "adapters": (limits.adapters or 1) > 1}
-    amounts = {name: most * COLUMNS[name][1] for name, most in asked.items()}
-    return amounts | {name: 0.0 for name, wanted in can.items() if wanted}
-
-
 def _meets(evidence: Evidence, limits: Limits) -> tuple[Floats, NDArray[np.bool_]]:
     """Probability to meet all limits by arm, NaN where an amount is unknown; whether they are met, by draw and arm."""
     possible = np.ones(evidence.scores.shape, dtype=bool)  # met, as far as the amounts are known
     unknown = np.zeros(len(evidence.arms), dtype=bool)
-    for name, most in _asked(limits).items():
+    for name, most in limits.amounts().items():
         drawn = evidence.amounts[name]
         unknown |= np.isnan(drawn).any(axis=0)
         possible &= ~(drawn > most)
@@ -389,60 +211,51 @@ def _meets(evidence: Evidence, limits: Limits) -> tuple[Floats, NDArray[np.bool_
 
 def _cheapest(evidence: Evidence, among: list[int]) -> list[int]:
     """The arms that cost alike: within a tenth, or the noise, of the least memory, then of the least time and bytes."""
-    for column, limit in (
-        ("peak_memory_bytes", "memory_gib"),
-        ("train_seconds", "time_hours"),
-        ("checkpoint_bytes", ""),
-    ):
-        needed = evidence.costs[column] if column in evidence.costs else pd.Series(np.nan, evidence.arms)
-        amount = {i: float(needed.iloc[i]) if evidence.trained[i] else 0.0 for i in among}
-        known = {i: value for i, value in amount.items() if math.isfinite(value)}
-        if not known:
-            continue
-        least = min(known, key=lambda i: known[i])
-        among = [i for i in known if known[i] <= known[least] * (1 + TIE) or _within_noise(evidence, limit, i, least)]
+    limit_of = {column: limit for limit, (column, _) in COLUMNS.items()}
+    for column in ("peak_memory_bytes", "train_seconds", "checkpoint_bytes"):
+        amount = np.where(evidence.trained, evidence.costs[column], 0.0)
+        known = [i for i in among if math.isfinite(amount[i])]
+        if known:
+            least = min(known, key=lambda i: amount[i])
+            alike = amount <= amount[least] * (1 + TIE)
+            if column in limit_of and not alike[known].all():
+                alike |= _within_noise(evidence.amounts[limit_of[column]], evidence.known.seeds, least)
+            among = [i for i in known if alike[i]]
     return among
 
 
-def _within_noise(evidence: Evidence, limit: str, arm: int, least: int) -> bool:
-    """Whether two costs differ by less than twice the error of their difference."""
-    if limit not in evidence.amounts:
-        return False
-    drawn = evidence.amounts[limit][:, [arm, least]]
-    seeds = evidence.known.seeds[[arm, least]]
-    error = float(np.sqrt((drawn.var(axis=0) / (seeds + 1)).sum()))  # draws are of a next run: error of a mean
-    return bool(abs(drawn[:, 0].mean() - drawn[:, 1].mean()) <= 2 * error)
+def _within_noise(drawn: Floats, seeds: NDArray[np.int64], least: int) -> NDArray[np.bool_]:
+    """Which arms' costs, drawn by arm, differ from the least one by at most twice the error of that difference."""
+    variance = drawn.var(axis=0) / (seeds + 1)  # draws are of a next run: error of a mean
+    means = drawn.mean(axis=0)
+    return np.asarray(abs(means - means[least]) <= 2 * np.sqrt(variance + variance[least]))
 
 
-def _to_be_sure(group: Group, evidence: Evidence, limits: Limits) -> dict[str, float | None] | None:
+def _to_be_sure(evidence: Evidence, limits: Limits) -> dict[str, float | None] | None:
     """The cheapest numbers of seeds and examples that would make the answer 95% sure, were the scores seen the true.
 
     The errors of the draws shrink as the variance of a difference of two arms would.
     """
     known, trained = evidence.known, np.array(evidence.trained)
-    of_arms = group.arms.set_index("arm").reindex(evidence.arms)
-    wall = {stage: float(of_arms.get(f"{stage}_wall_seconds", pd.Series(np.nan, evidence.arms))[trained].sum())
-            for stage in ("train", "evaluate")}  # fmt: skip
+    training, evaluation = evidence.costs.loc[trained, list(WALL)].sum()
     seeds = int(known.seeds[trained].min()) if trained.any() else 1
-    pairs = known.variance[trained][:, trained] if trained.sum() > 1 else known.variance
-    items = float(pairs[~np.eye(len(pairs), dtype=bool)].mean()) / 2
+    pairs = itertools.combinations(np.flatnonzero(trained) if trained.sum() > 1 else range(len(trained)), 2)
+    items = float(np.mean([((known.influence[a] - known.influence[b]) ** 2).sum() for a, b in pairs])) / 2
     of_seeds, rest = seed_variance(known) * trained.any(), min(known.seed_part.rest, 0.9 * items * seeds)
 
     def variance(more: int, factor: float) -> float:
         return (items - rest / seeds + rest / (seeds + more)) / factor + of_seeds / (seeds + more)
 
     def seconds(more: int, factor: float) -> float:
-        return more * (wall["train"] + factor * wall["evaluate"]) + seeds * (factor - 1) * wall["evaluate"]
+        return more * (training + factor * evaluation) + seeds * (factor - 1) * evaluation
 
     errors = evidence.scores - evidence.scores.mean(axis=0)
     plans = list(itertools.product(_MORE_SEEDS, _MORE_EXAMPLES))[1:]
     for more, factor in sorted(plans, key=lambda p: (seconds(*p), p[0] + p[1])):
         shrunk = math.sqrt(variance(more, factor) / variance(0, 1))
-        imagined = replace(evidence, scores=evidence.sign * known.mean + shrunk * errors)
-        if choose(imagined, limits).sureness >= SURE:
-            minutes = seconds(more, factor) / 60
-            return {"examples": math.ceil(known.examples * factor), "seeds": seeds + more,
-                    "minutes": minutes if math.isfinite(minutes) else None}  # fmt: skip
+        if choose(replace(evidence, scores=evidence.means + shrunk * errors), limits).sureness >= SURE:
+            minutes = seconds(more, factor) / 60 or None  # 0: no stage's time is known
+            return {"examples": math.ceil(known.examples * factor), "seeds": seeds + more, "minutes": minutes}
     return None
 
 
@@ -451,13 +264,13 @@ def _to_be_sure(group: Group, evidence: Evidence, limits: Limits) -> dict[str, f
 
 def _arms_table(group: Group, evidence: Evidence, choice: Choice, limits: Limits) -> pd.DataFrame:
     places, known = range(len(evidence.arms)), evidence.known
-    intervals = [known.of(place).interval() for place in places]
+    low, high = zip(*(known.of(place).interval() for place in places), strict=True)
     frame = pd.DataFrame({
-        "arm": evidence.arms, "score": known.mean, "low": [low for low, _ in intervals],
-        "high": [high for _, high in intervals], "qualifies": choice.qualifies, "expected_shortfall": choice.expected,
+        "arm": evidence.arms, "score": known.mean, "low": low, "high": high,
+        "qualifies": choice.qualifies, "expected_shortfall": choice.expected,
         "probability_best": (evidence.scores == evidence.scores.max(axis=1, keepdims=True)).mean(axis=0),
         "within": (choice.shortfall <= choice.tolerance).mean(axis=0),
-        **{name: evidence.costs.get(name, pd.Series(math.nan, evidence.arms)).to_numpy() for name in _COSTS},
+        **evidence.costs[list(COSTS)].reset_index(drop=True),
         "forgetting": evidence.amounts["forgetting_tolerance"].mean(axis=0),
         "chosen": [place == choice.arm for place in places],
         "why_not": ["" if place == choice.arm else _why_not(evidence, choice, limits, place) for place in places],
@@ -465,13 +278,12 @@ def _arms_table(group: Group, evidence: Evidence, choice: Choice, limits: Limits
     return pd.concat([frame, _unjudged(group, evidence.out)], ignore_index=True)
 
 
-def _unjudged(group: Group, why: dict[str, str] | str) -> pd.DataFrame:
-    """Rows of the arms without a judgement."""
-    arms = group.arms[~group.arms["control"].astype(bool)]
-    arms = arms[arms["arm"].isin(list(why))] if isinstance(why, dict) else arms
+def _unjudged(group: Group, why: Mapping[str, str]) -> pd.DataFrame:
+    """Rows of the arms without a judgement, but controls."""
+    arms = group.arms[group.arms["arm"].isin(list(why)) & ~group.arms["control"].astype(bool)]
     empty = ["low", "high", "qualifies", "expected_shortfall", "probability_best", "within", "forgetting"]
-    reasons = arms["arm"].map(why) if isinstance(why, dict) else why
-    return arms.reindex(columns=["arm", "score", *_COSTS, *empty]).assign(chosen=False, why_not=reasons)
+    columns = ["arm", "score", *COSTS, *empty]
+    return arms.reindex(columns=columns).assign(chosen=False, why_not=arms["arm"].map(why))
 
 
 def _why_not(evidence: Evidence, choice: Choice, limits: Limits, place: int) -> str:
@@ -480,75 +292,63 @@ def _why_not(evidence: Evidence, choice: Choice, limits: Limits, place: int) -> 
         return _excess(evidence, limits, place)[1]
     if choice.expected[place] > choice.tolerance:
         return f"expected to fall {choice.expected[place]:.3f} short of the best"
-    if choice.arm is not None and place in choice.cheap:
-        return "costs as much, and its score is lower"
-    return "costs more"
+    return "costs as much, and its score is lower" if place in choice.cheap else "costs more"
 
 
 def _excess(evidence: Evidence, limits: Limits, place: int) -> tuple[float, str]:
     """By how much an arm misses the limits, relative to them, and the worst of its misses as a clause."""
-    misses = []
+    misses = [(0.0, "probably misses the limits together")]
     lacks = {"mergeable": "cannot be merged", "adapters": "needs a whole model a task"}
-    for name, most in _asked(limits).items():
+    units = {f.name: f.metadata["unit"] for f in fields(Limits)}
+    for name, most in limits.amounts().items():
         needed = float(np.median(evidence.amounts[name][:, place]))
         if math.isnan(needed):
             text = "how it scores when merged was not measured" if name in lacks else f"{name}: not measured"
             misses.append((math.inf, text))
-        elif name in lacks and needed > most:
-            misses.append((math.inf, lacks[name]))
         elif needed > most:
-            unit, of = COLUMNS[name][1], {f.name: f.metadata["unit"] for f in fields(Limits)}[name]
-            text = f"needs {needed / unit:.2f} {of} where {most / unit:g} are allowed"
-            misses.append((needed / max(most, 1e-9) - 1, text))
-    return max(misses, default=(0.0, "probably misses the limits together"))
+            unit = COLUMNS.get(name, ("", 1.0))[1]
+            text = f"needs {needed / unit:.2f} {units[name]} where {most / unit:g} are allowed"
+            misses.append((needed / max(most, 1e-9) - 1, lacks.get(name, text)))
+    return max(misses)
 
 
-def _nearest(evidence: Evidence, limits: Limits) -> str:
-    misses = [_excess(evidence, limits, place) for place in range(len(evidence.arms))]
-    place = min(range(len(misses)), key=lambda i: misses[i][0])
-    return f"Nearest is {evidence.arms[place]}: it {misses[place][1]}."
-
-
-def _reason(evidence: Evidence, choice: Choice, measure: Measure) -> str:
+def _reason(evidence: Evidence, choice: Choice) -> str:
     assert choice.arm is not None
-    pool = [i for i in range(len(evidence.arms)) if np.nan_to_num(choice.qualifies[i]) >= 0.5]
-    top = max(pool, key=lambda i: evidence.sign * evidence.known.mean[i])
-    own, short = evidence.known.mean[choice.arm], choice.expected[choice.arm]
+    pool = np.flatnonzero(np.nan_to_num(choice.qualifies) >= 0.5)
+    top = int(pool[evidence.means[pool].argmax()])
+    score, short = f"Its {evidence.measure.name} of {evidence.known.mean[choice.arm]:.3f}", choice.expected[choice.arm]
     beside = ", of those that meet the limits" if len(pool) < len(evidence.arms) else ""
     if top == choice.arm:
-        first = f"Its {measure.name} of {own:.3f} is the best{beside}"
+        first = f"{score} is the best{beside}"
         cheaper = "and nothing cheaper is expected to come within" if short > 0 else "within"
         first += f", {cheaper} {choice.tolerance:.3f} of the best" if len(pool) > 1 else ""
     else:
         within = "within" if short <= choice.tolerance else "more than"
-        first = (f"Its {measure.name} of {own:.3f} is expected to fall {short:.3f} short of the best{beside}, "
+        first = (f"{score} is expected to fall {short:.3f} short of the best{beside}, "
                  f"{within} the tolerance of {choice.tolerance:.3f}")  # fmt: skip
     costs = [f"{evidence.arms[i]} {_cost(evidence, i)}" for i in dict.fromkeys((choice.arm, top))]
     return f"{first}; {'; '.join(costs)}."
 
 
-def _surer(evidence: Evidence, choice: Choice, more: dict[str, float | None] | None) -> str:
+def _cost(evidence: Evidence, place: int) -> str:
+    if not evidence.trained[place]:
+        return "needs no training"
+    units = {"peak_memory_bytes": (2**30, "GiB"), "train_seconds": (60, "min")}
+    known = [f"{needed / unit:.2f} {word}" for name, (unit, word) in units.items()
+             if math.isfinite(needed := evidence.costs[name].iloc[place])]  # fmt: skip
+    return f"needs {' and '.join(known) or 'an unknown'}"
+
+
+def _surer(evidence: Evidence, arm: str, tolerance: float, more: dict[str, float | None] | None) -> str:
     """What would make the answer 95% sure, or why nothing within reach would."""
     other = "Whether two methods differ at all is another question, which may take fewer (Quality: examples to settle)."
     if more is not None:
         time = "" if more["minutes"] is None else f" (about {more['minutes']:,.0f} minutes more)"
         need = f"About {more['examples']:,} test examples and {more['seeds']} seeds in all{time}"
         return f"{need} would make the answer 95% sure. {other}"
-    assert choice.arm is not None
     examples, seeds = evidence.known.examples * _MORE_EXAMPLES[-1], int(evidence.known.seeds.max()) + _MORE_SEEDS[-1]
-    return (f"Not even {examples:,} test examples and {seeds} seeds would make it 95% sure that "
-            f"{evidence.arms[choice.arm]} falls short by no more than {choice.tolerance:.3f}: what was seen lies too "
-            f"close to that. {other}")  # fmt: skip
-
-
-def _cost(evidence: Evidence, place: int) -> str:
-    if not evidence.trained[place]:
-        return "needs no training"
-    known = [(evidence.costs[name].iloc[place] / unit, word) for name, unit, word in
-             (("peak_memory_bytes", 2**30, "GiB"), ("train_seconds", 60, "min")) if name in evidence.costs]  # fmt: skip
-    return "needs " + (
-        " and ".join(f"{value:.2f} {word}" for value, word in known if math.isfinite(value)) or "an unknown"
-    )
+    return (f"Not even {examples:,} test examples and {seeds} seeds would make it 95% sure that {arm} falls short by "
+            f"no more than {tolerance:.3f}: what was seen lies too close to that. {other}")  # fmt: skip
 
 
 def _caveats(group: Group, evidence: Evidence, choice: Choice) -> list[str]:
@@ -566,8 +366,7 @@ def _caveats(group: Group, evidence: Evidence, choice: Choice) -> list[str]:
         if low > 0:
             caveats.append(f"{evidence.arms[choice.arm]} forgot: the regression suite's mean lost {lost.mean():.1f} "
                            f"points [{low:.1f}, {high:.1f}] against the base.")  # fmt: skip
-    caveats += program_caveats({arm: group.by_arm[arm] for arm in evidence.arms if arm in group.by_arm})
+    caveats += program_caveats({arm: group.by_arm[arm] for arm in evidence.arms})
     caveats += [f"{arm}: {why}." for arm, why in evidence.out.items()]
     failed = group.arms[(group.arms["failed"] > 0) & group.arms["arm"].isin(evidence.arms)]
-    caveats += [f"{row.arm}: {row.failed} of its {row.runs} runs failed." for row in failed.itertuples()]
-    return caveats
+    return caveats + [f"{row.arm}: {row.failed} of its {row.runs} runs failed." for row in failed.itertuples()]

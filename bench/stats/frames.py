@@ -147,9 +147,8 @@ class Group:
 
     def without_controls(self) -> Group:
         """The group as charts show it: a model that was wrecked on purpose would set their scales."""
-        return _group(
-            self.name, self.sweep, [r for r in self.records if not is_control(r)], self.allowed, self.target_loss
-        )
+        records = [record for record in self.records if not record.config.method.control]
+        return _group(self.name, self.sweep, records, self.allowed, self.target_loss)
 
 
 def groups(sweep: Sweep, *, allowed: frozenset[str] = frozenset(), target_loss: float | None = None) -> list[Group]:
@@ -187,8 +186,10 @@ def load(*folders: str | Path) -> Sweep:
     if not folders:
         raise TypeError("load() needs at least one sweep folder, for example load('results/default')")
     sweep = Sweep([Path(folder) for folder in folders])
+    if missing := [folder for folder in sweep.folders if not folder.is_dir()]:
+        raise FileNotFoundError(f"{missing[0]}: no such folder; a sweep's results are in results/<sweep>")
     known: dict[str, Record] = {}
-    for run in (run for folder in sweep.folders for run in _run_folders(folder)):
+    for run in (run for folder in sweep.folders for run in sorted(folder.iterdir()) if run.is_dir()):
         record = read_record(run, sweep.problems)
         if record is None:
             continue
@@ -217,12 +218,6 @@ def load(*folders: str | Path) -> Sweep:
     return sweep
 
 
-def _run_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; a sweep's results are in results/<sweep>")
-    return sorted(path for path in folder.iterdir() if path.is_dir())
-
-
 # --- What a run is ---
 
 
@@ -237,16 +232,6 @@ def family(record: Record) -> str:
     if method.trains == "nothing":
         return "prompted" if method.shots else "base_4bit" if quantized else "base"
     return "full" if method.trains == "all_weights" else "qlora" if quantized else "lora"
-
-
-def is_untrained(record: Record) -> bool:
-    """Whether the run trains nothing."""
-    return record.config.untrained
-
-
-def is_control(record: Record) -> bool:
-    """Whether the run tests the harness itself and is no candidate for an answer (`method.control`)."""
-    return record.config.method.control
 
 
 def arm_names(records: Iterable[Record]) -> dict[str, str]:
@@ -322,9 +307,9 @@ def _run_row(record: Record) -> dict[str, Any]:
         "group": " / ".join((record.model, record.task, record.suite)),
         "family": family(record),
         "trains": method.trains,
-        "untrained": is_untrained(record),
+        "untrained": record.config.untrained,
         "quantized": method.quantization is not None,
-        "control": is_control(record),
+        "control": method.control,
         "status": str(record.status),
         "wall_seconds": record.wall_seconds,
         **{f"{stage}_wall_seconds": seconds for stage, seconds in record.stage_wall_seconds.items()},

@@ -36,6 +36,13 @@ class Limits:
         default=None, metadata={"unit": "USD/h", "help": "of the machine, in the place of hardware.price_usd_per_hour"}
     )
 
+    def amounts(self) -> dict[str, float]:
+        """Limit -> the most that is allowed, in the units of the draws; of what an arm must be able to do 0."""
+        most = {name: (getattr(self, name), unit) for name, (_, unit) in COLUMNS.items()}
+        needs = {"mergeable": self.mergeable, "adapters": (self.adapters or 1) > 1}
+        asked = {name: value * unit for name, (value, unit) in most.items() if value is not None}
+        return asked | {name: 0.0 for name, wanted in needs.items() if wanted}
+
 
 COLUMNS = {  # limit on an amount -> (column of the arms frame, one of the limit's unit in the column's)
     "memory_gib": ("peak_memory_bytes", 2.0**30),
@@ -87,7 +94,7 @@ def _value(name: str, text: str) -> Any:
         number = math.nan
     most = 100.0 if percent or name == "forgetting_tolerance" else 1.0 if name == "quality_tolerance" else math.inf
     may_be_zero = name in ("quality_tolerance", "forgetting_tolerance", "cost_usd")
-    if not (math.isfinite(number) and (number > 0 or (may_be_zero and number == 0)) and number <= most):
+    if not (0 <= number <= most and math.isfinite(number) and (number or may_be_zero)):
         least = "from 0 on" if may_be_zero else "above 0"
         share = " in the score's unit, or a share of the best score such as 3%" if name == "quality_tolerance" else ""
         raise ValueError(f"a number {least}{'' if most == math.inf else f', at most {most:g}'}{share}")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bench.metrics import Scale
 from bench.record import KL_METRIC, Record
-from bench.stats.frames import Group, is_control, is_untrained
+from bench.stats.frames import Group
 from bench.stats.paired import Floats, Means, SeedPart, means, seed_part
 
 SUITE_MEAN = "all tasks"
@@ -38,6 +38,11 @@ class Measure:
     higher_is_better: bool = True
     unit: str = "score"  # score, nats/token, acc, bits_per_byte, ...
     value_range: tuple[float, float] = (-np.inf, np.inf)  # of one example, as the metric states it
+
+    @property
+    def sign(self) -> float:
+        """What turns a value so that higher is better."""
+        return 1.0 if self.higher_is_better else -1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +62,6 @@ class Table:
     strata: NDArray[np.int64] | None
     value_range: tuple[float, float]
     seeds: SeedPart
-
-    def of(self, records: Sequence[Record]) -> Floats:
-        """The values of some runs, shape (runs, examples)."""
-        return np.stack([self.values[record.run_id] for record in records])
 
     def has(self, record: Record) -> bool:
         """Whether the run was tested at all."""
@@ -110,16 +111,13 @@ def _table(group: Group, measure: Measure, rows: pd.DataFrame) -> Table:
     """`rows` holds run_id, example_id, value and weight; of an example that occurs twice the first counts."""
     rows = rows.assign(value=rows["value"].fillna(NO_VALUE)).drop_duplicates(["run_id", "example_id"])
     frame = rows.pivot(index="example_id", columns="run_id", values="value")
+    frame = frame.reindex(columns=[record.run_id for record in group.records]).astype(float)
     weights = rows.groupby("example_id")["weight"].mean().reindex(frame.index).to_numpy(dtype=float)
     frame, weights = frame[weights > 0], weights[weights > 0]
     strata = np.unique([str(key).partition("\0")[0] for key in frame.index], return_inverse=True)[1]
-    untested = np.full(len(frame), np.nan)
-    values = {
-        record.run_id: frame[record.run_id].to_numpy(dtype=float) if record.run_id in frame else untested
-        for record in group.records
-    }
-    seeded = [runs for runs in group.by_arm.values() if not is_untrained(runs[0]) and not is_control(runs[0])]
-    whole = [[values[r.run_id] for r in runs if not np.isnan(values[r.run_id]).any()] for runs in seeded]
+    values = {str(run_id): column.to_numpy() for run_id, column in frame.items()}
+    of_arms = [runs for runs in group.by_arm.values() if not runs[0].config.untrained | runs[0].config.method.control]
+    whole = [[values[r.run_id] for r in runs if not np.isnan(values[r.run_id]).any()] for runs in of_arms]
     alike = len(weights) == 0 or np.ptp(weights) == 0
     finite = rows["value"][np.isfinite(rows["value"])]
     seen = (
@@ -141,23 +139,21 @@ def means_of(table: Table, arms: Sequence[Sequence[Record]]) -> Means | str:
     Returns:
         The means, or the reason why the values cannot be paired.
     """
-    values = [table.of(runs) for runs in arms]
     missing = [record.run_id for runs in arms for record in runs if not table.has(record)]
     if missing or not arms:
         return f"no values of {', '.join(missing) or 'any run'}"
+    values = [np.stack([table.values[record.run_id] for record in runs]) for runs in arms]
     tested = ~np.isnan(np.concatenate(values))
     shared, largest = int(tested.all(axis=0).sum()), int(tested.sum(axis=1).max())
     if shared < largest:
         return f"they were tested on different examples ({shared} of {largest} in common)"
-    usable = np.isfinite(np.concatenate(values)).all(axis=0)
-    if not usable.any():
+    if not np.isfinite(np.concatenate(values)).all(axis=0).any():
         return "no finite values"
-    kept = [of_arm[:, usable] for of_arm in values]
     return means(
-        kept,
-        weights=None if table.weights is None else table.weights[usable],
-        strata=None if table.strata is None else table.strata[usable],
-        trained=[not is_untrained(runs[0]) for runs in arms],
+        values,
+        weights=table.weights,
+        strata=table.strata,
+        trained=[not runs[0].config.untrained for runs in arms],
         seeds=table.seeds,
         value_range=table.value_range,
     )

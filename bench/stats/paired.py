@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +97,7 @@ def seed_part(arms: Sequence[Floats], weights: Floats | None = None) -> SeedPart
         seeds, examples = values.shape
         if seeds < 2 or examples < 2:
             continue
-        share = _normalised(None if weights is None else weights[kept], examples)
+        share = _normalised(weights, kept)
         run_means = values @ share
         left = values - values.mean(axis=0) - (run_means - run_means.mean())[:, None]
         square += float(((run_means - run_means.mean()) ** 2).sum())
@@ -105,76 +106,132 @@ def seed_part(arms: Sequence[Floats], weights: Floats | None = None) -> SeedPart
     return SeedPart(square / degrees, rest / degrees, degrees) if degrees else SeedPart()
 
 
-def _normalised(weights: Floats | None, examples: int) -> Floats:
-    return np.full(examples, 1 / examples) if weights is None else weights / weights.sum()
+def _normalised(weights: Floats | None, kept: NDArray[np.bool_]) -> Floats:
+    used = np.ones(int(kept.sum())) if weights is None else weights[kept]
+    return used / used.sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Means:
     """The means of arms over seeds and examples. Made by `means`.
 
     Attributes:
-        mean: shape (arms,).
-        covariance: of the means by the examples seen, without the seeds' part, shape (arms, arms).
-        variance: the same of differences, shape (arms, arms); of means on the diagonal. `freedom`: its degrees.
-        unseen, growth, origin: what may happen in examples that show no change, shape (arms, arms), 0 where all show
-            one: variance of a difference for one changed example more; by how much the variance is larger per unit by
-            which the truth lies farther from the origin than what was seen, as so much more would have changed; the
-            value where nothing changed: the median, mostly 0 of a difference, on the diagonal that of the values.
-        seeds: runs averaged, shape (arms,).
+        values: of each arm, shape (seeds, examples); finite.
+        share: of each example in the mean, shape (examples,); they sum to 1.
+        task: its number where the mean is one over tasks, shape (examples,), else 0.
         seed_share: by how much the seeds' variance enters each mean's, shape (arms,): 1 / seeds; 0 untrained.
-        spread: of one example's value, averaged over arms: standard deviation.
-        discordant: for one seed of right and wrong answers that count alike: [a, b] holds how many examples arm a has
-            right and arm b wrong; None otherwise.
-        identical: whether two arms agree in every value, shape (arms, arms).
         value_range: least and most possible value.
+        right_or_wrong: whether every value is 0 or 1.
     """
 
-    mean: Floats
-    covariance: Floats
-    variance: Floats
-    freedom: Floats
-    unseen: Floats
-    growth: Floats
-    origin: Floats
-    seeds: NDArray[np.int64]
+    values: list[Floats]
+    share: Floats
+    task: NDArray[np.int64]
     seed_share: Floats
     seed_part: SeedPart
-    examples: int
-    spread: float
-    discordant: NDArray[np.int64] | None
-    identical: NDArray[np.bool_]
     value_range: tuple[float, float]
+    right_or_wrong: bool
+
+    @cached_property
+    def by_example(self) -> Floats:
+        """Means over seeds, shape (arms, examples)."""
+        return np.stack([arm.mean(axis=0) for arm in self.values])
+
+    @cached_property
+    def mean(self) -> Floats:
+        """Shape (arms,)."""
+        return self.by_example @ self.share
+
+    @cached_property
+    def influence(self) -> Floats:
+        """What each example adds to the error of each mean, shape (arms, examples): covariances are sums of products.
+
+        An example counts about the mean of its task.
+        """
+        sums = np.stack([np.bincount(self.task, self.share * arm) for arm in self.by_example])
+        about = (sums / np.bincount(self.task, self.share))[:, self.task]
+        size = np.bincount(self.task)[self.task]
+        return np.asarray(self.share * (self.by_example - about) * np.sqrt(size / np.maximum(size - 1, 1)))
+
+    @property
+    def examples(self) -> int:
+        """That have a finite value in every run."""
+        return len(self.share)
+
+    @property
+    def seeds(self) -> NDArray[np.int64]:
+        """Runs averaged, shape (arms,)."""
+        return np.array([len(arm) for arm in self.values])
+
+    @cached_property
+    def spread(self) -> float:
+        """Of one example's value, averaged over arms: standard deviation."""
+        return float(np.mean([arm.std() for arm in self.values]))
 
     def of(self, arm: int) -> Estimate:
         """One arm's own mean."""
-        return self._estimate(arm, arm, float(self.mean[arm]), float(self.seed_share[arm]), self.value_range)
+        return self._estimate([arm], self.value_range)
 
     def difference(self, arm: int, baseline: int) -> Estimate:
         """arm - baseline, paired by example."""
         widest = self.value_range[1] - self.value_range[0]
-        share = float(self.seed_share[arm] + self.seed_share[baseline])
-        changed = None if self.discordant is None else (
-            int(self.discordant[arm, baseline]), int(self.discordant[baseline, arm])
-        )  # fmt: skip
-        result = self._estimate(arm, baseline, float(self.mean[arm] - self.mean[baseline]), share, (-widest, widest))
-        return replace(result, discordant=changed, identical=bool(self.identical[arm, baseline]))
+        result = self._estimate([arm, baseline], (-widest, widest))
+        if self.right_or_wrong and self.seeds.max() == 1 and np.ptp(self.share) <= 1e-12:
+            change = self.by_example[arm] - self.by_example[baseline]
+            result = replace(result, discordant=(int((change > 0).sum()), int((change < 0).sum())))
+        left, right = self.values[arm], self.values[baseline]
+        paired = len(left) == len(right) or 1 in (len(left), len(right))  # a single run stands for every seed
+        return replace(result, identical=paired and bool((left == right).all()))
 
-    def _estimate(
-        self, arm: int, other: int, mean: float, seed_share: float, value_range: tuple[float, float]
-    ) -> Estimate:
-        items = float(self.variance[arm, other] + self.unseen[arm, other])
+    def unseen(self, arm: int) -> float:
+        """Variance of the difference from another arm for one changed example more; the largest over these."""
+        others = [other for other in range(len(self.values)) if other != arm]
+        return max((self._changes(self.by_example[arm] - self.by_example[other])[0] for other in others), default=0.0)
+
+    def _estimate(self, arms: list[int], value_range: tuple[float, float]) -> Estimate:
+        """Of an arm's mean, or of its difference from a second one's."""
+        signs = np.array([1.0, -1.0])[: len(arms)]
+        variance, freedom = self._moments(signs @ self.influence[arms])
+        unseen, growth, origin = self._changes(signs @ self.by_example[arms])
+        if len(arms) > 1:  # of a mean nothing is tested: its interval's ends have what would be unseen there
+            variance += unseen
         return Estimate(
-            mean=mean,
-            variances=items + seed_share * self.seed_part.points(),
-            item_variance=items,
-            growth=float(self.growth[arm, other]),
-            origin=float(self.origin[arm, other]),
-            freedom=float(self.freedom[arm, other]),
+            mean=float(signs @ self.mean[arms]),
+            variances=variance + float(self.seed_share[arms].sum()) * self.seed_part.points(),
+            item_variance=variance,
+            growth=growth,
+            origin=origin,
+            freedom=freedom,
             examples=self.examples,
-            seeds=int(max(self.seeds[arm], self.seeds[other])),
+            seeds=int(self.seeds[arms].max()),
             value_range=value_range,
         )
+
+    def _moments(self, influence: Floats) -> tuple[float, float]:
+        """(variance of a mean, its degrees of freedom: by Satterthwaite over tasks), by the examples seen."""
+        if self.examples < 2:
+            return np.inf, 1.0
+        variances, sizes = np.bincount(self.task, influence**2), np.bincount(self.task)
+        total, squares = float(variances.sum()), float((variances**2 / (sizes - 1)).sum())
+        return total, total**2 / squares if squares > 0 else float(self.examples - len(sizes))
+
+    def _changes(self, values: Floats) -> tuple[float, float, float]:
+        """(unseen, growth, origin): what may happen in examples that show no change; 0 where all show one.
+
+        unseen: variance of the mean for one changed example more. growth: by how much the variance is larger per unit
+        by which the truth lies farther from the origin than what was seen, as so much more would have changed. origin:
+        the value where nothing changed: the median, mostly 0 of a difference. A change is one of 1 where all answers
+        are right or wrong, and of the usual spread where none was seen.
+        """
+        origin, weight = float(np.median(values)), float((self.share**2).sum())
+        away = values[values != origin] - origin
+        same = 1 - len(away) / len(values)
+        square, size = self.spread**2, self.spread
+        if self.right_or_wrong:
+            square, size = 1.0, 1.0
+        elif len(away):
+            square, size = float((away**2).mean()), float((away**2).sum() / np.abs(away).sum())
+        return square * same * weight**2, size * same * weight, origin
 
 
 def means(
@@ -199,34 +256,21 @@ def means(
         ValueError: for other shapes, weights that are not positive, or no example with a value in every run.
     """
     values, kept = _usable(arms, weights)
-    share = _normalised(None if weights is None else weights[kept], int(kept.sum()))
-    by_example = np.stack([arm.mean(axis=0) for arm in values])
+    share = _normalised(weights, kept)
     right_or_wrong = bool(all(np.isin(arm, (0.0, 1.0)).all() for arm in values))
-    exact = right_or_wrong and all(len(arm) == 1 for arm in values) and np.ptp(share) <= 1e-12
-    number = np.array([len(arm) for arm in values])
-    has_seeds = (np.ones(len(arms), dtype=bool) if trained is None else np.asarray(trained, dtype=bool)) | (number > 1)
     task = np.zeros(len(share), dtype=np.int64)
     if strata is not None and np.unique(strata[kept], return_counts=True)[1].min() > 1:
         task = np.unique(strata[kept], return_inverse=True)[1]  # one item tells nothing of its task's spread: no tasks
-    covariance, variance, freedom = _moments(by_example, share, task)
-    spread = float(np.mean([arm.std() for arm in values]))
-    unseen, growth, origin = _changes(by_example, None if right_or_wrong else spread, float((share**2).sum()))
+    number = np.array([len(arm) for arm in values])
+    has_seeds = (np.ones(len(arms), dtype=bool) if trained is None else np.asarray(trained, dtype=bool)) | (number > 1)
     return Means(
-        mean=by_example @ share,
-        covariance=covariance,
-        variance=variance,
-        freedom=freedom,
-        unseen=unseen,
-        growth=growth,
-        origin=origin,
-        seeds=number,
+        values=values,
+        share=share,
+        task=task,
         seed_share=np.where(has_seeds, 1 / number, 0.0),
         seed_part=seed_part(values, share) if seeds is None else seeds,
-        examples=int(kept.sum()),
-        spread=spread,
-        discordant=(by_example @ (1 - by_example).T).round().astype(np.int64) if exact else None,
-        identical=np.array([[_identical(left, right) for right in values] for left in values]),
         value_range=(0.0, 1.0) if right_or_wrong else value_range,
+        right_or_wrong=right_or_wrong,
     )
 
 
@@ -235,70 +279,12 @@ def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats
     shapes = {values.shape[1:] for values in arms}
     if len(shapes) != 1 or any(values.ndim != 2 or values.size == 0 for values in arms):
         raise ValueError(f"arms: shapes {[v.shape for v in arms]}; expected (seeds, examples) with the same examples")
-    stacked = np.concatenate([np.asarray(values, dtype=float) for values in arms])
-    kept = np.isfinite(stacked).all(axis=0)
+    kept = np.isfinite(np.concatenate(arms)).all(axis=0)
     if not kept.any():
         raise ValueError("arms: no example has a finite value in every run")
     if weights is not None and not (np.isfinite(weights[kept]) & (weights[kept] > 0)).all():
         raise ValueError("weights: must be finite and positive; drop examples of weight 0")
     return [np.asarray(arm, dtype=float)[:, kept] for arm in arms], kept
-
-
-def _moments(by_example: Floats, share: Floats, task: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
-    """`covariance`, `variance` and `freedom` of `Means`; the degrees by Satterthwaite over tasks.
-
-    Args:
-        by_example: means over seeds, shape (arms, examples); `share`: weights that sum to 1, shape (examples,).
-    """
-    arms, examples = by_example.shape
-    if examples < 2:
-        return np.diag(np.full(arms, np.inf)), np.full((arms, arms), np.inf), np.ones((arms, arms))
-    covariance, variance, squares = np.zeros((3, arms, arms))
-    for number in range(int(task.max()) + 1):
-        own = task == number
-        mean = by_example[:, own] @ share[own] / share[own].sum()
-        influence = share[own] * (by_example[:, own] - mean[:, None])
-        of_task = influence @ influence.T * (own.sum() / (own.sum() - 1))
-        alone = np.diag(of_task)
-        of_pairs = np.maximum(alone[:, None] + alone - 2 * of_task, 0.0) + np.diag(alone)
-        covariance, variance, squares = (
-            covariance + of_task,
-            variance + of_pairs,
-            squares + of_pairs**2 / (own.sum() - 1),
-        )
-    plain = np.full((arms, arms), float(examples - 1 - task.max()))
-    return covariance, variance, np.divide(variance**2, squares, out=plain, where=squares > 0)
-
-
-def _changes(by_example: Floats, spread: float | None, weight: float) -> tuple[Floats, Floats, Floats]:
-    """`unseen`, `growth` and `origin` of `Means`, from the arms' means over seeds, shape (arms, examples).
-
-    Args:
-        spread: size of a change where none was seen; None: all answers are right or wrong, and a change is one of 1.
-        weight: of one example in the mean, on average: the sum of the squared weights.
-    """
-    arms, examples = by_example.shape
-    usual = 1.0 if spread is None else spread
-    unseen, growth, origin = np.zeros((3, arms, arms))
-    for arm in range(arms):
-        values = by_example[arm] - by_example
-        values[arm] = by_example[arm]
-        origin[arm] = np.median(values, axis=1)
-        away = values - origin[arm][:, None]
-        changed = np.count_nonzero(away, axis=1)
-        squares, sizes = (away**2).sum(axis=1), np.abs(away).sum(axis=1)
-        known = (changed > 0) & (spread is not None)
-        square = np.divide(squares, changed, out=np.full(arms, usual**2), where=known)
-        same = 1 - changed / examples
-        unseen[arm] = square * same * weight**2
-        growth[arm] = np.divide(squares, sizes, out=np.full(arms, usual), where=known) * same * weight
-    np.fill_diagonal(unseen, 0.0)  # of a mean nothing is tested: its interval's ends have what would be unseen there
-    return unseen, growth, origin
-
-
-def _identical(left: Floats, right: Floats) -> bool:
-    """Whether two arms agree in every value of every seed; a single run stands for every seed."""
-    return (len(left) == len(right) or 1 in (len(left), len(right))) and bool((left == right).all())
 
 
 @dataclass(frozen=True)
@@ -309,7 +295,7 @@ class Estimate:
         mean: in the unit of the values.
         variances: values of its variance, of probability `WEIGHTS`.
         item_variance: the part that shrinks with more examples; `freedom`: its degrees.
-        growth, origin: as in `Means`.
+        growth, origin: as in `Means._changes`.
         discordant: (gained, lost) examples, for one seed of right and wrong answers.
         identical: a difference of arms that agree in every value.
     """
@@ -349,9 +335,10 @@ class Estimate:
         return float(optimize.brentq(beyond, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest)) if widest > 0 else 0.0
 
     def p_value(self) -> float:
-        """Two-sided p of "no difference": McNemar's exact test for right and wrong answers of one seed, else by t."""
-        if self.discordant is not None:
-            return mcnemar(*self.discordant)
+        """Two-sided p of "no difference": McNemar's exact test (1947, binomial form) for right and wrong answers of one
+        seed, else by t."""
+        if self.discordant is not None and any(self.discordant):
+            return float(stats.binomtest(self.discordant[0], sum(self.discordant)).pvalue)
         if self.identical or self.examples < 2:
             return 1.0
         scale = np.maximum(np.sqrt(self.variances), 1e-300)
@@ -378,12 +365,6 @@ class Estimate:
             goals.append((margin - seen) / (upper(1 - ALPHA) + upper((1 + POWER) / 2 if seen == 0 else POWER)))
         allowed = max(goals) ** 2 - (float(self.variances[MEDIAN]) - self.item_variance)
         return max(2, int(np.ceil(self.examples * self.item_variance / allowed))) if allowed > 0 else None
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p (McNemar 1947, binomial form): gained are right with the method and wrong with the baseline."""
-    changed = gained + lost
-    return float(stats.binomtest(gained, changed, 0.5).pvalue) if changed else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -439,8 +420,9 @@ def draws(known: Means, rng: np.random.Generator, count: int, alike: Sequence[bo
     together = np.ones(size, dtype=bool) if alike is None else np.asarray(alike, dtype=bool)
     arm_variance = (unit * ARM_SPREAD * np.exp(_LOGS)) ** 2
     # The covariance is itself estimated, from so many examples: Student's t in as many dimensions as there are arms.
-    freedom = max(float(np.diag(known.freedom).min()) + 1 - size, 1.0)
-    items = known.covariance + np.diag(known.unseen.max(axis=1) / 2 + 1e-9 * unit**2)
+    freedom = max(min(known.of(arm).freedom for arm in range(size)) + 1 - size, 1.0)
+    unseen = np.array([known.unseen(arm) for arm in range(size)])
+    items = known.influence @ known.influence.T + np.diag(unseen / 2 + 1e-9 * unit**2)
     items = items * (freedom + size - 1) / freedom
     # Far below the errors it changes nothing, but for a singular matrix where arms are equal in every example.
     arm_variance = np.maximum(arm_variance, 1e-9 * float(np.diag(items).max()))

@@ -1,7 +1,7 @@
 """What a claim's quantity is: the runs that are meant, and joint draws of a number for each arm.
 
 An arm is selected by what is trained and how the base is kept, never by a method's name, and by settings. Scores and
-losses are drawn by the engine of the decision (`paired.draws`), amounts by `decide.amount_draws`; counts are exact.
+losses are drawn by the engine of the decision (`paired.draws`), amounts by `evidence.amount_draws`; counts are exact.
 
     >>> for names, runs in sets(group, [Arm("lora"), Arm("full")], at_equal=None):
     ...     values = drawn(group, "tokens_per_second", list(runs.values()), rng, at_equal=None)
@@ -20,15 +20,15 @@ import pandas as pd
 from bench.config import flat
 from bench.fairness import disturbances
 from bench.metrics import METRICS
-from bench.record import Record, ServedForm
-from bench.stats.compare import match, speed_doubts
+from bench.record import Record
+from bench.stats.compare import match
 from bench.stats.curves import reach_frame
-from bench.stats.decide import DRAWS, amount_draws
-from bench.stats.frames import Group, family, is_control, is_untrained
+from bench.stats.evidence import DRAWS, amount_draws
+from bench.stats.frames import Group, family
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
 from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, means
 from bench.stats.rates import best_of_rates, optimum_cell, optimum_draws, tried
-from bench.stats.serving import forms_of, latency_ratios, results_of, timed_answers
+from bench.stats.serving import forms_frame, latency_ratios, results_of, timed_answers
 
 SERVED = ("unmerged_latency_ratio", "merged_latency_ratio", "merged_size_ratio", "merge_logit_difference",
           "adapter_swap_seconds")  # fmt: skip
@@ -83,7 +83,7 @@ def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, li
 
 
 def _fits(arm: Arm, record: Record) -> bool:
-    if family(record) != arm.family or is_control(record):
+    if family(record) != arm.family or record.config.method.control:
         return False
     has = flat(asdict(record.config.method))
     published = all(has.get(setting) in (None, usual) for setting, usual in _PUBLISHED.items())
@@ -108,7 +108,7 @@ def sets(group: Group, arms: Sequence[Arm], at_equal: str | None) -> list[tuple[
         runs = [of_arm[name] for of_arm, name in zip(meant, names, strict=True)]
         if len(set(names)) < len(names) or not _alike(group, [of_arm[0] for of_arm in runs], free, at_equal):
             continue
-        first = min(range(len(runs)), key=lambda place: is_untrained(runs[place][0]))
+        first = min(range(len(runs)), key=lambda place: runs[place][0].config.untrained)
         for place in set(range(len(runs))) - {first}:  # an untrained run is the partner of every seed
             matching = match(group, names[first], names[place])
             reasons |= dict.fromkeys(str(reason) for _, reason in matching.refused)
@@ -163,15 +163,14 @@ def drawn(
     group: Group, name: str, arms: Sequence[list[Record]], rng: np.random.Generator, at_equal: str | None
 ) -> list[Drawn]:
     """A quantity of several arms, given by their runs: drawn jointly."""
-    seeds = max(map(len, arms))
-    runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    runs = _seeds(max(map(len, arms)))
     if name in SERVED:
-        return [_served(name, of_arm, rng) for of_arm in arms]
+        return [_served(group, name, of_arm, rng) for of_arm in arms]
     if name in EXAMPLES:
         known = _spikes(group, arms) if name == "gradient_spike_share" else _examples(group, name, arms)
         if known.examples < FEWEST_EXAMPLES:
             raise NotMeasuredError(f"only {known.examples} examples")
-        sampled = draws(known, rng, DRAWS, alike=[not is_untrained(of_arm[0]) for of_arm in arms])
+        sampled = draws(known, rng, DRAWS, alike=[not of_arm[0].config.untrained for of_arm in arms])
         basis = f"{known.examples} {'steps' if name == 'gradient_spike_share' else 'examples'}, {runs}"
         return [(float(known.mean[i]), sampled[:, i], basis) for i in range(len(arms))]
     values = _by_run(group, name, arms, at_equal)
@@ -219,8 +218,7 @@ def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str
     batches = {run.train.micro_batch or run.config.train.micro_batch for run in records if run.train}
     if name in AMOUNTS and at_equal != "memory_budget_gib" and len(batches) > 1:
         raise NotMeasuredError(f"the micro-batches differ ({', '.join(map(str, sorted(batches, key=str)))})")
-    doubts = dict.fromkeys(text for run in records for text in speed_doubts(run, records[0]))
-    if doubts and name in AMOUNTS and name != "peak_memory_bytes":
+    if name in AMOUNTS and name != "peak_memory_bytes" and (doubts := speed_doubts(records)):
         raise NotMeasuredError("; ".join(doubts))
     known = _column(group, name)
     if any(run.run_id not in known for run in records):
@@ -229,10 +227,22 @@ def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str
     return [np.array([known[run.run_id] for run in of_arm]) for of_arm in arms]
 
 
+def speed_doubts(records: Sequence[Record]) -> list[str]:
+    """Why the speeds of runs should not be compared, a clause each; quality may be all the same."""
+    busy = {record.run_id: text for record in records if (text := disturbances(record).get("train"))}
+    governors = sorted({run.train.environment.cpu_governor or "" for run in records if run.train} - {""})
+    doubts = [f"{run_id} was measured on a busy machine: {text}" for run_id, text in busy.items()]
+    return doubts + [f"their processors were governed differently ({' and '.join(governors)})"] * (len(governors) > 1)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
 # --- Of serving ---
 
 
-def _served(name: str, records: Sequence[Record], rng: np.random.Generator) -> Drawn:
+def _served(group: Group, name: str, records: Sequence[Record], rng: np.random.Generator) -> Drawn:
     """A quantity of `SERVED` for one arm: its value, draws of it (counts: the value itself), what it rests on.
 
     unmerged_latency_ratio: total latency with the adapter beside its base / that of this base alone;
@@ -247,22 +257,32 @@ def _served(name: str, records: Sequence[Record], rng: np.random.Generator) -> D
     served = [record for record in records if record.serve]
     if not served:
         raise NotMeasuredError(f"{records[0].method} was not served; add serve=full to the command")
-    forms = forms_of(served)
-    seeds = f"{len(served)} seed{'s' if len(served) > 1 else ''}"
+    frame, seeds = forms_frame(group), _seeds(len(served))
+    form = "unmerged" if name == "unmerged_latency_ratio" else "merged"
+    forms = frame[frame["arm"] == group.arm_of[served[0].run_id]].set_index("form") if len(frame) else frame
+    if name != "adapter_swap_seconds" and form not in forms.index:
+        raise NotMeasuredError(f"{served[0].method} was not served {form}")
     if name in ("merge_logit_difference", "merged_size_ratio"):
-        value = _logits_moved(served) if name == "merge_logit_difference" else _size_ratio(forms, served[0].method)
-        return value, np.full(DRAWS, value), f"exact, {seeds}"
+        size = forms["disk_bytes"].astype(float)
+        exact = {"merge_logit_difference": forms.at["merged", "logit_difference"],
+                 "merged_size_ratio": size["merged"] / size.get(forms["base"].get("unmerged"), np.nan)}  # fmt: skip
+        if not np.isfinite(exact[name]):
+            raise NotMeasuredError(f"{name} was not measured (serve.fidelity_examples, the base's files)")
+        return float(exact[name]), np.full(DRAWS, exact[name]), f"exact, {seeds}"
     if name == "adapter_swap_seconds":
         values = [s for result in results_of(served) if result.adapters for s in result.adapters.load_seconds]
     else:
-        form = _form(forms, "merged" if name == "merged_latency_ratio" else "unmerged", served[0].method)
         busy = {f"served on a busy machine: {text}" for r in served if (text := disturbances(r).get("serve"))}
         if busy:
             raise NotMeasuredError("; ".join(sorted(busy)))
-        values = latency_ratios(timed_answers(served), form.form, form.base)
+        values = latency_ratios(timed_answers(served), form, forms.at[form, "base"])
     if len(values) < 2:
         raise NotMeasuredError(f"no repetitions of {name}" + (" (serve.adapters)" if "swap" in name else ""))
-    return float(np.median(values)), median_draws(values, rng, DRAWS), f"{len(values)} repetitions, {seeds}"
+    return (
+        float(np.median(values)),
+        median_draws(values, rng, DRAWS),
+        f"{len(values)} repetitions, {seeds}",
+    )
 
 
 def median_draws(values: Sequence[float], rng: np.random.Generator, count: int) -> Floats:
@@ -271,25 +291,3 @@ def median_draws(values: Sequence[float], rng: np.random.Generator, count: int) 
     below = rng.binomial(len(values), 0.5, size=count)
     low, high = edges[below], edges[below + 1]
     return np.asarray(np.where(np.isinf(high), high, low + (high - low) * rng.uniform(size=count)))
-
-
-def _form(forms: dict[str, ServedForm], name: str, method: str) -> ServedForm:
-    if name not in forms:
-        raise NotMeasuredError(f"{method} was not served {name}")
-    return forms[name]
-
-
-def _logits_moved(records: Sequence[Record]) -> float:
-    entries = [entry.logits for result in results_of(records) for entry in result.fidelity if entry.form == "merged"]
-    known = [logits.largest for logits in entries if logits and logits.largest is not None]
-    if not known:
-        raise NotMeasuredError("the merged model's logits were not compared (serve.fidelity_examples)")
-    return max(known)
-
-
-def _size_ratio(forms: dict[str, ServedForm], method: str) -> float:
-    merged = _form(forms, "merged", method).disk_bytes
-    base = _form(forms, str(_form(forms, "unmerged", method).base), method).disk_bytes
-    if merged is None or not base:
-        raise NotMeasuredError("the files of the base were not found on disk")
-    return merged / base

@@ -101,9 +101,7 @@ def _rounded(rate: float) -> float:
 
 def tuning_of(record: Record, tunings: Iterable[Tuning]) -> Tuning | None:
     """The search that holds for a run: that of its method, model, task and budget."""
-    if record.config.method.trains == "nothing":
-        return None
-    key = tuning_key(record.config)
+    key = None if record.config.untrained else tuning_key(record.config)
     return next((tuning for tuning in tunings if tuning.key == key), None)
 
 
@@ -123,28 +121,28 @@ def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
 
 def warnings(group: Group) -> list[str]:
     """What a reader must know about the learning rates of the arms, a sentence each."""
-    trained = {
-        arm: runs
-        for arm, runs in group.by_arm.items()
-        if any(run.train for run in runs) and not runs[0].config.method.control
-    }
-    untuned = [arm for arm, runs in trained.items() if not all(is_tuned(run, group.sweep.tunings) for run in runs)]
-    tuned = [arm for arm in trained if arm not in untuned]
+    untuned, tuned = [], []
+    for arm, runs in group.by_arm.items():
+        if any(run.train for run in runs) and not runs[0].config.method.control:
+            (tuned if all(is_tuned(run, group.sweep.tunings) for run in runs) else untuned).append(arm)
     sentences = []
     if untuned and tuned:
         sentences.append(
-            f"Only {_listed(tuned)} ran at a learning rate that was searched for; {_listed(untuned)} ran untuned, at "
+            f"Only {listed(tuned)} ran at a learning rate that was searched for; {listed(untuned)} ran untuned, at "
             "the rate in the configuration: the comparison may favour what was tuned."
         )
     elif untuned:
         sentences.append(
-            f"Learning rates untuned: {_listed(untuned)} ran at the rate in the configuration. "
+            f"Learning rates untuned: {listed(untuned)} ran at the rate in the configuration. "
             "python -m bench tune finds each method's own on the validation split."
         )
-    for arm in tuned:
-        tuning = tuning_of(trained[arm][0], group.sweep.tunings)
-        sentences += [f"{arm}: {remark}" for remark in remarks(tuning, trained[arm])] if tuning else []
-    return sentences
+    searches = {arm: tuning for arm, tuning in tunings_of(group).items() if arm in tuned}
+    return sentences + [f"{arm}: {text}" for arm in searches for text in remarks(searches[arm], group.by_arm[arm])]
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def remarks(tuning: Tuning, runs: Sequence[Record] = ()) -> list[str]:
@@ -167,10 +165,6 @@ def remarks(tuning: Tuning, runs: Sequence[Record] = ()) -> list[str]:
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 # --- Arms that differ in the rate alone ---
 
 Arms = Mapping[str, list[Record]]
@@ -178,10 +172,8 @@ Arms = Mapping[str, list[Record]]
 
 def validation_loss(runs: Sequence[Record]) -> float:
     """After training, mean over seeds, nats a token; infinite where a run's is not finite or unknown."""
-    points = [run.train.heldout for run in runs if run.train]
-    if not points or len(points) < len(runs) or not all(points):
-        return math.inf
-    losses = [max(of_run, key=lambda point: point.step).loss for of_run in points]
+    points = [run.train.heldout if run.train else [] for run in runs]
+    losses = [max(of_run, key=lambda point: point.step).loss if of_run else None for of_run in points]
     return sum(math.inf if loss is None else loss for loss in losses) / len(losses)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -25,8 +26,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from bench.record import Adapters, Fidelity, Generation, Record, ServedForm, ServeResult
-from bench.stats.compare import Margins
+from bench.record import Fidelity, Generation, Record, ServedForm, ServeResult
+from bench.stats.compare import margin_of
 from bench.stats.frames import Group
 from bench.stats.measures import measure_tables, primary_measure
 from bench.stats.paired import means
@@ -129,15 +130,16 @@ def _price_usd_per_hour(records: Sequence[Record]) -> float:
 # --- Forms ---
 
 
+@lru_cache(maxsize=32)
 def forms_frame(group: Group) -> pd.DataFrame:
     """One row an arm and form.
 
-    Columns: arm, form, is_what, evaluated (whether the run's scores are this form's); disk_bytes, weights_bytes,
-    load_seconds, peak_memory_bytes (of loading and serving, the highest of the seeds); score; difference (from the
-    evaluated form, paired by example) with low and high (95%), as_good (shown not to be worse); logit_difference and
-    logit_difference_mean (from the evaluated form, largest and mean), same_token_share, equal_answers_share;
-    latency_ratio (total seconds / the evaluated form's) with _low and _high; ship, smallest (the form to ship, and the
-    one of fewest bytes among those as good).
+    Columns: arm, form, base (the form without the adapter), is_what, evaluated (whether the run's scores are this
+    form's); disk_bytes, weights_bytes, load_seconds, peak_memory_bytes (of loading and serving, the highest of the
+    seeds); score; difference (from the evaluated form, paired by example) with low and high (95%), as_good (shown not
+    to be worse); logit_difference and logit_difference_mean (from the evaluated form, largest and mean),
+    same_token_share, equal_answers_share; latency_ratio (total seconds / the evaluated form's) with _low and _high;
+    ship, smallest (the form to ship, and the one of fewest bytes among those as good).
     """
     frames = [_arm_forms(group, arm, records) for arm, records in served_arms(group).items()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -150,7 +152,7 @@ def _arm_forms(group: Group, arm: str, records: list[Record]) -> pd.DataFrame:
     for name, form in forms_of(records).items():
         times = [1.0] if name == evaluated else latency_ratios(timed, form.timed_as, evaluated)
         rows.append(
-            {"arm": arm, "form": name, "is_what": form.is_what, "evaluated": name == evaluated,
+            {"arm": arm, "form": name, "base": form.base, "is_what": form.is_what, "evaluated": name == evaluated,
              "disk_bytes": form.disk_bytes, "weights_bytes": form.weights_bytes}
             | _loading(results_of(records), name)
             | _change(group, records, name, evaluated)
@@ -173,46 +175,39 @@ def _loading(results: Sequence[ServeResult], form: str) -> dict[str, float]:
 
 
 def _fidelity(entries: Sequence[Fidelity]) -> dict[str, float]:
-    """Over seeds: of the largest logit difference the largest, of the rest the mean."""
+    """Over seeds: of the largest logit difference the largest, of the rest the mean; a lost logit is infinitely off."""
     logits = [entry.logits for entry in entries if entry.logits]
-    largest, mean = ([math.inf if one is None else one for one in ends]
-                     for ends in ([own.largest for own in logits], [own.mean for own in logits]))  # fmt: skip
+    off = pd.DataFrame([(one.largest, one.mean) for one in logits], columns=["largest", "mean"], dtype=float)
     equal = [entry.equal_answers / entry.examples for entry in entries if entry.equal_answers is not None]
     return {
-        "logit_difference": max(largest, default=math.nan),
-        "logit_difference_mean": _mean(mean),
-        "same_token_share": _mean([one.same_token_share for one in logits]),
-        "equal_answers_share": _mean(equal),
+        "logit_difference": off["largest"].fillna(math.inf).max(),
+        "logit_difference_mean": off["mean"].fillna(math.inf).mean(),
+        "same_token_share": pd.Series([one.same_token_share for one in logits], dtype=float).mean(),
+        "equal_answers_share": pd.Series(equal, dtype=float).mean(),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
 
 
 def _change(group: Group, records: Sequence[Record], form: str, evaluated: str | None) -> dict[str, Any]:
     """The primary score of a form against the evaluated form's, on the examples that both answered."""
     unknown: dict[str, Any] = dict.fromkeys(("score", "difference", "difference_low", "difference_high"), math.nan)
-    unknown |= {"as_good": True if form == evaluated else None}
     primary = primary_measure(measure_tables(group))
     if evaluated is None or primary is None:
         return unknown | {"as_good": None}
+    unknown |= {"as_good": True if form == evaluated else None}
     sides = []
     for name in (form, evaluated):
         answers = [[a for a in group.sweep.answer_rows.get(r.run_id, ()) if a.form == name] for r in records]
         rows = [{a.example_id: a.scores.get(primary.name, math.nan) for a in of_run} for of_run in answers]
         sides.append(pd.DataFrame([row for row in rows if row], dtype=float))
     shared = sides[0].columns.intersection(sides[1].columns)
-    own, reference = (side[shared].dropna(axis=1) if len(shared) else side for side in sides)
-    if not len(shared) or own.shape != reference.shape or own.empty:
+    own, reference = (side[shared].to_numpy() if len(shared) else np.empty((0, 0)) for side in sides)
+    if own.shape != reference.shape or not np.isfinite([own, reference]).all(axis=(0, 1)).any():
         return unknown
-    known = means([own.to_numpy(), reference.to_numpy()])
+    known = means([own, reference])
     change = known.difference(0, 1)
-    low, high = change.interval()
-    margin = Margins().of(primary, float(known.mean[1]))
-    not_worse = change.identical or change.within(margin)[0]
+    not_worse = change.identical or change.within(margin_of(primary, float(known.mean[1])))[0]
     good = bool(form == evaluated or not_worse)
-    return dict(zip(unknown, (float(known.mean[0]), change.mean, low, high, good), strict=True))
+    return dict(zip(unknown, (float(known.mean[0]), change.mean, *change.interval(), good), strict=True))
 
 
 # --- Many adapters on one base ---
@@ -223,7 +218,8 @@ def adapters_frame(group: Group) -> pd.DataFrame:
 
     Columns: arm, way (mixed, swapped, copies), adapters, tokens_per_second (generated, of one device; a share's speed
     is that of all shares in turn) with _low and _high; of the arm: load_seconds (from a file until it is the active
-    adapter), activate_seconds, adapter_bytes, copy_bytes, held_bytes_per_adapter.
+    adapter), activate_seconds, adapter_bytes, copy_bytes, held_bytes_per_adapter (the slope of the memory held over the
+    number of adapters, by least squares).
     """
     rows = []
     for arm, records in served_arms(group).items():
@@ -231,25 +227,17 @@ def adapters_frame(group: Group) -> pd.DataFrame:
             many = result.adapters
             if many is None or not many.generations:
                 continue
+            held = {int(count): size for count, size in many.held_bytes.items() if size is not None}
             of_arm = {
                 "arm": arm,
                 "load_seconds": median(many.load_seconds)[0],
                 "activate_seconds": median(many.activate_seconds)[0],
                 "adapter_bytes": many.adapter_bytes,
                 "copy_bytes": many.copy_bytes,
-                "held_bytes_per_adapter": held_bytes_per_adapter(many),
+                "held_bytes_per_adapter": np.polyfit([*held], [*held.values()], 1)[0] if len(held) > 1 else math.nan,
             }
             answers = pd.DataFrame([asdict(answer) for answer in many.generations])
             speeds = answers["batch_size"] * int(result.settings["new_tokens"]) / answers["seconds"]
             for (way, count), values in speeds.groupby([answers["way"], answers["adapters"]], sort=False):
                 rows.append(of_arm | {"way": way, "adapters": count} | _columns("tokens_per_second", values))
     return pd.DataFrame(rows)
-
-
-def held_bytes_per_adapter(many: Adapters) -> float:
-    """The slope of the memory held over the number of adapters (least squares); NaN below two known numbers."""
-    known = [(int(count), held) for count, held in many.held_bytes.items() if held is not None]
-    if len(known) < 2:
-        return math.nan
-    counts, held = zip(*known, strict=True)
-    return float(np.polyfit(counts, held, 1)[0])

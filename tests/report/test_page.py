@@ -17,7 +17,7 @@ from synthetic import ATTACK, build_sweep
 pytest.importorskip("bench.stats.decide", reason="the decision is not there yet")
 pytestmark = pytest.mark.slow
 from bench.report import html  # noqa: E402
-from bench.report.build import build_report  # noqa: E402
+from bench.report.build import read_groups, write_report  # noqa: E402
 from bench.report.section import Chapter, Examples, Report, Section  # noqa: E402
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -44,13 +44,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the committed sweep."""
     folder = tmp_path_factory.mktemp("results") / "reference"
     shutil.copytree(REFERENCE, folder)
-    return build_report(folder)
+    return write_report(*read_groups(folder))
 
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep whose first prediction, and the name of one method, are an attack."""
-    return build_report(build_sweep(tmp_path_factory.mktemp("results") / "synthetic"))
+    return write_report(*read_groups(build_sweep(tmp_path_factory.mktemp("results") / "synthetic")))
 
 
 class Tab:

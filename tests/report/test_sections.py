@@ -14,7 +14,7 @@ from synthetic import ATTACK, STEPS, build_sweep
 
 from bench.config import ConfigurationError
 from bench.record import Record, Status, from_json, to_json
-from bench.report.build import build_report, read_groups, report_of, write_report
+from bench.report.build import read_groups, report_of, write_report
 from bench.report.section import Section, Table
 from bench.report.sections import (
     SECTIONS,
@@ -251,16 +251,16 @@ def test_a_sweep_in_which_everything_failed_has_a_report(tmp_path: Path) -> None
         record = from_json(Record, (path / "record.json").read_bytes())
         if record.status is Status.OK:
             shutil.rmtree(path)
-    page = build_report(folder).read_text()
+    page = write_report(*read_groups(folder)).read_text()
     assert "oom in train" in page
     assert "Nothing can be decided." in page
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no run in it"):
-        build_report(tmp_path)
+        write_report(*read_groups(tmp_path))
     with pytest.raises(FileNotFoundError):
-        build_report(tmp_path / "absent")
+        write_report(*read_groups(tmp_path / "absent"))
 
 
 def test_controls_are_in_the_tables_and_not_in_the_charts(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_several_sweeps_make_one_report_with_an_overview(tmp_path: Path) -> None
     first, second = build_sweep(tmp_path / "a", failed=False), planted(tmp_path / "b", "*", other)
     for path in list(second.iterdir()):
         path.rename(second / path.name.replace("docstrings", "summaries"))
-    page = build_report(first, second).read_text()
+    page = write_report(*read_groups(first, second)).read_text()
     report = report_of(load(first, second), groups(load(first, second)))
     titles = [chapter.title for chapter in report.chapters]
     assert [title.split(" / ")[1] if "/" in title else title for title in titles] == [
@@ -330,6 +330,6 @@ def test_torn_details_lose_only_themselves(tmp_path: Path) -> None:
     torn = next(folder.glob("lora-*-s0-*")) / "samples.jsonl.gz"
     whole = gzip.decompress(torn.read_bytes()).splitlines()
     torn.write_bytes(gzip.compress(b"\n".join(whole))[:-30])
-    page = build_report(folder).read_text()
+    page = write_report(*read_groups(folder)).read_text()
     assert "samples.jsonl.gz" in page
     assert json.loads(whole[0])["example_id"] == "example-0"

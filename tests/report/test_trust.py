@@ -25,7 +25,7 @@ from bench.config import ConfigurationError, RunConfig
 from bench.identity import artifact_folder, names_of_arms, run_folder, run_id
 from bench.record import Record, Status, from_json
 from bench.report import html
-from bench.report.build import build_report
+from bench.report.build import read_groups, write_report
 from bench.stats import reading
 from bench.stats.frames import load
 from bench.sweep import child
@@ -116,7 +116,7 @@ def test_a_forged_record_names_no_folder_outside(received: Path, field: str, out
 
 
 def test_a_report_writes_through_no_link(received: Path, outside: Path, capfd) -> None:
-    build_report(received)
+    write_report(*read_groups(received))
     for name in ("report.html", "report.md", "plots/quality.svg", "tables/runs.csv", "tables/runs.parquet"):
         (received / name).unlink(missing_ok=True)
         (received / name).symlink_to(outside / "thesis")
@@ -179,7 +179,7 @@ def test_texts_of_a_megabyte_are_shortened_and_counted(tmp_path: Path) -> None:
     samples = next(received.glob("lora-*-s0-*")) / "samples.jsonl.gz"
     rows = [json.loads(line) | {"prompt": long} for line in gzip.decompress(samples.read_bytes()).splitlines()]
     samples.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    page = build_report(received)
+    page = write_report(*read_groups(received))
     assert "more characters" in page.read_text()
     assert page.stat().st_size < html.LIMIT_BYTES
     assert (received / "report.md").stat().st_size < 200_000
@@ -200,7 +200,7 @@ def test_a_number_that_is_not_finite_loses_its_line_alone(received: Path, word: 
     spoilt = re.sub(r'"rougeL": [\d.e-]+', f'"rougeL": {word}', first)
     samples.write_bytes(gzip.compress("\n".join([spoilt, *others]).encode()))
     assert len(load(received).sample_rows[samples.parent.name]) == len(others)
-    page = build_report(received).read_text()
+    page = write_report(*read_groups(received)).read_text()
     assert "1 unreadable line(s)" in page
     scripts = re.findall(r'<script type="application/json">(.*?)</script>', page, re.S)
     assert len(scripts) > 3
@@ -222,7 +222,7 @@ def test_a_record_without_memory_phases_has_a_report(received: Path, memory: str
     run = forge(received, "lora-*-s0-*", change)
     runs = load(received).runs.set_index("run_id")
     assert runs["peak_memory_bytes"].isna().to_dict()[run.name]
-    assert build_report(received).is_file()
+    assert write_report(*read_groups(received)).is_file()
 
 
 # --- Texts ---
@@ -235,7 +235,7 @@ def test_formulas_are_texts_in_the_tables(received: Path) -> None:
         "lora-*-s0-*",
         lambda content: (content.update(method=evil), content["config"]["method"].update(name=evil)),
     )
-    build_report(received)
+    write_report(*read_groups(received))
     with (received / "tables" / "runs.csv").open() as file:
         rows = {row["run_id"]: row for row in csv.DictReader(file)}
     assert rows[run.name]["method"] == f"'{evil}"

@@ -164,12 +164,6 @@ def test_no_arm_meets_the_limits(clear: Group) -> None:
     assert not decision.arms["chosen"].any()
 
 
-def test_an_unknown_need_does_not_qualify() -> None:
-    decision = decide(made(CLEAR), Limits(cost_usd=5))  # no price is known
-    assert decision.arm == "base"
-    assert by_arm(decision.arms, "why_not")["full"] == "cost_usd: not measured"
-
-
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -307,6 +301,11 @@ def test_what_would_make_it_sure_is_more_than_there_is() -> None:
     assert more["minutes"] > 0
     assert decision.cost_if_wrong is not None
     assert decision.cost_if_wrong > decision.tolerance
+    untimed = [replace(record, stage_wall_seconds={}) for record in runs("full lora", (0, 1))]
+    unknown = decide(group_of(untimed, scores=scores), tolerance=0.02)
+    assert unknown.to_be_sure is not None
+    assert unknown.to_be_sure["minutes"] is None
+    assert "minutes" not in unknown.surer
 
 
 def test_what_no_number_of_examples_makes_sure_is_told_apart_from_what_they_settle() -> None:
@@ -325,16 +324,17 @@ def test_forgetting_is_a_caveat() -> None:
 
 
 def test_sureness_against_a_limit_and_the_tolerance(clear: Group) -> None:
-    frame = sureness_against(clear, "memory_gib", [1.0, 2.4, 3.0, 9.0])
-    assert frame["arm"].tolist() == ["base", "qlora", "lora", "full"]
+    frame = sureness_against(clear, "memory_gib")
+    assert frame["arm"].drop_duplicates().tolist() == ["base", "qlora", "lora", "full"]
     assert frame["sureness"].between(0, 1).all()
+    row = frame[frame["arm"] == "lora"].iloc[0]
+    assert row["sureness"] == decide(clear, Limits(memory_gib=row["value"])).sureness
     tolerance = sureness_against(clear, "quality_tolerance")
     assert tolerance["arm"].iloc[0] == "full"
     assert len(tolerance) == 49
     assert sureness_against(clear, "cost_usd").empty  # no price is known
-    alone = sureness_against(made(CLEAR, "lora"), "memory_gib", [1.0])
-    assert alone["arm"].isna().all()
-    assert math.isnan(alone["sureness"].iloc[0])
+    alone = sureness_against(made(CLEAR, "lora"), "memory_gib").iloc[0]
+    assert (pd.isna(alone["arm"]), math.isnan(alone["sureness"])) == (True, True)
 
 
 def test_bytes_are_those_of_the_arms_frame(clear: Group) -> None:

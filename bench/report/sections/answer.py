@@ -11,7 +11,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bench.report.charts import Chart, quality_chart, sureness_chart
-from bench.report.section import Headline, Section, Table, gib, interval, known, minutes, number, percent
+from bench.report.section import Column, Headline, Section, gib, interval, known, minutes, number, percent, table_of
 from bench.stats.decide import Decision, decide, sureness_against
 from bench.stats.frames import Group
 from bench.stats.limits import Limits
@@ -49,20 +49,24 @@ def section(group: Group, limits: Limits | None = None) -> Section:
     metric = metric_name(group)
     untrained = dict(zip(group.arms["arm"], group.arms["untrained"].astype(bool), strict=True))
     arms = decision.arms.assign(trained=[not untrained[arm] for arm in decision.arms["arm"]])
-    asides = [*_asides(decision, metric), *warnings(group), *_unscored(group)]
+    asides = [*_asides(decision, metric), *warnings(group)]
+    unscored = {record.run_id: record.evaluate.unscored for record in group.records if record.evaluate}
+    # these examples are left out of every arm's mean and comparison
+    asides += [f"{name} failed in {run}: {text}." for run, of_run in unscored.items() for name, text in of_run.items()]
     headline = Headline(decision.sentence, decision.sureness, decision.reason, asides)
-    return Section("Answer", table=_table(arms, metric), chart=_chart(arms, metric), note=_NOTE, headline=headline)
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        (metric, interval, "score", "low", "high"),
+        ("peak memory, GiB", gib, "peak_memory_bytes"),
+        ("training, min", minutes, "train_seconds"),
+    ]
+    table = table_of(arms, columns, bold=_chosen(arms))
+    return Section("Answer", table=table, chart=_chart(arms, metric), note=_NOTE, headline=headline)
 
 
 def metric_name(group: Group) -> str:
     """The task's first metric, by which methods are judged."""
     return next((name for r in group.records if r.evaluate for name in r.evaluate.scores), "score")
-
-
-def _unscored(group: Group) -> list[str]:
-    """Metrics that failed on examples; these examples are left out of every arm's mean and comparison."""
-    found = {record.run_id: record.evaluate.unscored for record in group.records if record.evaluate}
-    return [f"{name} failed in {run}: {text}." for run, failed in found.items() for name, text in failed.items()]
 
 
 def _asides(decision: Decision, metric: str) -> list[str]:
@@ -72,15 +76,6 @@ def _asides(decision: Decision, metric: str) -> list[str]:
         asides.append(f"If that is wrong, expect to lose about {number(decision.cost_if_wrong)} {metric}.")
     asides += [decision.surer] if decision.surer else []
     return [*asides, *decision.caveats]
-
-
-def _table(arms: pd.DataFrame, metric: str) -> Table:
-    rows = [
-        [arm["arm"], interval(arm["score"], arm["low"], arm["high"]), gib(arm["peak_memory_bytes"]),
-         minutes(arm["train_seconds"])]
-        for arm in arms.to_dict("records")
-    ]  # fmt: skip
-    return Table(["method", metric, "peak memory, GiB", "training, min"], rows, bold=_chosen(arms))
 
 
 def _chosen(arms: pd.DataFrame) -> frozenset[int]:
@@ -107,34 +102,26 @@ def change(group: Group, limits: Limits | None = None) -> Section | None:
         return None
     says = "The chosen method and how sure it is, against each limit and the tolerance."
     chart = Chart("what_would_change", sureness_chart(answers, list(decision.arms["arm"])), says, answers)
-    table = _reasons(decision.arms, decision.tolerance)
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        ("why", lambda text: text or "chosen", "why_not"),
+        ("expected shortfall", number, "expected_shortfall"),
+        (f"within {number(decision.tolerance)} of the best", percent, "within"),
+        ("the best", percent, "probability_best"),
+    ]
+    table = table_of(decision.arms, columns, text_columns=2, bold=_chosen(decision.arms))
     return Section("What would change it", chart=chart, table=table, note=_CHANGE_NOTE)
-
-
-def _reasons(arms: pd.DataFrame, tolerance: float) -> Table:
-    headers = ["method", "why", "expected shortfall", f"within {number(tolerance)} of the best", "the best"]
-    rows = [
-        [arm["arm"], "chosen" if arm["chosen"] else arm["why_not"], number(arm["expected_shortfall"]),
-         percent(arm["within"]), percent(arm["probability_best"])]
-        for arm in arms.to_dict("records")
-    ]  # fmt: skip
-    return Table(headers, rows, text_columns=2, bold=_chosen(arms))
 
 
 def _answers(group: Group, tolerance: float, limits: Limits | None) -> pd.DataFrame:
     """Columns of `sureness_chart`: a value of a limit holds until the next."""
     frames = []
     for limit, name in _LIMITS.items():
-        found = sureness_against(group, limit, limits=limits)
-        if len(found) > 1:
-            of_score = limit == "quality_tolerance"
-            found = found.assign(limit=f"{name}, {metric_name(group)}" if of_score else name, start=found["value"])
-            now = tolerance if of_score else getattr(limits, limit, None)
-            found = found.assign(end=found["value"].shift(-1), now=now)
-            frames.append(found.iloc[:-1])
-    if not frames:
-        return pd.DataFrame()
-    answers = pd.concat(frames, ignore_index=True)
-    answers["arm"] = answers["arm"].fillna("none")
-    answers["sureness"] = answers["sureness"].fillna(1.0)
+        found = sureness_against(group, limit, limits)
+        of_score = limit == "quality_tolerance"
+        name = f"{name}, {metric_name(group)}" if of_score else name
+        now = tolerance if of_score else getattr(limits, limit, None)
+        frames.append(found.assign(limit=name, start=found["value"], end=found["value"].shift(-1), now=now).iloc[:-1])
+    answers = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    answers = answers.fillna({"arm": "none", "sureness": 1.0})
     return answers[["limit", "start", "end", "arm", "sureness", "now"]]

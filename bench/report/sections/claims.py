@@ -13,9 +13,10 @@ from functools import lru_cache
 import pandas as pd
 
 from bench.config import ConfigurationError
-from bench.report.section import Section, Table, interval, joined, percent
+from bench.report.section import Section, Table, interval, percent
 from bench.stats.claims import Verdict, Word, judge, read_claims
 from bench.stats.frames import Group
+from bench.stats.rates import listed
 
 _WORDS: dict[Word, tuple[str, str]] = {
     "holds": ("holds", "hold"),
@@ -68,7 +69,7 @@ def section(group: Group) -> Section | None:
     tables = {"Judged claims": _judged(side_by_side(tested), sources), "Not tested": untested}
     parts = [Section(title, table=table, fold=True) for title, table in tables.items() if table.rows]
     note = _NOTE + " ".join(f"({place}) {source}" for place, source in enumerate(sources, 1))
-    lead = f"{len(verdicts)} public claims: {joined(said)}."
+    lead = f"{len(verdicts)} public claims: {listed(said)}."
     items = [f"Does not hold{_marked(found)}: {found.claim.says}" for found in tested if found.word == "does not hold"]
     return Section("Claims", lead=lead, items=items, note=note, parts=parts)
 

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bench.report.charts import Chart, regression_chart
-from bench.report.section import Section, Table, crossed, interval
-from bench.report.sections.quality import difference
+from bench.report.section import Section, Table, crossed, difference, interval
 from bench.stats.compare import compare
 from bench.stats.frames import Group
 from bench.stats.measures import SUITE_MEAN
@@ -44,10 +43,14 @@ def section(group: Group) -> Section | None:
     ]).replace([np.inf, -np.inf], np.nan)  # fmt: skip
     says = f"Change of each regression task against {rising[0]['baseline']}."
     means = [row for row in rising if row["measure"] == SUITE_MEAN] or rising
-    texts = [[row["arm"], difference(row, 100, 1), row["verdict"]] for row in means]
+    texts = [[row["arm"], _difference(row, 1, 100), row["verdict"]] for row in means]
     table = Table(["method", f"{means[0]['measure']}: change, points [95%]", "verdict"], texts)
     chart = Chart("regression", regression_chart(data), says, data)
     return Section("Forgetting", chart=chart, table=table, note=_NOTE, parts=parts)
+
+
+def _difference(row: dict[Any, Any], digits: int = 3, scale: float = 1.0) -> str:
+    return difference(row["difference"], row["low"], row["high"], digits, scale)
 
 
 def _language(rows: list[dict[Any, Any]]) -> Section | None:
@@ -55,7 +58,9 @@ def _language(rows: list[dict[Any, Any]]) -> Section | None:
     falling = [row for row in rows if not row["higher_is_better"]]
     if not falling:
         return None
-    cells = {(f"{row['measure']}, {row['unit']}", row["arm"]): f"{difference(row)} {row['verdict']}" for row in falling}
+    cells = {
+        (f"{row['measure']}, {row['unit']}", row["arm"]): f"{_difference(row)} {row['verdict']}" for row in falling
+    }
     note = "Change against the base with its 95% interval; above 0 is worse."
     return Section("General text", table=crossed("text", cells), note=note, fold=True)
 

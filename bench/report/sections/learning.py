@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bench.report.charts import CURVE_AXES, Chart, loss_chart
-from bench.report.section import Section, Table, number, over_seeds
+from bench.report.section import Column, Section, number, seeds_table
 from bench.stats.curves import reach_frame
 from bench.stats.frames import Group
 
@@ -56,13 +56,8 @@ def _reached(reached: pd.DataFrame) -> Section:
         (f"loss at {number(minutes, 2)} min", "loss_at_equal_seconds", 3, 1.0),
         ("final loss", "final_loss", 3, 1.0),
     ]
-    columns = [column for column in columns if reached[column[1]].notna().any()]
-    rows = [
-        [str(arm), f"{(runs['status'] != 'never').sum()} of {len(runs)} seeds",
-         *(over_seeds(runs[name], digits, scale) for _, name, digits, scale in columns)]
-        for arm, runs in reached.groupby("arm", sort=False)
-    ]  # fmt: skip
-    table = Table(["method", "reached", *(header for header, *_ in columns)], rows)
+    share: Column = ("reached", lambda ended: f"{len(ended) - ended.count('never')} of {len(ended)} seeds", "status")
+    table = seeds_table(reached, columns, share)
     return Section(f"Until a held-out loss of {number(first['target'])} nats/token", table=table, note=_REACHED)
 
 

@@ -41,19 +41,18 @@ def section(group: Group) -> Section | None:
     columns = {"peak": "peak_memory_bytes"} | _COLUMNS
     table = seeds_table(runs, [(f"{part}, GiB", column, 2, 2**-30) for part, column in columns.items()])
     phases = Section("Memory by phase", table=_phases(group), fold=True, note="The highest of the seeds. " + _PHASES)
-    shares = _devices(group)
-    devices = [Section("By device", table=shares, note="Speeds of one run's devices add up.")] if shares.rows else []
-    return Section("Memory", chart=chart, table=table, note=_NOTE, parts=[phases, *devices])
+    return Section("Memory", chart=chart, table=table, note=_NOTE, parts=[phases, *_devices(group)])
 
 
-def _devices(group: Group) -> Table:
-    """One row a device of each run that several trained together."""
+def _devices(group: Group) -> list[Section]:
+    """One row a device of each run that several trained together; none without such a run."""
     rows = [
         [group.arm_of[run.run_id], str(run.seed), str(share.rank), gib(share.peak_bytes),
          number(share.tokens_per_second, 0)]
         for run in group.records if run.train for share in run.train.per_device
     ]  # fmt: skip
-    return Table(["method", "seed", "device", "peak while training, GiB", "tokens/s"], rows)
+    table = Table(["method", "seed", "device", "peak while training, GiB", "tokens/s"], rows)
+    return [Section("By device", table=table, note="Speeds of one run's devices add up.")] if rows else []
 
 
 def _parts(group: Group) -> pd.DataFrame:

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from bench.report.charts import Chart, differences_chart
-from bench.report.section import Section, Table, crossed, interval, known, number
+from bench.report.section import Column, Section, count, crossed, difference, number, table_of
 from bench.stats.compare import compare
 from bench.stats.frames import Group
 
@@ -30,41 +31,35 @@ def section(group: Group) -> Section | None:
     found = found[found["kind"].isin(["score", "loss"])] if len(found) else found
     if found.empty:
         return None
-    primary = found[found["family"] == "primary score"].to_dict("records") or found.to_dict("records")
-    rows = [
-        [row["arm"], row["baseline"], difference(row), row["verdict"], number(row["examples_to_decide"], 0)]
-        for row in primary
+    primary = found[found["family"] == "primary score"] if "primary score" in set(found["family"]) else found
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        ("against", str, "baseline"),
+        ("difference [95%]", difference, "difference", "low", "high"),
+        ("verdict", str, "verdict"),
+        ("examples to settle", count, "examples_to_decide"),
     ]
-    headers = ["method", "against", "difference [95%]", "verdict", "examples to settle"]
-    table = Table(headers, rows, text_columns=2)
-    parts = [_every_metric(found.to_dict("records")), _scores(group)]
+    table = table_of(primary, columns, text_columns=2)
+    parts = [_every_metric(found), _scores(group)]
     return Section("Quality", chart=_chart(group, primary), table=table, note=_NOTE, parts=parts)
 
 
-def difference(row: dict[Any, Any], scale: float = 1.0, digits: int = 3) -> str:
-    """A difference with its interval."""
-    return interval(row["difference"], row["low"], row["high"], digits, scale, sign=True)
-
-
-def _chart(group: Group, primary: list[dict[Any, Any]]) -> Chart:
+def _chart(group: Group, primary: pd.DataFrame) -> Chart:
     """Differences between trained arms; those to the untrained base are too large to share their axis."""
-    untrained = set(group.arms.loc[group.arms["untrained"].astype(bool), "arm"])
-    rows = [row for row in primary if not {row["arm"], row["baseline"]} & untrained] or primary
-    data = pd.DataFrame([
-        {"pair": f"{row['arm']} - {row['baseline']}", "difference": row["difference"],
-         "low": row["low"] if known(row["low"]) else row["difference"],
-         "high": row["high"] if known(row["high"]) else row["difference"],
-         "verdict": row["verdict"], "tolerance": row["margin"]}
-        for row in rows
-    ])  # fmt: skip
-    name = primary[0]["measure"]
+    untrained = list(group.arms.loc[group.arms["untrained"].astype(bool), "arm"])
+    trained = primary[~primary["arm"].isin(untrained) & ~primary["baseline"].isin(untrained)]
+    rows = trained if len(trained) else primary
+    ends = {end: rows[end].where(np.isfinite(rows[end]), rows["difference"]) for end in ("low", "high")}
+    data = rows.assign(pair=rows["arm"] + " - " + rows["baseline"], tolerance=rows["margin"], **ends)
+    data = data[["pair", "difference", "low", "high", "verdict", "tolerance"]].reset_index(drop=True)
+    name = primary["measure"].iloc[0]
     return Chart("differences", differences_chart(data, name), f"Differences in {name} between methods.", data)
 
 
-def _every_metric(rows: list[dict[Any, Any]]) -> Section:
+def _every_metric(found: pd.DataFrame) -> Section:
     """One row a metric, one column a pair of arms; a star where a difference is shown."""
     cells = {}
-    for row in rows:
+    for row in found.to_dict("records"):
         name = f"{row['measure']} loss, {row['unit']}" if row["kind"] == "loss" else row["measure"]
         shown = "*" * (row["verdict"] in ("better", "worse"))
         cells[name, f"{row['arm']} - {row['baseline']}"] = number(row["difference"], sign=True) + shown
@@ -74,21 +69,16 @@ def _every_metric(rows: list[dict[Any, Any]]) -> Section:
 
 def _scores(group: Group) -> Section:
     """Means of every arm."""
-    names = [str(name) for name in group.arms if str(name).startswith("score_")]
-    columns = [*names, "test_loss", "heldout_loss_before", "heldout_loss_after"]
-    shown = [name for name in columns if name in group.arms and group.arms[name].notna().any()]
-    rows = [
-        [str(arm["arm"]), str(arm["seeds"]), *(number(arm[name]) for name in shown), *_cost(arm)]
-        for arm in group.arms.to_dict("records")
+    measured = [str(name) for name in group.arms if str(name).startswith("score_")]
+    measured += ["test_loss", "heldout_loss_before", "heldout_loss_after"]
+    columns: list[Column] = [("method", str, "arm"), ("seeds", str, "seeds")]
+    columns += [(name.removeprefix("score_").replace("_", " "), number, name) for name in measured]
+    columns += [
+        ("prompt tokens an answer", count, "prompt_tokens_per_answer"),
+        ("ms an answer", partial(number, digits=1, scale=1000), "answer_seconds"),
     ]
-    headers = ["method", "seeds", *(name.removeprefix("score_").replace("_", " ") for name in shown)]
-    headers += ["prompt tokens an answer", "ms an answer"]
     note = (
         "Means over seeds. Losses in nats per token: test split; validation split before and after training. An answer "
         "costs its share of a batch of test prompts, with the retrieval of what is shown in them."
     )
-    return Section("Scores and losses", table=Table(headers, rows), note=note, fold=True)
-
-
-def _cost(arm: dict[Any, Any]) -> list[str]:
-    return [number(arm.get("prompt_tokens_per_answer"), 0), number(arm.get("answer_seconds"), 1, 1000)]
+    return Section("Scores and losses", table=table_of(group.arms, columns), note=note, fold=True)

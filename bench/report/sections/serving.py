@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
 from bench.report.charts import LATENCY_TIMES, Chart, adapters_chart, latency_chart
-from bench.report.section import Section, Table, interval, known, mib, number, percent, table_of
+from bench.report.section import Column, Section, Table, interval, known, mib, number, percent, table_of
 from bench.stats.frames import Group
 from bench.stats.serving import adapters_frame, forms_frame, latency_frame
 
@@ -71,15 +70,15 @@ def _latencies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sizes(forms: pd.DataFrame) -> Section:
-    columns: list[tuple[str, str, Callable[[Any], str]]] = [
-        ("method", "arm", str),
-        ("form", "form", str),
-        ("what it is", "is_what", str),
-        ("weights in memory, MiB", "weights_bytes", mib),
-        ("peak memory, MiB", "peak_memory_bytes", mib),
-        ("loading, s", "load_seconds", number),
-        ("same next token", "same_token_share", percent),
-        ("equal answers", "equal_answers_share", percent),
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        ("form", str, "form"),
+        ("what it is", str, "is_what"),
+        ("weights in memory, MiB", mib, "weights_bytes"),
+        ("peak memory, MiB", mib, "peak_memory_bytes"),
+        ("loading, s", number, "load_seconds"),
+        ("same next token", percent, "same_token_share"),
+        ("equal answers", percent, "equal_answers_share"),
     ]
     return Section("Memory, loading, answers", table=table_of(forms, columns, text_columns=3), fold=True)
 
@@ -107,13 +106,13 @@ def _adapters(group: Group) -> list[Section]:
     data = many.assign(way=many["way"].map(_WAYS)).rename(columns={"tokens_per_second": "tokens/s"})
     data = data[["arm", "way", "adapters", "tokens/s"]]
     says = "Generated tokens a second against the number of adapters on one base."
-    columns: list[tuple[str, str, Callable[[Any], str]]] = [
-        ("method", "arm", str),
-        ("loading, s", "load_seconds", number),
-        ("activating, s", "activate_seconds", number),
-        ("an adapter, MiB", "adapter_bytes", mib),
-        ("measured in memory, MiB", "held_bytes_per_adapter", mib),
-        ("a full copy, MiB", "copy_bytes", mib),
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        ("loading, s", number, "load_seconds"),
+        ("activating, s", number, "activate_seconds"),
+        ("an adapter, MiB", mib, "adapter_bytes"),
+        ("measured in memory, MiB", mib, "held_bytes_per_adapter"),
+        ("a full copy, MiB", mib, "copy_bytes"),
     ]
     table = table_of(many.drop_duplicates("arm"), columns)
     chart = Chart("adapters", adapters_chart(data, list(group.arms["arm"])), says, data)

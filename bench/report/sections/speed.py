@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from bench.fairness import STAGES
 from bench.report.charts import Chart, step_time_chart
 from bench.report.section import Section, Table, number, seeds_table
 from bench.stats.frames import Group
@@ -52,12 +53,9 @@ def section(group: Group) -> Section | None:
 
 def _busy(runs: pd.DataFrame) -> list[str]:
     """Which stages of which arms shared the machine, and with what."""
-    found: dict[str, None] = {}
-    for stage in ("train", "evaluate", "regression", "serve"):
-        column = f"{stage}_busy"
-        for run in runs.dropna(subset=[column]).to_dict("records") if column in runs else ():
-            found[f"{run['arm']}, seed {run['seed']}, {stage} ({run[column]})"] = None
-    return list(found)
+    columns = [(stage, f"{stage}_busy") for stage in STAGES if f"{stage}_busy" in runs]
+    return [f"{run['arm']}, seed {run['seed']}, {stage} ({run[column]})"
+            for stage, column in columns for run in runs.dropna(subset=[column]).to_dict("records")]  # fmt: skip
 
 
 def _step_seconds(group: Group) -> pd.DataFrame:
