@@ -240,7 +240,7 @@ def test_failures_are_told_with_the_next_step(tmp_path: Path) -> None:
     assert "synthetic <b>log</b>" in oom.code
     assert "unreadable record" in unreadable.lead
     assert cells(facts.table)["device"] == ["cpu: synthetic"]
-    assert {"sure", "tolerance", "peak memory"} <= set(cells(terms.table))
+    assert {"tolerance", "cheapest", "interval"} <= set(cells(terms.table))
     whole = environment.sections(load(build_sweep(tmp_path / "whole", failed=False)))[0]
     assert (whole.lead, whole.fold) == ("None.", True)
 

@@ -23,20 +23,12 @@ _STAGE_FACTS = {  # of the first stage's environment
     "usable processors": "cpu_affinity",
 }
 _NOT_FACTS = ("command", "load_average_1min")
-DEFINITIONS = (  # term, meaning
-    ("sure", "share of draws from the measured scores, forgetting and costs in which the chosen method meets the "
-             "limits and falls short of the best by no more than the tolerance"),
+DEFINITIONS = (  # term, meaning; of what no section's note explains
     ("tolerance", "shortfall in score that is accepted for a cheaper method: 5% of the best score, unless the task or "
                   "the user states another"),
     ("cheapest", "within a tenth of the least memory, of these the least training time, then the fewest bytes to keep"),
     ("interval", "95%, over seeds and test examples; with one seed, over the examples alone"),
-    ("better, worse", "the paired difference is shown by a test at 5%, adjusted for the number of comparisons (Holm)"),
-    ("equivalent", "the 90% interval of the difference lies within the margin"),
-    ("not settled", "neither: more examples or seeds are needed"),
     ("held-out loss", "on the validation split: sum of token losses / supervised tokens"),
-    ("peak memory", "the most that one device must have while training, over phases and devices"),
-    ("tokens/s", "non-padding tokens of the timed steps / their wall seconds"),
-    ("forgetting", "points that the regression suite's mean loses against the untouched base, on the same items"),
 )  # fmt: skip
 
 
