@@ -24,8 +24,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from bench.metrics import Scale
 from bench.record import Manifest, Sample, ScoreInterval, ServedAnswer
 from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent
-from bench.stats.frames import load
 from bench.stats.paired import means
+from bench.stats.reading import read_record, read_rows
 from bench.trust import LONGEST_TEXT, printable, shortened
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w))")
@@ -119,12 +119,12 @@ def own_scores(run: Path, form: str | None = None) -> dict[str, ScoreInterval]:
     Args:
         form: of serving; None: the run as it was evaluated.
     """
-    sweep = load(run.parent)
-    rows: Sequence[Sample | ServedAnswer] = sweep.sample_rows.get(run.name, [])
+    rows: Sequence[Sample | ServedAnswer] = read_rows(Sample, run / "samples.jsonl.gz", [])
     if form is not None:
-        rows = [answer for answer in sweep.answer_rows.get(run.name, []) if answer.form == form]
-    scales = {name: scale for r in sweep.records if r.run_id == run.name and r.evaluate
-              for name, scale in r.evaluate.scales.items()}  # fmt: skip
+        answers = read_rows(ServedAnswer, run / "served_answers.jsonl.gz", [])
+        rows = [answer for answer in answers if answer.form == form]
+    record = read_record(run, [])
+    scales = record.evaluate.scales if record and record.evaluate else {}
     found: dict[str, ScoreInterval] = {}
     for name in dict.fromkeys(name for row in rows for name in row.scores):
         values = [row.scores[name] for row in rows if name in row.scores]
