@@ -36,9 +36,8 @@ _NOTE = (
 
 def section(group: Group) -> Section | None:
     """None when nothing was trained."""
-    runs = group.runs[~group.runs["untrained"].astype(bool)] if len(group.runs) else group.runs
-    table = seeds_table(runs, _COLUMNS) if len(runs) else None
-    if table is None or len(table.headers) == 1:
+    table = seeds_table(group.runs[~group.runs["untrained"].astype(bool)], _COLUMNS)
+    if not table.rows or len(table.headers) == 1:
         return None
     busy = _busy(group.runs)
     lead = f"Measured while others used the machine, so in doubt: {'; '.join(busy)}." if busy else ""
