@@ -138,13 +138,16 @@ def sureness_against(group: Group, limit: str, limits: Limits | None = None) -> 
     """
     limits = limits or Limits()
     evidence = evidence_of(group, limits.price_usd_per_hour)
-    rows = []
-    for value in () if isinstance(evidence, str) else _values(evidence, limit):
+    rows = list[tuple[str, float, str | None, float]]()
+    columns = ["limit", "value", "arm", "sureness"]
+    if isinstance(evidence, str):
+        return pd.DataFrame(rows, columns=columns)
+    for value in _values(evidence, limit):
         changed: dict[str, Any] = {limit: float(value)}
         choice = choose(evidence, replace(limits, **changed))
         arm = None if choice.arm is None else evidence.arms[choice.arm]
         rows.append((limit, value, arm, choice.sureness))
-    return pd.DataFrame(rows, columns=["limit", "value", "arm", "sureness"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _values(evidence: Evidence, limit: str) -> Floats:
@@ -239,7 +242,8 @@ def _to_be_sure(evidence: Evidence, limits: Limits) -> dict[str, float | None] |
     known, trained = evidence.known, np.array(evidence.trained)
     training, evaluation = evidence.costs.loc[trained, list(WALL)].sum()
     seeds = int(known.seeds[trained].min()) if trained.any() else 1
-    pairs = itertools.combinations(np.flatnonzero(trained) if trained.sum() > 1 else range(len(trained)), 2)
+    places = [place for place, yes in enumerate(trained) if yes or trained.sum() < 2]
+    pairs = itertools.combinations(places, 2)
     items = float(np.mean([((known.influence[a] - known.influence[b]) ** 2).sum() for a, b in pairs])) / 2
     of_seeds, rest = seed_variance(known) * trained.any(), min(known.seed_part.rest, 0.9 * items * seeds)
 

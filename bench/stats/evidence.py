@@ -110,9 +110,10 @@ def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], di
 
     def fair(pair: tuple[str, str]) -> bool:
         """By runs and by examples; a single untrained run fits every seed of the other arm."""
-        trained_first = sorted(pair, key=lambda arm: runs[arm][0].config.untrained)
-        paired = match(group, *trained_first).pairs
-        return bool(paired) and not isinstance(means_of(table, [runs[arm] for arm in pair]), str)
+        left, right = sorted(pair, key=lambda arm: runs[arm][0].config.untrained)
+        return bool(match(group, left, right).pairs) and not isinstance(
+            means_of(table, [runs[arm] for arm in pair]), str
+        )
 
     fits = set(map(frozenset, filter(fair, itertools.combinations(runs, 2))))
     sets = [

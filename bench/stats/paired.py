@@ -92,7 +92,7 @@ def seed_part(arms: Sequence[Floats], weights: Floats | None = None) -> SeedPart
     square = rest = 0.0
     degrees = 0
     for values in arms:
-        kept = np.isfinite(values).all(axis=0)
+        kept = np.asarray(np.isfinite(values).all(axis=0))
         values = values[:, kept]
         seeds, examples = values.shape
         if seeds < 2 or examples < 2:
@@ -279,7 +279,7 @@ def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats
     shapes = {values.shape[1:] for values in arms}
     if len(shapes) != 1 or any(values.ndim != 2 or values.size == 0 for values in arms):
         raise ValueError(f"arms: shapes {[v.shape for v in arms]}; expected (seeds, examples) with the same examples")
-    kept = np.isfinite(np.concatenate(arms)).all(axis=0)
+    kept = np.asarray(np.isfinite(np.concatenate(arms)).all(axis=0))
     if not kept.any():
         raise ValueError("arms: no example has a finite value in every run")
     if weights is not None and not (np.isfinite(weights[kept]) & (weights[kept] > 0)).all():

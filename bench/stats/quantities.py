@@ -28,7 +28,7 @@ from bench.stats.frames import Group, family
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
 from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, means
 from bench.stats.rates import best_of_rates, optimum_cell, optimum_draws, tried
-from bench.stats.serving import forms_frame, latency_ratios, results_of, timed_answers
+from bench.stats.serving import forms_frame, forms_of, latency_ratios, results_of, timed_answers
 
 SERVED = ("unmerged_latency_ratio", "merged_latency_ratio", "merged_size_ratio", "merge_logit_difference",
           "adapter_swap_seconds")  # fmt: skip
@@ -257,32 +257,28 @@ def _served(group: Group, name: str, records: Sequence[Record], rng: np.random.G
     served = [record for record in records if record.serve]
     if not served:
         raise NotMeasuredError(f"{records[0].method} was not served; add serve=full to the command")
-    frame, seeds = forms_frame(group), _seeds(len(served))
+    bases, seeds = {name: form.base for name, form in forms_of(served).items()}, _seeds(len(served))
     form = "unmerged" if name == "unmerged_latency_ratio" else "merged"
-    forms = frame[frame["arm"] == group.arm_of[served[0].run_id]].set_index("form") if len(frame) else frame
-    if name != "adapter_swap_seconds" and form not in forms.index:
+    if name != "adapter_swap_seconds" and form not in bases:
         raise NotMeasuredError(f"{served[0].method} was not served {form}")
     if name in ("merge_logit_difference", "merged_size_ratio"):
-        size = forms["disk_bytes"].astype(float)
-        exact = {"merge_logit_difference": forms.at["merged", "logit_difference"],
-                 "merged_size_ratio": size["merged"] / size.get(forms["base"].get("unmerged"), np.nan)}  # fmt: skip
-        if not np.isfinite(exact[name]):
+        forms = forms_frame(group)
+        forms = forms[forms["arm"] == group.arm_of[served[0].run_id]].set_index("form")
+        error, size = (forms[column].astype(float) for column in ("logit_difference", "disk_bytes"))
+        value = error["merged"] if name == "merge_logit_difference" else size["merged"] / size[str(bases["unmerged"])]
+        if not np.isfinite(value):
             raise NotMeasuredError(f"{name} was not measured (serve.fidelity_examples, the base's files)")
-        return float(exact[name]), np.full(DRAWS, exact[name]), f"exact, {seeds}"
+        return float(value), np.full(DRAWS, value), f"exact, {seeds}"
     if name == "adapter_swap_seconds":
         values = [s for result in results_of(served) if result.adapters for s in result.adapters.load_seconds]
     else:
         busy = {f"served on a busy machine: {text}" for r in served if (text := disturbances(r).get("serve"))}
         if busy:
             raise NotMeasuredError("; ".join(sorted(busy)))
-        values = latency_ratios(timed_answers(served), form, forms.at[form, "base"])
+        values = latency_ratios(timed_answers(served), form, bases[form])
     if len(values) < 2:
         raise NotMeasuredError(f"no repetitions of {name}" + (" (serve.adapters)" if "swap" in name else ""))
-    return (
-        float(np.median(values)),
-        median_draws(values, rng, DRAWS),
-        f"{len(values)} repetitions, {seeds}",
-    )
+    return float(np.median(values)), median_draws(values, rng, DRAWS), f"{len(values)} repetitions, {seeds}"
 
 
 def median_draws(values: Sequence[float], rng: np.random.Generator, count: int) -> Floats:

@@ -121,7 +121,7 @@ def is_tuned(record: Record, tunings: Iterable[Tuning]) -> bool:
 
 def warnings(group: Group) -> list[str]:
     """What a reader must know about the learning rates of the arms, a sentence each."""
-    untuned, tuned = [], []
+    untuned, tuned = list[str](), list[str]()
     for arm, runs in group.by_arm.items():
         if any(run.train for run in runs) and not runs[0].config.method.control:
             (tuned if all(is_tuned(run, group.sweep.tunings) for run in runs) else untuned).append(arm)

@@ -134,12 +134,12 @@ def _price_usd_per_hour(records: Sequence[Record]) -> float:
 def forms_frame(group: Group) -> pd.DataFrame:
     """One row an arm and form.
 
-    Columns: arm, form, base (the form without the adapter), is_what, evaluated (whether the run's scores are this
-    form's); disk_bytes, weights_bytes, load_seconds, peak_memory_bytes (of loading and serving, the highest of the
-    seeds); score; difference (from the evaluated form, paired by example) with low and high (95%), as_good (shown not
-    to be worse); logit_difference and logit_difference_mean (from the evaluated form, largest and mean),
-    same_token_share, equal_answers_share; latency_ratio (total seconds / the evaluated form's) with _low and _high;
-    ship, smallest (the form to ship, and the one of fewest bytes among those as good).
+    Columns: arm, form, is_what, evaluated (whether the run's scores are this form's); disk_bytes, weights_bytes,
+    load_seconds, peak_memory_bytes (of loading and serving, the highest of the seeds); score; difference (from the
+    evaluated form, paired by example) with low and high (95%), as_good (shown not to be worse); logit_difference and
+    logit_difference_mean (from the evaluated form, largest and mean), same_token_share, equal_answers_share;
+    latency_ratio (total seconds / the evaluated form's) with _low and _high; ship, smallest (the form to ship, and the
+    one of fewest bytes among those as good).
     """
     frames = [_arm_forms(group, arm, records) for arm, records in served_arms(group).items()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -152,7 +152,7 @@ def _arm_forms(group: Group, arm: str, records: list[Record]) -> pd.DataFrame:
     for name, form in forms_of(records).items():
         times = [1.0] if name == evaluated else latency_ratios(timed, form.timed_as, evaluated)
         rows.append(
-            {"arm": arm, "form": name, "base": form.base, "is_what": form.is_what, "evaluated": name == evaluated,
+            {"arm": arm, "form": name, "is_what": form.is_what, "evaluated": name == evaluated,
              "disk_bytes": form.disk_bytes, "weights_bytes": form.weights_bytes}
             | _loading(results_of(records), name)
             | _change(group, records, name, evaluated)
