@@ -45,7 +45,9 @@ def is_own(name: str) -> bool:
 
 def column_name(name: str) -> str:
     """What the scores are called: `grade` of my_scores:grade, `wer` of evaluate:folder/wer."""
-    return Path(name.removeprefix(EVALUATE)).name if name.startswith(EVALUATE) else name.rpartition(":")[2]
+    if name.startswith(EVALUATE):
+        return Path(name.removeprefix(EVALUATE)).name.partition("@")[0]
+    return name.rpartition(":")[2]
 
 
 def without_place(name: str) -> str:
@@ -114,8 +116,10 @@ def _evaluate_module(name: str) -> Stated:
     """A module of `evaluate`, asked about one example at a time."""
     import evaluate  # seconds to import
 
+    folder = Path(name).expanduser()
+    place, _, revision = (str(folder), "", "") if folder.exists() else name.partition("@")
     try:
-        module = evaluate.load(str(Path(name).expanduser()) if Path(name).exists() else name, keep_in_memory=True)
+        module = evaluate.load(place, revision=revision or None, keep_in_memory=True)
     except Exception as error:  # the library raises a dozen kinds for one cause: the name, the network, the code
         raise ValueError(f"{name!r} cannot be loaded by evaluate: {type(error).__name__}: {error}") from error
     features = module.features[0] if isinstance(module.features, list) else module.features
@@ -128,5 +132,5 @@ def _evaluate_module(name: str) -> Stated:
         values = {name: float(value) for name, value in alone.items() if isinstance(value, numbers.Real)}
         return next(iter(values.values())) if len(values) == 1 else values
 
-    falling = Path(name).name.lower() in _ERRORS
+    falling = column_name(EVALUATE + name).lower() in _ERRORS
     return grade, getattr(module, "range", (None, None)), getattr(module, "higher_is_better", not falling)

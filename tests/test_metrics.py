@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 
 from bench.config import ConfigurationError, TaskConfig, checked
-<<<<<<< HEAD
-from bench.metrics import Scale, code_files, column_name, final_number, load, means, score_all
-=======
 from bench.metrics import Scale, final_number, load, means, score_all
-from bench.own_metrics import code_files
->>>>>>> fe011c5 (Metrics of one's own have a module of their own; the formulas and the scoring are 403 lines)
+from bench.own_metrics import code_files, column_name
 
 
 def score(metric: str, prediction: str, reference: str, labels: list[str] | None = None) -> float:
