@@ -2,7 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep, its report and its answer
-    python -m bench COMMAND ...                                 report, plan, tune, data, export, fetch
+    python -m bench COMMAND ...                                 report, plan, tune, data, export, fetch, doctor
 
 Paths are given by position, everything else as KEY=VALUE; the only flags are -m, --json and --help.
 
@@ -22,18 +22,20 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import machine
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
 from bench.config import ConfigurationError, RunConfig, all_of, names_in, suggest
 from bench.fairness import FILE, REQUIREMENTS, groups_of, to_json
 from bench.identity import data_key, run_folder, sweep_folder, write_atomic
+from bench.planner import disk
 from bench.planner.advice import plans
 from bench.planner.table import WORDS, plan_notes, plan_table
-from bench.record import Status
+from bench.record import Finding, Status
 from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
 from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, read_record, run_one
@@ -42,6 +44,7 @@ from bench.sweep.tracking import track_report
 if TYPE_CHECKING:
     from bench.stats.limits import Limits
 
+_DOCTOR_SECONDS = 120  # for all its trials; they take about 20
 FLAGS = ("-m", "--json", "--help")
 console = Console()
 
@@ -165,6 +168,8 @@ def sweep(given: Given) -> int:
         console.plan(configs, pending, allowed)
     for config in configs:
         tuning.keep_rates(config)
+    if pending and not launcher:
+        console.findings([finding for finding in machine.findings(pending[0].hardware) if finding.state != "fine"])
     if pending:
         fetching.prepare_all(pending, console, "fetch" if launcher else "prepare", aside=searching)
         _keep_plan(configs)
@@ -373,6 +378,40 @@ def data(given: Given) -> int:
     return 0
 
 
+def doctor(given: Given) -> int:
+    """Look over this machine before a sweep: driver, wheel, device, kernels, compiler, disk, hub, and what mends each.
+
+    python -m bench doctor                                              for the default sweep
+    python -m bench doctor model=llama-3.1-8b method=lora,qlora ...     for these runs: their device, disk and hub
+    ... --json                                                          the same for programs
+
+    Every line is "fine", "slower" (than it could be) or "broken". Exit code 1: something is broken. Nothing is
+    downloaded. A sweep prints what shows without PyTorch by itself.
+    """
+    configs = compose(given.settings, multirun=True)
+    found = machine.findings(configs[0].hardware) + disk.findings(configs)
+    cache = Path(configs[0].paths.cache)
+    aside = replace(
+        configs[0],
+        paths=replace(configs[0].paths, results=str(cache / "prepared")),
+        hardware=replace(configs[0].hardware, stage_timeout_seconds=_DOCTOR_SECONDS),
+    )
+    as_json = "--json" in given.flags
+    with nullcontext(lambda progress: None) if as_json else console.stage("doctor") as watch:
+        outcome = fetching.prepare(aside, watch, "doctor")
+    if outcome.failure is None:
+        tried = json.loads((run_folder(aside) / "doctor.json").read_text())["findings"]
+        found += [Finding(**finding) for finding in tried]
+    else:
+        how = f"{run_folder(aside) / 'doctor.log'} has the rest; make setup installs what constraints.txt names"
+        found.append(Finding("PyTorch", "broken", outcome.failure.message, how))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=1))
+    else:
+        console.findings(found)
+    return 1 if any(finding.state == "broken" for finding in found) else 0
+
+
 def _checked(folder: Path, refusals: Sequence[str]) -> int:
     for text in refusals:
         console.say(f"REFUSED  {folder}: {text}")
@@ -383,7 +422,7 @@ def _checked(folder: Path, refusals: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Given], int]] = {
     "sweep": sweep, "report": report, "plan": plan, "tune": tune, "export": export, "fetch": fetch,
-    "data": data,
+    "data": data, "doctor": doctor,
 }  # fmt: skip
 PATHS = {  # command -> (fewest, most, in words)
     "report": (1, sys.maxsize, "the folders of sweeps, such as results/default"),

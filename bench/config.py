@@ -377,6 +377,7 @@ class TrainConfig:
         return self.micro_batch
 
 
+DeviceName = Literal["auto", "cpu", "cuda", "xpu", "mps"]  # cuda: AMD's by ROCm too
 Strategy = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 DEEPSPEED = ("zero2", "zero3")
 CUTS_WEIGHTS = ("fsdp", "zero3")
@@ -387,7 +388,7 @@ class HardwareConfig:
     """The machine, its limits and its price."""
 
     name: Annotated[Name, NO_RESULT]
-    device: Annotated[Literal["auto", "cpu", "cuda"], Role("training", "device", keeps_rate=True)] = "auto"
+    device: Annotated[DeviceName, Role("training", "device", keeps_rate=True)] = "auto"
     compute_dtype: Annotated[Literal["auto", "bfloat16", "float32"], _NUMERICS] = "auto"  # of the autocast region
     attention: Annotated[Literal["auto", "sdpa", "products", "flash_attention_2", "eager"], _NUMERICS] = "auto"
     # None: every core this process may use

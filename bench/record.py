@@ -182,7 +182,17 @@ KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on genera
 T = TypeVar("T")
 # The name of a folder inside another.
 RunId = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]*[^/.\x00-\x1f][^/\x00-\x1f]*$", max_length=255)]
-Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export", "check"]
+Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export", "check", "doctor"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Finding:
+    """What `bench doctor` says of one part of the machine."""
+
+    name: str
+    state: Literal["fine", "slower", "broken"]  # slower: than it could be
+    found: str
+    mend: str = ""  # the command or the setting that mends it
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -322,7 +322,7 @@ def out_of_memory(bench: Bench) -> None:
         sys.exit(DEVICE_ONLY)
     all_gib = torch.cuda.get_device_properties(0).total_memory / GIB
     for method, allowed_gib in (("full", 30.0), ("qlora", 2.0), ("lora", all_gib)):
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{allowed_gib / all_gib:.4f}"
+        os.environ["PYTORCH_ALLOC_CONF"] = f"per_process_memory_fraction:{allowed_gib / all_gib:.4f}"
         settings = ("train.max_steps=2", "train.untimed_steps=1", "train.compile=off")
         bench.train(f"{method}, 8 layers, in {allowed_gib:.0f} GiB", "8b-8-layers", method, *settings)
 

@@ -335,7 +335,7 @@ def _with(config: RunConfig, part: str, **changes: Any) -> RunConfig:
 def device_kind(hardware: HardwareConfig) -> Device:
     """The kind of device that `hardware.device` means here."""
     if hardware.device != "auto":
-        return hardware.device
+        return "cpu" if hardware.device == "cpu" else "cuda"  # xpu and mps: estimated as cuda
     return "cuda" if _NVIDIA.exists() else "cpu"
 
 

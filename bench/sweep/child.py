@@ -43,7 +43,7 @@ POLL_SECONDS = 0.5  # asleep in between: 0.3% of a core, measured
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 CHECKPOINT_GRACE_SECONDS = 120  # where SIGTERM lets training end its step and write a checkpoint
 LOG_TAIL_CHARACTERS = 4000
-BEFORE_ANY_RUN: tuple[Stage, ...] = ("prepare", "fetch", "bundle", "check")
+BEFORE_ANY_RUN: tuple[Stage, ...] = ("prepare", "fetch", "bundle", "check", "doctor")
 Watch = Callable[[dict[str, Any]], None]
 
 

@@ -30,7 +30,7 @@ from rich.text import Text
 from bench.config import RunConfig
 from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
-from bench.record import Record, Status
+from bench.record import Finding, Record, Status
 from bench.sweep.child import Watch
 from bench.trust import printable
 
@@ -77,6 +77,13 @@ class Console:
         for row in rows:
             shown.add_row(*map(_plain, row))
         self._out.print(shown)
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        """What the doctor found: a line each, and below it what mends it."""
+        for finding in findings:
+            self.say(f"{finding.state:8}{finding.name:12}{finding.found}")
+            if finding.mend:
+                self.say(f"{'':20}-> {finding.mend}")
 
     def plan(self, configs: list[RunConfig], pending: list[RunConfig], allowed: frozenset[str] = frozenset()) -> None:
         """Say what will run and what the methods have in common, before anything does."""

@@ -45,6 +45,7 @@ from bench.identity import (
     training_key,
     write_atomic,
 )
+from bench.machine import allowed_cores
 from bench.planner.advice import Machine, device_kind, starting_micro_batch
 from bench.record import (
     SCHEMA_VERSION,
@@ -422,7 +423,7 @@ def provenance() -> dict[str, Any]:
         "git_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(allowed_cores()),
         "memory_bytes": psutil.virtual_memory().total,
     }
 

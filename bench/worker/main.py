@@ -44,13 +44,14 @@ if TYPE_CHECKING:
 STAGES = {  # stage -> (module below bench.worker, function that takes the Context and returns the stage's result)
     "prepare": ("prepare", "run"),
     "fetch": ("prepare", "fetch"),
-    "bundle": ("prepare", "bundle"),
+    "bundle": ("prepare", "fetch"),
     "train": ("train", "run"),
     "evaluate": ("evaluate", "run"),
     "regression": ("regression", "run"),
     "serve": ("serve", "run"),
     "export": ("prepare", "export"),
     "check": ("prepare", "check"),
+    "doctor": ("doctor", "run"),
 }
 _INTERVAL_SECONDS = 0.5
 
@@ -156,7 +157,8 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_atomic(path, gzip.compress(lines.encode(), mtime=0))
 
 
-_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory")  # PyTorch, the system, CUDA
+# PyTorch, the system, CUDA, cuBLAS for its handle and workspace
+_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 _UNDER_A_LIMIT = ("could not create a primitive", "could not create a memory", "bad_alloc", "can't start new thread")
 _LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # another process died
 
@@ -267,6 +269,9 @@ def _confine(config: RunConfig, stage: str) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # cuDNN attention plans each new (batch, length) for 0.2 s; the other kernels are as fast (docs/gpu-measured.md).
     os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+    # Lengths change at each step: blocks of fixed size left a third of what the allocator held unused (as above).
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     os.environ["WANDB_DISABLED"] = "true"  # the parent tracks finished records; the child measures
 
 

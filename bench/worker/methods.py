@@ -134,12 +134,12 @@ def leave_bf16_grid(model: Any, config: RunConfig, compute_dtype: torch.dtype) -
     method = config.method
     if method.trains != "all_weights" or not method.dither or compute_dtype is not torch.bfloat16:
         return
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator(model.device).manual_seed(config.seed)  # on a CPU 8B would take half a minute
     embeddings = model.get_input_embeddings().weight  # used as they are, in fp32
     for _, _, weight in matrices(model):
         if weight is not embeddings and weight.dtype is torch.float32:
             step = torch.ldexp(torch.ones_like(weight), torch.frexp(weight).exponent - 8)
-            place = torch.rand(weight.shape, generator=generator).to(weight.device) - 0.5
+            place = torch.rand(weight.shape, generator=generator, device=weight.device) - 0.5
             moved = weight + place * step
             weight.copy_(torch.where(moved.bfloat16() == weight, moved, weight))
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -43,8 +44,12 @@ from bench import checkpoint
 from bench.config import ConfigurationError, ModelConfig, RunConfig
 from bench.identity import digest, make_once, write_atomic
 from bench.worker.chat import with_options
+from bench.worker.instruments.memory import release
 
 _SHOWN = 5  # names in a message
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]  # of a repository; * crosses folders
+_UNWANTED = ["consolidated*", "*/*.safetensors", "*/*.json"]  # the same weights again, in another layout
+HOW_TO_LOG_IN = "accept the licence on its page on the hub, then .venv/bin/hf auth login (or HF_TOKEN=...)"
 _MACHINE_TROUBLE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
@@ -78,8 +83,8 @@ def fetch(model: ModelConfig, cache: Path) -> str:
         path = _or_explain(model, lambda: hf_hub_download(source, "config.json", revision=model.revision))
         content = json.loads(Path(path).read_bytes())
         _refuse(checkpoint.config_problems(content, model.max_context))  # before the weights are downloaded
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-        _or_explain(model, lambda: snapshot_download(source, revision=model.revision, allow_patterns=patterns))
+        files = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+        _or_explain(model, lambda: snapshot_download(source, revision=model.revision, **files))
     if model.source in ("hub", "folder"):
         _refuse(checkpoint.problems(local_folder(model, source), model.max_context))
     return source
@@ -334,6 +339,10 @@ def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
         if number in _MACHINE_TROUBLE or (number is not None and model.source != "hub"):
             raise  # a full disk or an unreadable file is not a wrong name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if _is_gated(error):
+            raise ConfigurationError(
+                [f"model.location: {model.location} is gated, and this login may not read it; {HOW_TO_LOG_IN}"]
+            ) from error
         problem = (
             f"model.location: cannot load {model.location or model.name!r} ({reason}); check the "
             "name and the access rights, or fetch it where the hub can be reached and use model=folder"
@@ -344,6 +353,13 @@ def _or_explain(model: ModelConfig, load: Callable[[], Any]) -> Any:
                 "it, and set model.trust_remote_code=true if you trust it"
             )
         raise ConfigurationError([problem]) from error
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """Whether the hub asks for a licence or a login; transformers hides its answer behind an error of its own."""
+    return error is not None and (
+        isinstance(error, GatedRepoError) or _is_gated(error.__cause__) or _is_gated(error.__context__)
+    )
 
 
 def _dequantize(gguf: Path, target: Path) -> None:
@@ -415,7 +431,12 @@ def stored(
         stored_name += f"-in-{str(storage).removeprefix('torch.')}"
     cache = Path(config.paths.cache)
     folder = cache / "quantized" / stored_name
-    return make_once(folder, lambda target: quantize().save_pretrained(target), cache), commit
+
+    def make(target: Path) -> None:
+        quantize().save_pretrained(target)
+        release()  # else the device holds it a second time when it is loaded again
+
+    return make_once(folder, make, cache), commit
 
 
 def origin(config: RunConfig, source: str) -> tuple[str | None, str | None]:

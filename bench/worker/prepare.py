@@ -1,8 +1,7 @@
 """Stages around the runs: model and data into the cache, every mistake in either found; hashes for an export.
 
 prepare   checks, model, data, and what runs share on their device; once for all runs of a sweep that share them
-fetch     the same without the run's device, on a login node
-bundle    the same for a machine without a network
+fetch     the same without the run's device: on a login node, or into a folder for a machine without a network
 check     what the data hold, for `bench data`
 export    the base's tokenizer, and hashes of what an exported model depends on
 
@@ -15,16 +14,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import shutil
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
 
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig, all_of
 from bench.identity import data_folder, weights_sha256
@@ -33,12 +29,11 @@ from bench.own_metrics import is_own
 from bench.worker import data, device, evaluate, methods, models, reach
 from bench.worker.check import of_documents, texts_of
 from bench.worker.divergence import reference_of
+from bench.worker.instruments.memory import release
 from bench.worker.main import Context
 from bench.worker.sources import hub
 from bench.worker.suites.local import check_suite
 
-BYTES_PER_PARAMETER = 2  # as downloaded, and as a checkpoint is written: 16 bit
-QUANTIZED_BYTES_PER_PARAMETER = 0.7  # 4 bit with constants, embeddings in 16 bit
 _TRIED = 5  # test references that a metric of the user's own is tried on, each as its own answer
 _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
 
@@ -46,13 +41,15 @@ _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # pa
 def run(context: Context) -> dict[str, Any]:
     """`fetch`, and what the runs share on their device: a quantized base, the base's predictions on general text."""
     config = context.config
+    resolved = device.resolve(config)  # a device that cannot be used is told before anything is downloaded
     source, tokenizer, result = _fetched(context)
-    resolved = device.resolve(config)
     if config.method.quantization is not None:
         context.progress.phase("quantize")
         methods.load_base(config, source, resolved.type, resolved.compute_dtype)  # stored for the runs to come
+        release()
         if config.hardware.strategy in CUTS_WEIGHTS:
             methods.load_to_train(config, source, resolved.type, resolved.compute_dtype)  # likewise
+            release()
     if config.suite.source != "none" and config.trial is None:
         context.progress.phase("reference")
         with suppress(torch.OutOfMemoryError):  # then the regression stage says so
@@ -67,20 +64,9 @@ def fetch(context: Context) -> dict[str, Any]:
         data, a summary of them; said, of the model and what the method does to it, a line each.
 
     Raises:
-        ConfigurationError: wrong names, columns, lengths, suite tasks, a model that cannot be used, too little disk.
+        ConfigurationError: wrong names, columns, lengths, suite tasks, a model that cannot be used.
     """
     return _fetched(context)[2]
-
-
-def bundle(context: Context) -> dict[str, Any]:
-    """`fetch` for a machine without a network: the suite's data too, which a run loads late."""
-    result = fetch(context)
-    if context.config.suite.source in ("lm_eval", "local"):  # the other suites bring their items
-        from bench.worker.suites.lm_eval_tasks import load_tasks  # seconds to import
-
-        context.progress.phase("suite")
-        load_tasks(context.config.suite, context.tables)
-    return result
 
 
 def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
@@ -99,6 +85,11 @@ def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
     said, summary = all_of(partial(reach.said, config, source), tokenize)
     if problems := metric_problems(config):
         raise ConfigurationError(problems)
+    if config.suite.source in ("lm_eval", "local") and config.trial is None:  # the other suites bring their items
+        from bench.worker.regression import check_tasks  # seconds to import
+
+        context.progress.phase("suite")
+        check_tasks(config, context.tables)
     return source, tokenizer, {"data": asdict(summary), "said": notes + said}
 
 
@@ -186,7 +177,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def before_download(config: RunConfig) -> list[str]:
-    """All problems with the suite's task names, the data's columns and splits, and the disk."""
+    """All problems with the suite's task names, the device, and the data's columns and splits."""
     problems = check_suite(config.suite)
     adapter = config.method.adapter
     if adapter is not None and adapter.init == "loftq" and not torch.cuda.is_available():
@@ -194,7 +185,7 @@ def before_download(config: RunConfig) -> list[str]:
     problems += device_problems(config)
     if config.task.source == "hub":
         problems += hub.check_columns_without_download(config.task)
-    return problems + disk_problems(config)
+    return problems
 
 
 def device_problems(config: RunConfig) -> list[str]:
@@ -209,30 +200,3 @@ def device_problems(config: RunConfig) -> list[str]:
         count = torch.cuda.device_count()
         problems.append(f"hardware.devices: {hardware.devices} were asked for, but {count} are visible; lower it")
     return problems
-
-
-def disk_problems(config: RunConfig) -> list[str]:
-    """Whether the model, one checkpoint of it and the forms to be served fit, from its number of parameters."""
-    if config.model.parameters is None:
-        return []
-    needed = BYTES_PER_PARAMETER * config.model.parameters
-    model_folder = Path(HF_HUB_CACHE) if config.model.source == "hub" else Path(config.paths.cache)
-    artifacts = Path(config.paths.artifacts)
-    places = [("the model", model_folder, needed), ("a checkpoint", artifacts, needed)]
-    if config.serve.prompt_tokens:
-        built = [form for form in methods.served_forms(config.method) if form.is_built]
-        each = [QUANTIZED_BYTES_PER_PARAMETER if form.is_quantized else BYTES_PER_PARAMETER for form in built]
-        forms_bytes = int(config.model.parameters * sum(each))
-        places.append(("a checkpoint with its served forms", artifacts, needed + forms_bytes))
-    return [
-        f"disk: {what} takes {size_bytes / 2**30:.1f} GiB, but {str(folder)!r} has {free / 2**30:.1f} GiB free; "
-        "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
-        for what, folder, size_bytes in places
-        if (free := free_bytes(folder)) < size_bytes
-    ]
-
-
-def free_bytes(folder: Path) -> int:
-    """Free disk space where a folder is or will be."""
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(existing).free

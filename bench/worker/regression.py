@@ -28,8 +28,9 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
-from bench.config import ConfigurationError, SuiteConfig
+from bench.config import ConfigurationError, RunConfig, SuiteConfig
 from bench.identity import data_folder
 from bench.record import RegressionItem, RegressionResult, RegressionTask
 from bench.worker import data, device, models
@@ -46,6 +47,7 @@ from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
 METRIC_PREFERENCE = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "bits_per_byte")
 FILTER_PREFERENCE = ("flexible-extract", "strict-match", "none")  # the ability, before the format of the answer
 _SEED = 1234
+WINDOW = 4096  # tokens, of models that have so many: IFEval writes 1,280, and GSM8K shows five solved examples
 
 
 def run(context: Context) -> RegressionResult:
@@ -56,9 +58,8 @@ def run(context: Context) -> RegressionResult:
     memory.enter("regression")
     context.progress.phase("regression")
     with context.clock.span("regression"), inference(model, resolved):
-        longest = min(config.train.max_length, config.model.max_context)
         how: dict[str, Any] = {"autocast_dtype": resolved.autocast_dtype, "advance": context.progress.advance}
-        outcome = run_suite(config.suite, model, tokenizer, context.tables, longest, **how)
+        outcome = run_suite(config.suite, model, tokenizer, context.tables, window(config), **how)
     tasks, items = outcome.tasks, outcome.items
     if reference is not None:
         memory.enter("divergence")
@@ -76,6 +77,31 @@ def run(context: Context) -> RegressionResult:
         divergence_unknown=unknown,
         contaminated=of_documents(texts_of(data.load_prepared(data_folder(config)).train), outcome.documents),
     )
+
+
+def window(config: RunConfig) -> int:
+    """Positions that the suite's prompts and answers have: no matter of how long the training examples are."""
+    return min(WINDOW, config.model.max_context)
+
+
+def check_tasks(config: RunConfig, tables: Path) -> None:
+    """Load the suite before anything is trained, which downloads its data.
+
+    Raises:
+        ConfigurationError: what would stop it hours later: unknown tasks, no metric, answers longer than the window.
+    """
+    tasks, positions = load_tasks(config.suite, tables), window(config)
+    _chosen_metrics(tasks)
+    writing = {n: t.get_config("generation_kwargs") for n, t in tasks.items() if t.OUTPUT_TYPE == "generate_until"}
+    answers = {name: normalize_gen_kwargs(asked)["max_gen_toks"] for name, asked in writing.items()}
+    if too_long := {name: tokens for name, tokens in answers.items() if tokens >= positions}:
+        listed = ", ".join(f"{name} writes {tokens}" for name, tokens in too_long.items())
+        raise ConfigurationError(
+            [
+                f"suite.tasks: {listed} tokens, which leaves no room for a prompt in the {positions} positions of "
+                f"{config.model.name}; leave them out, or choose a model with a longer context"
+            ]
+        )
 
 
 def _reference(context: Context) -> tuple[Reference | None, str | None]:

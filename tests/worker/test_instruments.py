@@ -23,7 +23,7 @@ from bench.worker.device import Device
 from bench.worker.instruments import Instrument
 from bench.worker.instruments.clock import Clock, step_times
 from bench.worker.instruments.energy import Energy, Nvml, Rapl, open_energy
-from bench.worker.instruments.memory import CpuMeter, CudaMeter, Memory, breakdown, open_memory, total_bytes
+from bench.worker.instruments.memory import AcceleratorMeter, CpuMeter, Memory, breakdown, open_memory, total_bytes
 from bench.worker.instruments.tokens import TokenStream, linear_costs, matmul_peak_flops_per_second
 from bench.worker.main import Context, Progress
 
@@ -337,7 +337,7 @@ FIRST, SECOND, OTHER_PROCESS = "00000000:3B:00.0", "00000000:3C:00.0", 1
 def test_cuda_memory_by_phase_on_a_fake_device() -> None:
     cuda = FakeCuda()
     nvml = fake_nvml(cuda, {FIRST: [(OTHER_PROCESS, 1), (os.getpid(), 900 * MIB)]})
-    memory = Memory(CudaMeter(cuda, nvml))
+    memory = Memory(AcceleratorMeter(cuda, nvml))
     memory.enter("load")
     cuda.allocate(300 * MIB)
     memory.enter("train")
@@ -354,7 +354,7 @@ def test_cuda_memory_by_phase_on_a_fake_device() -> None:
 
 def test_a_new_part_leaves_the_cuda_cache_alone() -> None:
     cuda = FakeCuda()
-    memory = Memory(CudaMeter(cuda))
+    memory = Memory(AcceleratorMeter(cuda))
     memory.enter("train")
     emptied = cuda.calls.count("empty_cache")
     for part, mib in (("forward", 70), ("backward", 90), ("optimizer", 20)):
@@ -371,7 +371,7 @@ def test_a_new_part_leaves_the_cuda_cache_alone() -> None:
 def test_several_gpus_add_up() -> None:
     cuda = FakeCuda(devices=2)
     nvml = fake_nvml(cuda, {FIRST: [(os.getpid(), 400 * MIB)], SECOND: [(os.getpid(), 600 * MIB), (OTHER_PROCESS, 7)]})
-    memory = Memory(CudaMeter(cuda, nvml))
+    memory = Memory(AcceleratorMeter(cuda, nvml))
     memory.enter("train")
     cuda.allocate(100 * MIB, device=0)
     cuda.allocate(200 * MIB, device=1)
@@ -398,7 +398,7 @@ def test_device_use_that_nvml_does_not_tell_is_unknown(listed: list[Any], more: 
     cuda = FakeCuda()
     nvml = fake_nvml(cuda, {FIRST: listed})
     vars(nvml._library).update(more)
-    memory = Memory(CudaMeter(cuda, nvml))
+    memory = Memory(AcceleratorMeter(cuda, nvml))
     memory.enter("train")
     assert memory.read()["train"].device_used_bytes is None
 

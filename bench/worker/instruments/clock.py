@@ -154,7 +154,7 @@ class Load:
 
 
 def open_load(device: str, own: int | None = None) -> Load:
-    """The instrument for a device type, "cpu" or "cuda", already started.
+    """The instrument for a type of device, already started.
 
     Args:
         own: the process that, with its descendants, is not others; None: this one.

@@ -154,6 +154,9 @@ def _watt_hours(since: float | None, until: float | None) -> float | None:
     return (until - since) / _JOULES_PER_WATT_HOUR
 
 
+RAPL = Path("/sys/class/powercap")
+
+
 class Rapl:
     """Joules of all processor packages since this object was made; None without RAPL or the right to read it.
 
@@ -161,7 +164,7 @@ class Rapl:
     be read more often than that.
     """
 
-    def __init__(self, root: Path = Path("/sys/class/powercap")):
+    def __init__(self, root: Path = RAPL):
         packages = [p for p in sorted(root.glob("intel-rapl:*")) if p.name.count(":") == 1]  # deeper: parts of these
         self._last_microjoules: dict[Path, int | None] = {p: _read(p / "energy_uj") for p in packages}
         self._sum_microjoules = 0
@@ -177,10 +180,10 @@ class Rapl:
 
 
 def open_energy(device: str) -> Energy:
-    """The energy instrument of a device type, "cpu" or "cuda"."""
+    """The energy instrument of a type of device; NVIDIA's GPUs and processors have counters."""
     if device == "cpu":
         return Energy(Rapl(), wraps=True)
-    nvml = open_nvml()
+    nvml = open_nvml() if device == "cuda" else None
     return Energy(nvml.joules if nvml else lambda: None)
 
 

@@ -8,8 +8,9 @@ peak of evaluation is never reported as that of training. A phase entered again 
     >>> memory.read()
     {'train': PhaseMemory(phase='train', peak_bytes=2675965952, ...)}
 
-CPU: `VmHWM`, the peak resident set, which counts memory-mapped files once touched. CUDA: the allocator's
-`max_memory_allocated` and `max_memory_reserved`, and this process's memory by NVML.
+CPU: `VmHWM`, the peak resident set, which counts memory-mapped files once touched. CUDA, ROCm and XPU: the allocator's
+`max_memory_allocated` and `max_memory_reserved`, with paged optimizer state, and on CUDA this process's memory by NVML.
+MPS shares the host's memory and keeps no peak: unknown.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -85,41 +87,57 @@ class CpuMeter:
         return {}
 
 
-class CudaMeter:
-    """The CUDA allocator's numbers, summed over the visible devices, and the process's device memory by NVML.
+class AcceleratorMeter:
+    """The allocator's numbers, summed over the visible devices, and the process's device memory by NVML.
+
+    Optimizer state that bitsandbytes pages is in no allocator and counts wherever it is, as the planner counts it.
 
     Args:
-        cuda: `torch.cuda`, or a fake of it in tests.
+        accelerator: `torch.accelerator`, or a fake of it in tests.
         nvml: None where it is missing.
     """
 
-    def __init__(self, cuda: Any = torch.cuda, nvml: Nvml | None = None):
-        self._cuda, self._nvml = cuda, nvml
-        self._devices = range(cuda.device_count())
+    def __init__(self, accelerator: Any = torch.accelerator, nvml: Nvml | None = None):
+        self._accelerator, self._nvml = accelerator, nvml
+        self._devices = range(accelerator.device_count())
 
     def release(self) -> None:
         _collect()
-        self._cuda.empty_cache()  # reserved memory would else be the largest of all phases before
+        self._accelerator.empty_cache()  # reserved memory would else be the largest of all phases before
 
     def reset_peak(self) -> None:
         for device in self._devices:
-            self._cuda.reset_peak_memory_stats(device)
+            self._accelerator.reset_peak_memory_stats(device)
 
     def now(self) -> tuple[int | None, int | None]:
-        return self._sum(self._cuda.memory_allocated), self._sum(self._cuda.max_memory_allocated)
+        return self._sum(self._accelerator.memory_allocated), self._sum(self._accelerator.max_memory_allocated)
 
     def read(self, phase: str) -> PhaseMemory:
-        self._cuda.synchronize()
+        self._accelerator.synchronize()
         return PhaseMemory(
             phase,
             peak_bytes=self.now()[1],
             above_start_bytes=None,
-            peak_reserved_bytes=self._sum(self._cuda.max_memory_reserved),
+            peak_reserved_bytes=self._sum(self._accelerator.max_memory_reserved),
             device_used_bytes=self._nvml.used_by_process_bytes() if self._nvml else None,
         )
 
     def _sum(self, of_device: Any) -> int:
-        return sum(of_device(device) for device in self._devices)
+        return sum(of_device(device) for device in self._devices) + paged_bytes()
+
+
+def paged_bytes() -> int:
+    """Bytes of optimizer state in managed memory, which moves between device and host (`paged_adamw_...`)."""
+    library = sys.modules.get("bitsandbytes.functional")  # seconds to import, and there once anything is paged
+    pages = library.GlobalPageManager.get_instance().paged_tensors if library else []
+    return sum(tensor.nbytes for tensor in pages)
+
+
+def release() -> None:
+    """Give back the device memory of models that are no longer used; cycles of references keep 4-bit ones alive."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def _collect() -> None:
@@ -209,8 +227,10 @@ class Memory:
 
 
 def open_memory(device: str) -> Memory:
-    """The memory instrument of a device type, "cpu" or "cuda"."""
-    return Memory(CpuMeter() if device == "cpu" else CudaMeter(nvml=open_nvml()))
+    """The memory instrument of a type of device."""
+    if device in ("cpu", "mps"):
+        return Memory(CpuMeter())
+    return Memory(AcceleratorMeter(nvml=open_nvml() if device == "cuda" else None))
 
 
 def breakdown(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MemoryBreakdown:

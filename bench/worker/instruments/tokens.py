@@ -133,7 +133,7 @@ def matmul_peak_flops_per_second(
     device: str, dtype: torch.dtype, synchronize: Callable[[], None], seconds: float = 0.3
 ) -> float:
     """The best of several large square products: what the device can really do, not its data sheet."""
-    size = 4096 if device == "cuda" else 1024
+    size = 1024 if device == "cpu" else 4096
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     left @ right  # the first call chooses kernels
     best, deadline = float("inf"), time.perf_counter() + seconds
