@@ -41,9 +41,14 @@ class Need:
 
 
 def problems(configs: Sequence[RunConfig]) -> list[str]:
+    """One line for each disk that is too small for what the runs will write."""
+    return too_small(needed(configs))
+
+
+def too_small(everything: Sequence[Need]) -> list[str]:
     """One line for each disk that is too small, with what needs it."""
     lines = []
-    for needs in _by_disk(needed(configs)):
+    for needs in _by_disk(everything):
         size, free = sum(need.size_bytes for need in needs), free_bytes(needs[0].folder)
         if size > free:
             totals: dict[str, float] = defaultdict(float)
@@ -70,7 +75,7 @@ def needed(configs: Sequence[RunConfig]) -> list[Need]:
     resumed: list[Need] = []
     for config in (config for config in configs if config.model.parameters is not None):
         artifacts = Path(config.paths.artifacts)
-        for need in (_model(config), _quantized(config)):
+        for need in (model_need(config), _quantized(config)):
             found[need.what, str(need.folder)] = need
         trained = 0 if config.untrained else _trained_parameters(config)
         if trained and config.trial is None:
@@ -96,14 +101,18 @@ def _device(folder: Path) -> int:
     return os.stat(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())).st_dev
 
 
-def _model(config: RunConfig) -> Need:
-    """The 16-bit weights, less what is there of them."""
+def model_need(config: RunConfig, hub: Path | None = None) -> Need:
+    """The 16-bit weights, less what is there of them.
+
+    Args:
+        hub: the hub's cache, where it is not the usual one.
+    """
     model, size = config.model, BYTES_16_BIT * (config.model.parameters or 0)
     what = f"the model {model.name}"
-    if model.source == "hub" and config.paths.bundle is None:
+    if model.source == "hub" and (hub or config.paths.bundle is None):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        cache = Path(HF_HUB_CACHE)
+        cache = hub or Path(HF_HUB_CACHE)
         blobs = cache / f"models--{model.location.replace('/', '--')}" / "blobs"
         return Need(what, cache, max(0, size - sum(path.stat().st_size for path in blobs.glob("*"))))
     cache = Path(config.paths.cache) / "models"

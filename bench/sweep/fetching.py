@@ -180,6 +180,9 @@ def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Wa
     """
     if folder.exists() and {path.name for path in folder.iterdir() if not path.name.startswith(".")} - OWN_PARTS:
         raise ConfigurationError([f"{folder}: holds other files; choose another folder by to=FOLDER"])
+    models = {config.model.location: disk.model_need(config, folder / "hub") for config in configs}
+    if problems := disk.too_small(list(models.values())):
+        raise ConfigurationError(problems)
     (folder / "nltk").mkdir(parents=True, exist_ok=True)
     (folder / BUNDLE_MANIFEST).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:  # what the stage computes is thrown away

@@ -54,12 +54,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list
             done.append(f"{run.name.partition('-')[0]} {stage}")
         return in_process(run, stage, *arguments)
 
-    def command(where: str = ".", sweep: str = "edits") -> list[str]:
+    def command(*settings: str, where: str = ".", sweep: str = "edits") -> list[str]:
         done.clear()
         files = [f"task.{split}_file={where}/{split}.jsonl" for split in ("train", "validation", "test")]
         given = ["-m", "method=base,lora", "experiment=smoke", "model=folder", f"model.location={where}/model",
                  "task=jsonl", *files, "task.metrics=[exact_match]", "task.max_new_tokens=4", "suite=local",
-                 f"suite.path={where}/suite", "train.max_steps=2", f"sweep={sweep}"]  # fmt: skip
+                 f"suite.path={where}/suite", "train.max_steps=2", f"sweep={sweep}", *settings]  # fmt: skip
         assert main(given) == 0
         return list(done)
 
@@ -87,7 +87,7 @@ def test_nothing_runs_again_where_nothing_changed(ran) -> None:
         shutil.copytree(name, f"copy/{name}")
     for split in ("train", "validation", "test"):
         shutil.copy(f"{split}.jsonl", "copy")
-    assert ran(str(Path("copy").resolve())) == []  # the same content elsewhere
+    assert ran(where=str(Path("copy").resolve())) == []  # the same content elsewhere
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,12 @@ def test_nothing_runs_again_where_nothing_changed(ran) -> None:
 def test_an_edit_runs_its_stage_and_later_ones_again(ran, edit: Callable[[], None], again: list[str]) -> None:
     edit()
     assert ran() == again
+
+
+@pytest.mark.parametrize("setting", ["suite.items_per_task=1", "task.test_examples=4", "hardware.generate_batch=2"])
+def test_a_setting_of_evaluation_trains_nothing(ran, setting: str) -> None:
+    ran()  # whatever the tests before left to do
+    assert ran(setting) == MEASURED
 
 
 def test_another_sweep_takes_over_what_was_made_from_the_same_content(ran) -> None:

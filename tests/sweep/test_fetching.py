@@ -151,3 +151,19 @@ def test_the_true_hub(tmp_path: Path) -> None:
     held = {path.name for path in (tmp_path / "bundle" / "hub").iterdir()}
     assert {"models--HuggingFaceTB--SmolLM2-135M-Instruct", "datasets--openai--gsm8k"} <= held
     assert main([*own, f"paths.bundle={tmp_path / 'bundle'}"]) == 0
+
+
+@pytest.mark.parametrize(("method", "fits"), [("full", False), ("lora", False), ("qlora", True)])
+def test_what_several_devices_train_must_fit_the_one_that_evaluates(smoke, method: str, fits: bool) -> None:
+    given = [f"method={method}", "hardware.devices=8", "hardware.strategy=fsdp", "hardware.memory_gib=80"]
+    given += ["hardware.device=cuda", "train.batch_size=16", "train.micro_batch=1", "model=llama-3.1-70b"]
+    (config,) = compose(smoke(*given), multirun=False)
+    found = fetching.evaluation_problems(config)
+    assert not found if fits else "its 80 GiB cannot hold the 131 GiB of llama-3.1-70b" in found[0]
+
+
+def test_a_bundle_that_does_not_fit_is_refused_before_it_is_fetched(smoke, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bench.planner.disk.free_bytes", lambda folder: 1 << 30)
+    configs = compose(smoke("model=llama-3.1-8b"), multirun=True)
+    with pytest.raises(ConfigurationError, match="the model llama-3.1-8b 15.0"):
+        fetching.fetch(configs, tmp_path / "bundle", wheels=False)

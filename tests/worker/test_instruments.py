@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -378,6 +379,18 @@ def test_several_gpus_add_up() -> None:
     reading = memory.read()["train"]
     assert (reading.peak_bytes, reading.peak_reserved_bytes) == (300 * MIB, 304 * MIB)
     assert reading.device_used_bytes == 1000 * MIB
+
+
+def test_paged_optimizer_state_counts_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = SimpleNamespace(paged_tensors=[torch.zeros(MIB, dtype=torch.uint8)] * 3)
+    library = SimpleNamespace(GlobalPageManager=SimpleNamespace(get_instance=lambda: pages))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", library)
+    cuda = FakeCuda()
+    memory = Memory(AcceleratorMeter(cuda))
+    memory.enter("train")
+    cuda.allocate(10 * MIB)
+    assert memory.now() == (13 * MIB, 13 * MIB)
+    assert memory.read()["train"].peak_reserved_bytes == 15 * MIB
 
 
 def refused(*arguments: Any) -> None:

@@ -31,6 +31,7 @@ def caused_by(cause: BaseException) -> ValueError:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         RuntimeError(CPU_MESSAGE),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("unable to mmap 5120150520 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
         OSError(12, "Cannot allocate memory"),
         caused_by(MemoryError()),
@@ -54,6 +55,11 @@ def test_the_child_keeps_its_caches_and_avoids_cudnn_attention(monkeypatch, smok
     _confine(smoke_config, "train")
     assert environment["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "1"
     assert environment["TRITON_CACHE_DIR"] == f"{smoke_config.paths.cache}/triton"
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    given = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}  # the user's own stays the only one
+    monkeypatch.setattr("os.environ", given)
+    _confine(smoke_config, "train")
+    assert "PYTORCH_ALLOC_CONF" not in given
 
 
 @pytest.fixture

@@ -80,7 +80,9 @@ def test_without_bf16_everything_computes_in_fp32(source: str, method: str) -> N
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8"])
-def test_the_stored_base_is_the_quantized_one(source: str, tmp_path: Path, scheme: str) -> None:
+def test_the_stored_base_is_the_quantized_one(source: str, tmp_path: Path, scheme: str, monkeypatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(models, "release", lambda: freed.append(True))
     overrides = ["model=tiny-random", "method=qlora", f"method.quantization.scheme={scheme}", f"paths.cache={tmp_path}"]
     (config,) = compose(overrides, multirun=False)
     quantization = methods._quantization(config.method.quantization, torch.bfloat16)
@@ -93,6 +95,7 @@ def test_the_stored_base_is_the_quantized_one(source: str, tmp_path: Path, schem
     (folder,) = (tmp_path / "quantized").glob("[!.]*")
     assert scheme in folder.name
     assert stored.name_or_path == str(folder)
+    assert freed == [True]  # the one that was quantized, before it is loaded again
     with torch.no_grad():
         assert torch.equal(stored(IDS).logits, fresh(IDS).logits)
 

@@ -9,15 +9,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
+from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig
+from bench.config import ConfigurationError, ModelConfig, RunConfig
 from bench.worker import device, evaluate, models
 
 SIZE = {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -274,3 +277,30 @@ def test_the_header_that_a_template_puts_before_every_answer_is_not_scored(copy:
     (plain,) = evaluate.generate(model, tokenizer, [prompt], **how)
     (cut,) = evaluate.generate(model, tokenizer, [prompt], header=plain.text[:3], **how)
     assert cut.text == plain.text[3:]
+
+
+# --- the hub ---
+
+
+def test_one_layout_of_the_weights_is_downloaded() -> None:
+    kept = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
+            "tokenizer.model", "additional_chat_templates/tool.jinja"]  # fmt: skip
+    left = ["consolidated.safetensors", "original/consolidated.00.pth", "original/params.json", "pytorch_model.bin",
+            "onnx/model.safetensors", "README.md"]  # fmt: skip
+    patterns = {"allow_patterns": models._WANTED, "ignore_patterns": models._UNWANTED}
+    assert list(filter_repo_objects([*kept, *left], **patterns)) == kept
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_gated_model_asks_for_licence_and_login(monkeypatch: pytest.MonkeyPatch, hidden: bool) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        response = SimpleNamespace(headers={}, request=None, status_code=403)
+        error = GatedRepoError("403 Client Error. (Request ID: 1)", response=response)
+        if hidden:  # as transformers does
+            raise OSError("You are trying to access a gated repo.\nMake sure to have access to it") from error
+        raise error
+
+    monkeypatch.setattr(models, "hf_hub_download", refuse)
+    model = ModelConfig(name="llama", source="hub", location="meta-llama/Llama-3.1-8B-Instruct")
+    with pytest.raises(ConfigurationError, match=r"8B-Instruct is gated, .* hf auth login"):
+        models.fetch(model, Path("cache"))

@@ -21,7 +21,7 @@ from bench.record import KL_METRIC, from_json, to_json
 from bench.worker import device, divergence, models
 from bench.worker.divergence import Outcome
 from bench.worker.loss import inference
-from bench.worker.regression import run_suite
+from bench.worker.regression import check_tasks, run_suite, window
 from bench.worker.scoring import PrefixScorer, branched
 from bench.worker.suites.quick import quick_tasks
 
@@ -64,6 +64,39 @@ def quick(items_per_task: int | None = 4, tasks: tuple[str, ...] = ()) -> SuiteC
 
 def run(suite: SuiteConfig, model: Any, tokenizer: Any, folder: Path) -> Outcome:
     return run_suite(suite, model, tokenizer, cache_folder=folder, max_length=512)
+
+
+@pytest.fixture
+def writing_folder(tmp_path: Path) -> Path:
+    """A suite of one task that writes 1,280 tokens, as IFEval does."""
+    (tmp_path / "items.jsonl").write_text('{"q": "Write.", "a": "x"}\n')
+    (tmp_path / "essay.yaml").write_text(
+        f"""task: essay
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/items.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{a}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 1280}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(("positions", "fits"), [(1280, False), (2048, True)])
+def test_answers_longer_than_the_window_are_refused_before_training(
+    smoke, writing_folder: Path, tmp_path: Path, positions: int, fits: bool
+) -> None:
+    given = ["suite=local", f"suite.path={writing_folder}", f"model.max_context={positions}", "train.max_length=64"]
+    (config,) = compose(smoke(*given), multirun=False)
+    assert window(config) == positions  # whatever the training examples' length is
+    if fits:
+        check_tasks(config, tmp_path / "cache")
+        return
+    with pytest.raises(ConfigurationError, match="essay writes 1280 tokens, which leaves no room"):
+        check_tasks(config, tmp_path / "cache")
 
 
 def test_a_model_against_itself_gives_identical_items(model, tokenizer, tmp_path) -> None:

@@ -11,8 +11,9 @@ from transformers import BitsAndBytesConfig
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import weight_files
+from bench.planner import disk
 from bench.record import ServeResult
-from bench.worker import device, evaluate, methods, models, prepare, serve, train
+from bench.worker import device, evaluate, methods, models, serve, train
 from bench.worker.loss import inference
 from bench.worker.main import Context, Progress
 from bench.worker.serve import FirstToken, Origin, answer, build, load
@@ -210,9 +211,11 @@ def test_the_weights_of_a_folder_are_those_that_its_index_names(tmp_path: Path) 
     assert [path.name for path in weight_files(tmp_path)] == ["model-1.safetensors"]
 
 
-def test_the_disk_must_hold_the_forms_too(smoke, monkeypatch) -> None:
-    overrides = smoke("method=qlora", "serve=quick", "model.parameters=1000000000")
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_disk_must_hold_the_forms_that_are_built(smoke, method: str) -> None:
+    overrides = smoke(f"method={method}", "serve=quick", "model.parameters=1000000000")
     (config,) = compose(overrides, multirun=False)
-    monkeypatch.setattr(prepare, "free_bytes", lambda folder: 6 * 10**9)  # model and checkpoint take 2 each
-    (problem,) = prepare.disk_problems(config)  # two merged forms and two in 4 bits: 5.4 more
-    assert problem.startswith("disk: a checkpoint with its served forms takes 6.9 GiB")
+    built = [form for form in methods.served_forms(config.method) if form.is_built]
+    expected = sum(1e9 * (disk.BYTES_4_BIT if form.is_quantized else disk.BYTES_16_BIT) for form in built)
+    (need,) = [need for need in disk.needed([config]) if need.what == "served forms of one run"]
+    assert need.size_bytes == pytest.approx(expected)
