@@ -165,5 +165,5 @@ def test_what_several_devices_train_must_fit_the_one_that_evaluates(smoke, metho
 def test_a_bundle_that_does_not_fit_is_refused_before_it_is_fetched(smoke, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("bench.planner.disk.free_bytes", lambda folder: 1 << 30)
     configs = compose(smoke("model=llama-3.1-8b"), multirun=True)
-    with pytest.raises(ConfigurationError, match="the model llama-3.1-8b 15.0"):
+    with pytest.raises(ConfigurationError, match=r"the model llama-3.1-8b 15.0"):
         fetching.fetch(configs, tmp_path / "bundle", wheels=False)

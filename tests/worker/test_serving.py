@@ -13,7 +13,7 @@ from bench.config import RunConfig
 from bench.identity import weight_files
 from bench.planner import disk
 from bench.record import ServeResult
-from bench.worker import device, evaluate, methods, models, serve, train
+from bench.worker import device, evaluate, methods, models, prepare, serve, train
 from bench.worker.loss import inference
 from bench.worker.main import Context, Progress
 from bench.worker.serve import FirstToken, Origin, answer, build, load

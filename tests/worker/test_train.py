@@ -234,9 +234,13 @@ def test_a_step_in_which_the_compiler_works_is_not_timed(smoke, tmp_path: Path, 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_training_on_a_gpu(smoke, tmp_path: Path, method: str) -> None:
-    config = configured(smoke, f"method={method}", "hardware.device=cuda")
-    result, steps = trained(config, tmp_path / "run")
+@pytest.mark.parametrize("compiled", ["off", "regional"])
+def test_training_on_a_gpu(smoke, tmp_path: Path, method: str, compiled: str) -> None:
+    """Compiled with checkpointing, as `train=gpu` is; lengths are padded on CUDA in any case."""
+    checkpointing = f"train.gradient_checkpointing={'true' if compiled == 'regional' else 'false'}"
+    settings = (f"method={method}", "hardware.device=cuda", f"train.compile={compiled}", checkpointing)
+    result, steps = trained(configured(smoke, *settings), tmp_path / "run")
+    assert result.environment.compiled == compiled
     assert result.environment.device.startswith("cuda")
     assert result.environment.compute_dtype == "bfloat16"
     assert all(s["loss"] is not None for s in steps)
