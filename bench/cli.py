@@ -389,7 +389,7 @@ def doctor(given: Given) -> int:
     downloaded. A sweep prints what shows without PyTorch by itself.
     """
     configs = compose(given.settings, multirun=True)
-    found = machine.findings(configs[0].hardware) + disk.findings(configs)
+    found = machine.findings(configs[0].hardware) + disk.findings(disk.needed(configs))
     cache = Path(configs[0].paths.cache)
     aside = replace(
         configs[0],

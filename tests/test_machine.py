@@ -10,7 +10,6 @@ import pytest
 
 from bench import machine
 from bench.config import HardwareConfig
-from bench.machine import Wheel
 
 CPU = HardwareConfig(name="cpu", device="cpu")
 AUTO = HardwareConfig(name="auto")
@@ -41,7 +40,7 @@ def fake_nvml(monkeypatch: pytest.MonkeyPatch, version: str, cuda: int, gpus: li
 
 
 def with_wheel(monkeypatch: pytest.MonkeyPatch, version: str, cuda: str | None) -> None:
-    monkeypatch.setattr(machine, "wheel", lambda: Wheel(version, cuda, None, None))
+    monkeypatch.setattr(machine, "wheel", lambda: (version, "CUDA" if cuda else "CPUs", cuda))
 
 
 def by_name(hardware: HardwareConfig = AUTO) -> dict[str, Any]:
@@ -52,8 +51,8 @@ def test_the_wheel_is_read_without_loading_it() -> None:
     import torch
 
     built = machine.wheel()
-    assert built is not None
-    assert (built.version, built.cuda) == (torch.__version__, torch.version.cuda)
+    assert built[0] == torch.__version__
+    assert built[1:] == (("CUDA", torch.version.cuda) if torch.version.cuda else ("CPUs", None))
 
 
 def test_an_old_driver_is_named_with_the_wheel_and_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +81,7 @@ def test_a_wheel_for_cpus_on_a_gpu_machine_is_broken(monkeypatch: pytest.MonkeyP
     fake_nvml(monkeypatch, "580.159.04", 13000, ["NVIDIA H200"])
     with_wheel(monkeypatch, "2.13.0+cpu", None)
     found = by_name()["driver"]
-    assert (found.state, "built without CUDA" in found.found) == ("broken", True)
+    assert (found.state, "is built for CPUs" in found.found) == ("broken", True)
     assert "/whl/cu130" in found.mend
     assert "newer driver" not in found.mend
     assert by_name(CPU)["driver"].state == "fine"  # the CPU was asked for

@@ -2,22 +2,21 @@
 
 What is there already is not counted: files in the hub's cache, bases that were quantized before.
 
->>> problems(configs)
-['disk: 60.3 GiB are needed in /data (the model llama-3.1-8b 15.0, weights of full 45.0, ...), and 20.1 are free; ...']
+>>> findings(needed(configs))[0].found
+'60.3 GiB are needed in cache and artifacts (the model llama-3.1-8b 15.0, weights of full 45.0, ...), 20.1 are free'
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.config import ConfigurationError, RunConfig
 from bench.identity import training_key
-from bench.machine import free_bytes
 from bench.planner.advice import architecture_of
 from bench.planner.tensors import adapter_tensors
 from bench.record import Finding
@@ -26,8 +25,7 @@ GIB = 2**30
 BYTES_16_BIT = 2  # of a parameter, as models are downloaded and full fine-tuning is kept
 BYTES_4_BIT = 0.7  # of a parameter: 4 bit with constants, embeddings in 16 bit
 BYTES_ADAPTER = 4
-BYTES_RESUMED = 12  # of a trained parameter, in a checkpoint to resume from: fp32 weights and Adam's state
-_CHECKPOINTS_AT_ONCE = 2  # the older one goes when the new one is whole
+BYTES_RESUMED = 24  # of a trained parameter: fp32 weights and Adam's state, while two checkpoints are there
 _MEND = "free some space, or name another folder (HF_HOME, paths.cache, paths.artifacts)"
 
 
@@ -40,65 +38,45 @@ class Need:
     size_bytes: float
 
 
-def problems(configs: Sequence[RunConfig]) -> list[str]:
-    """One line for each disk that is too small for what the runs will write."""
-    return too_small(needed(configs))
-
-
-def too_small(everything: Sequence[Need]) -> list[str]:
-    """One line for each disk that is too small, with what needs it."""
-    lines = []
-    for needs in _by_disk(everything):
-        size, free = sum(need.size_bytes for need in needs), free_bytes(needs[0].folder)
-        if size > free:
-            totals: dict[str, float] = defaultdict(float)
-            for need in needs:
-                totals[need.what] += need.size_bytes / GIB
-            parts = ", ".join(f"{what} {gib:.1f}" for what, gib in totals.items())
-            where = " and ".join(dict.fromkeys(str(need.folder) for need in needs))
-            told = f"disk: {size / GIB:.1f} GiB are needed in {where} ({parts}), and {free / GIB:.1f} are free"
-            lines.append(f"{told}; {_MEND}")
-    return lines
-
-
-def findings(configs: Sequence[RunConfig]) -> list[Finding]:
-    """The same for the doctor."""
-    broken = [Finding("disk", "broken", line.removeprefix("disk: ").removesuffix(f"; {_MEND}"), _MEND)
-              for line in problems(configs)]  # fmt: skip
-    size, free = sum(need.size_bytes for need in needed(configs)), free_bytes(Path(configs[0].paths.artifacts))
-    return broken or [Finding("disk", "fine", f"{size / GIB:.1f} GiB to be written, {free / GIB:.1f} free")]
+def findings(needs: Iterable[Need]) -> list[Finding]:
+    """What is broken: each disk that is too small, with what needs it; else that all is fine."""
+    by_disk: dict[int, list[Need]] = defaultdict(list)
+    for need in needs:
+        by_disk[_existing(need.folder).stat().st_dev].append(need)
+    broken, total = [], 0.0
+    for group in by_disk.values():
+        gib: dict[str, float] = defaultdict(float)
+        for need in group:
+            gib[need.what] += need.size_bytes / GIB
+        needed_gib, free_gib = sum(gib.values()), free_bytes(group[0].folder) / GIB
+        total += needed_gib
+        if needed_gib > free_gib:
+            where = " and ".join(dict.fromkeys(str(need.folder) for need in group))
+            parts = ", ".join(f"{what} {size:.1f}" for what, size in gib.items())
+            told = f"{needed_gib:.1f} GiB are needed in {where} ({parts}), {free_gib:.1f} are free"
+            broken.append(Finding("disk", "broken", told, _MEND))
+    return broken or [Finding("disk", "fine", f"room for the {total:.1f} GiB that will be written")]
 
 
 def needed(configs: Sequence[RunConfig]) -> list[Need]:
     """What the runs will write that is large, each thing once; a model of unknown size is left out."""
-    found: dict[tuple[str, ...], Need] = {}
-    resumed: list[Need] = []
+    found: dict[str, Need] = {}
+    in_turn: list[Need] = []  # there for one run at a time
     for config in (config for config in configs if config.model.parameters is not None):
-        artifacts = Path(config.paths.artifacts)
-        for need in (model_need(config), _quantized(config)):
-            found[need.what, str(need.folder)] = need
-        trained = 0 if config.untrained else _trained_parameters(config)
-        if trained and config.trial is None:
-            each = BYTES_ADAPTER if config.method.adapter else BYTES_16_BIT
-            found[training_key(config), ""] = Need(f"weights of {config.method.name}", artifacts, each * trained)
+        method, artifacts = config.method, Path(config.paths.artifacts)
+        found |= {need.what: need for need in (model_need(config), _quantized(config))}
+        if config.untrained:
+            continue
+        trained = _trained_parameters(config)
+        if config.trial is None:
+            each = BYTES_ADAPTER if method.adapter else BYTES_16_BIT
+            found[training_key(config)] = Need(f"weights of {method.name}", artifacts, each * trained)
         if config.train.checkpoint_every_steps is not None:
-            size = _CHECKPOINTS_AT_ONCE * BYTES_RESUMED * trained
-            resumed.append(Need("checkpoints of one run", artifacts, size))
-        if config.serve.prompt_tokens and not config.untrained:  # built for one run at a time
-            resumed.append(Need("served forms of one run", artifacts, _served(config)))
-    largest = sorted(resumed, key=lambda need: need.size_bytes)[-1:]
+            in_turn.append(Need("checkpoints of one run", artifacts, BYTES_RESUMED * trained))
+        if config.serve.prompt_tokens:
+            in_turn.append(Need("served forms of one run", artifacts, _served_bytes(config)))
+    largest = sorted(in_turn, key=lambda need: need.size_bytes)[-1:]
     return [need for need in [*found.values(), *largest] if need.size_bytes]
-
-
-def _by_disk(needs: Sequence[Need]) -> list[list[Need]]:
-    groups: dict[int, list[Need]] = defaultdict(list)
-    for need in needs:
-        groups[_device(need.folder)].append(need)
-    return list(groups.values())
-
-
-def _device(folder: Path) -> int:
-    return os.stat(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())).st_dev
 
 
 def model_need(config: RunConfig, hub: Path | None = None) -> Need:
@@ -108,25 +86,26 @@ def model_need(config: RunConfig, hub: Path | None = None) -> Need:
         hub: the hub's cache, where it is not the usual one.
     """
     model, size = config.model, BYTES_16_BIT * (config.model.parameters or 0)
-    what = f"the model {model.name}"
+    folder = Path(config.paths.cache) / "models"
     if model.source == "hub" and (hub or config.paths.bundle is None):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        cache = hub or Path(HF_HUB_CACHE)
-        blobs = cache / f"models--{model.location.replace('/', '--')}" / "blobs"
-        return Need(what, cache, max(0, size - sum(path.stat().st_size for path in blobs.glob("*"))))
-    cache = Path(config.paths.cache) / "models"
-    made = model.source not in ("gguf_package", "random") or list(cache.glob(f"{model.name}*"))
-    return Need(what, cache, 0 if made else size)
+        folder = hub or Path(HF_HUB_CACHE)
+        blobs = (folder / f"models--{model.location.replace('/', '--')}" / "blobs").glob("*")
+        size = max(0, size - sum(path.stat().st_size for path in blobs))
+    elif model.source not in ("gguf_package", "random") or list(folder.glob(f"{model.name}*")):
+        size = 0
+    return Need(f"the model {model.name}", folder, size)
 
 
 def _quantized(config: RunConfig) -> Need:
     """The base in few bits, which is kept for the runs that share it."""
-    model, quantization = config.model, config.method.quantization
+    model, scheme = config.model, config.method.quantization and config.method.quantization.scheme
     folder = Path(config.paths.cache) / "quantized"
-    scheme = quantization.scheme if quantization else ""
-    kept = quantization and model.source != "folder" and not list(folder.glob(f"{model.name}-*{scheme}*"))
-    return Need(f"{model.name} in {scheme}", folder, BYTES_4_BIT * (model.parameters or 0) if kept else 0)
+    made = model.source == "folder" or list(folder.glob(f"{model.name}-*{scheme}*"))
+    return Need(
+        f"{model.name} in {scheme}", folder, BYTES_4_BIT * (model.parameters or 0) if scheme and not made else 0
+    )
 
 
 def _trained_parameters(config: RunConfig) -> int:
@@ -138,7 +117,16 @@ def _trained_parameters(config: RunConfig) -> int:
     return 0
 
 
-def _served(config: RunConfig) -> float:
-    """As `worker.methods.served_forms` builds them: quantized; of an adapter merged, into a quantized base's two."""
+def _served_bytes(config: RunConfig) -> float:
+    """As `worker.methods.served_forms` builds them: quantized; of an adapter merged too, into both quantized bases."""
     bases = 1 if config.method.quantization is None else 2
     return (config.model.parameters or 0) * bases * (BYTES_4_BIT + (BYTES_16_BIT if config.method.adapter else 0))
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk space where a folder is or will be."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -88,7 +88,7 @@ def prepare_all(
         pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
     checks = (checkpoint.problems_of, unwritable_folders, bundle_problems, tracking_problems, evaluation_problems)
     problems = [problem for config in pending for check in checks for problem in check(config)]
-    if problems := [*dict.fromkeys(problems + disk.problems(pending))]:
+    if problems := [*dict.fromkeys(problems + disk_problems(disk.needed(pending)))]:
         raise ConfigurationError(problems)
 
     def made(config: RunConfig) -> None:
@@ -152,6 +152,11 @@ def unwritable_folders(config: RunConfig) -> list[str]:
     return problems
 
 
+def disk_problems(needs: Iterable[disk.Need]) -> list[str]:
+    """A line for each disk that is too small."""
+    return [f"disk: {found.found}; {found.mend}" for found in disk.findings(needs) if found.state == "broken"]
+
+
 def evaluation_problems(config: RunConfig) -> list[str]:
     """What several devices train, one evaluates: whether it can hold the weights, as far as both are known."""
     available_gib = memory_budget_gib(config) if config.hardware.devices > 1 else None
@@ -181,7 +186,7 @@ def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Wa
     if folder.exists() and {path.name for path in folder.iterdir() if not path.name.startswith(".")} - OWN_PARTS:
         raise ConfigurationError([f"{folder}: holds other files; choose another folder by to=FOLDER"])
     models = {config.model.location: disk.model_need(config, folder / "hub") for config in configs}
-    if problems := disk.too_small(list(models.values())):
+    if problems := disk_problems(models.values()):
         raise ConfigurationError(problems)
     (folder / "nltk").mkdir(parents=True, exist_ok=True)
     (folder / BUNDLE_MANIFEST).unlink(missing_ok=True)

@@ -68,12 +68,11 @@ def test_a_disk_that_is_too_small_names_what_needs_it(hub: Path, tmp_path: Path,
     paths = [f"paths.{name}={tmp_path / name}" for name in ("results", "artifacts", "cache")]
     configs = compose(["model=llama-3.1-8b", "method=full", *paths], multirun=True)
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 20 * GIB)
-    (problem,) = disk.problems(configs)
-    assert problem.startswith("disk: 29.9 GiB are needed in ")
-    assert "the model llama-3.1-8b 15.0, weights of full 15.0" in problem
-    assert "20.0 are free; free some space" in problem
-    (broken,) = disk.findings(configs)
-    assert (broken.state, broken.mend) == ("broken", problem.rpartition("; ")[2])
+    (broken,) = disk.findings(disk.needed(configs))
+    assert broken.state == "broken"
+    assert broken.found.startswith("29.9 GiB are needed in ")
+    assert broken.found.endswith("(the model llama-3.1-8b 15.0, weights of full 15.0), 20.0 are free")
+    assert "paths.artifacts" in broken.mend
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 30 * GIB)
-    assert disk.problems(configs) == []
-    assert disk.findings(configs)[0].found == "29.9 GiB to be written, 30.0 free"
+    (fine,) = disk.findings(disk.needed(configs))
+    assert (fine.state, fine.found) == ("fine", "room for the 29.9 GiB that will be written")

@@ -15,7 +15,7 @@ from in_process import in_process
 from bench.cli import main
 from bench.compose import compose
 from bench.config import RunConfig
-from bench.machine import Driver, Wheel
+from bench.machine import Driver
 from bench.record import Finding
 from bench.sweep import fetching
 from bench.worker import device, doctor
@@ -141,7 +141,7 @@ def test_one_screen_and_exit_code_0(here: None, smoke, capfd) -> None:
 
 def test_something_broken_gives_exit_code_1_and_its_mend(here: None, smoke, capfd, monkeypatch) -> None:
     monkeypatch.setattr("bench.machine.driver", lambda: Driver("535.54", (12, 2), ["NVIDIA A100"]))
-    monkeypatch.setattr("bench.machine.wheel", lambda: Wheel("2.13.0+cpu", None, None, None))
+    monkeypatch.setattr("bench.machine.wheel", lambda: ("2.13.0+cpu", "CPUs", None))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert main(["doctor", *smoke("hardware.device=auto"), "--json"]) == 1
     out = capfd.readouterr().out
@@ -160,7 +160,7 @@ def test_a_gpu_that_pytorch_does_not_see_stops_a_run(smoke, monkeypatch: pytest.
     from bench.config import ConfigurationError
 
     monkeypatch.setattr("bench.machine.driver", lambda: Driver("535.54", (12, 2), ["NVIDIA A100"]))
-    monkeypatch.setattr("bench.machine.wheel", lambda: Wheel("2.13.0+cu130", "13.0", None, None))
+    monkeypatch.setattr("bench.machine.wheel", lambda: ("2.13.0+cu130", "CUDA", "13.0"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (config,) = compose(smoke("hardware.device=auto"), multirun=False)
     with pytest.raises(ConfigurationError, match=r"NVML sees NVIDIA A100 .* --index-url .* hardware.device=cpu"):

@@ -128,6 +128,7 @@ def test_what_is_saved_is_what_is_evaluated(source: str, method: str, tmp_path: 
         with BF16.autocast():
             expected, found = model(IDS).logits.float(), loaded(IDS).logits.float()
     assert list(tmp_path.glob("*.safetensors"))
+    assert {p.dtype for name, p in loaded.named_parameters() if "lora_" in name} <= {torch.bfloat16}  # as the base
     tolerance = 0.05 if method == "full" else 0.02  # full is rounded to bf16 when it is saved
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
