@@ -83,7 +83,7 @@ def fetch(model: ModelConfig, cache: Path) -> str:
         path = _or_explain(model, lambda: hf_hub_download(source, "config.json", revision=model.revision))
         content = json.loads(Path(path).read_bytes())
         _refuse(checkpoint.config_problems(content, model.max_context))  # before the weights are downloaded
-        files = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+        files: dict[str, Any] = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
         _or_explain(model, lambda: snapshot_download(source, revision=model.revision, **files))
     if model.source in ("hub", "folder"):
         _refuse(checkpoint.problems(local_folder(model, source), model.max_context))
