@@ -188,8 +188,9 @@ def test_the_clock_of_a_stage_waits_for_the_gpu(
     monkeypatch: pytest.MonkeyPatch, smoke_config: RunConfig, tmp_path: Path
 ) -> None:
     fake = FakeTime()
-    monkeypatch.setattr(torch.cuda, "synchronize", fake.synchronize)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # nothing here for the other instruments to ask
+    monkeypatch.setattr(torch.accelerator, "synchronize", fake.synchronize)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)  # nothing here for the other instruments to ask
     context = Context(tmp_path, smoke_config, Progress(tmp_path, "train"), clock=Clock(now=fake.now))
     for device, expected in (("cpu", 0), ("cuda", 2)):
         context.measure_on(Device(device, torch.bfloat16, "sdpa", "off"))

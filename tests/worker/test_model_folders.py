@@ -302,5 +302,5 @@ def test_a_gated_model_asks_for_licence_and_login(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(models, "hf_hub_download", refuse)
     model = ModelConfig(name="llama", source="hub", location="meta-llama/Llama-3.1-8B-Instruct")
-    with pytest.raises(ConfigurationError, match=r"8B-Instruct is gated, .* hf auth login"):
+    with pytest.raises(ConfigurationError, match=r"8B-Instruct is gated, .*hf auth login"):
         models.fetch(model, Path("cache"))
