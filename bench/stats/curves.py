@@ -123,6 +123,16 @@ def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
     )
 
 
+def _curves(group: Group) -> Runs:
+    """Every trained run but controls with its curve; of two runs of a seed the later one."""
+    runs: Runs = {arm: {} for arm in group.arms["arm"]}
+    for record in sorted(group.records, key=lambda record: record.started_at):
+        curve = curve_of(record.train, group.sweep.step_rows.get(record.run_id, ())) if record.train else None
+        if curve and not record.config.method.control:
+            runs[group.arm_of[record.run_id]][record.seed] = record, curve
+    return runs
+
+
 def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
     """One row a trained run but controls, those together that may be compared (`set` numbers these sets).
 
@@ -135,11 +145,7 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
         Losses in nats a token; NaN where unknown, infinite where not finite.
     """
     target = group.target_loss if target is None else target
-    runs: Runs = {arm: {} for arm in group.arms["arm"]}
-    for record in sorted(group.records, key=lambda record: record.started_at):  # of two runs of a seed the later one
-        curve = curve_of(record.train, group.sweep.step_rows.get(record.run_id, ())) if record.train else None
-        if curve and not record.config.method.control:
-            runs[group.arm_of[record.run_id]][record.seed] = record, curve
+    runs = _curves(group)
 
     def fair(arm: str, other: str) -> bool:
         """By a seed that both have."""
