@@ -22,7 +22,7 @@ from bench.worker import device, divergence, models
 from bench.worker.divergence import Outcome
 from bench.worker.loss import inference
 from bench.worker.regression import check_tasks, run_suite, window
-from bench.worker.scoring import PrefixScorer, branched
+from bench.worker.scoring import PrefixScorer, branched, takes_branches
 from bench.worker.suites.quick import quick_tasks
 
 BLIMP = Path(__file__).parents[3] / "shared" / "data" / "blimp"
@@ -304,6 +304,14 @@ def test_a_likely_continuation_is_greedy(loaded) -> None:
     (first, second) = lm._loglikelihood_tokens([(None, prompt, [best]), (None, prompt, [best - 1])])
     assert first[1]
     assert not second[1]
+
+
+@pytest.mark.slow
+def test_a_deep_model_takes_branches_in_16_bit_too(smoke, shared_cache: Path) -> None:
+    """Thirty layers: without a mask its logits move by a tenth of their spread, all of it rounding."""
+    (config,) = compose(smoke("model=smollm2-135m"), multirun=False)
+    source = models.locate(config.model, shared_cache)
+    assert takes_branches(models.load_weights(config.model, source, dtype=torch.bfloat16, device_map={"": "cpu"}))
 
 
 def test_items_are_joined_when_half_is_shared() -> None:
