@@ -74,7 +74,8 @@ def test_without_a_compiler_nothing_is_compiled(config: RunConfig, monkeypatch: 
 
 @pytest.mark.slow
 def test_a_small_layer_is_compiled(config: RunConfig) -> None:
-    assert trial("compile", config).state == "fine"
+    found = trial("compile", config)
+    assert found.state == "fine", found
 
 
 def test_memory_that_others_hold_is_told(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
