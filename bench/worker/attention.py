@@ -1,7 +1,7 @@
 """Attention on a CPU as two matrix products with a softmax between, which transformers knows as "products".
 
-PyTorch's own kernel (sdpa) reaches a twentieth of a CPU's speed of products in bf16. The values are the same to
-rounding: products of 16-bit numbers are summed in fp32, and the softmax is in fp32, in both.
+In a compiled layer it can be several times as fast as PyTorch's own kernel (sdpa), alone it can be slower. The values
+are the same to rounding: products of 16-bit numbers are summed in fp32, and the softmax is in fp32, in both.
 
     >>> use_products(model)  # before its layers are compiled
 """
@@ -42,19 +42,21 @@ def use_products(model: Any) -> bool:
     return True
 
 
-def faster_on_cpu(dtype: torch.dtype, processor: str, kept: Path) -> str:
+def faster_on_cpu(dtype: torch.dtype, compiled: bool, processor: str, kept: Path) -> str:
     """Which of "products" and "sdpa" is faster here, forward and backward.
 
     It is measured once for a processor, a number of threads and a PyTorch, so that all runs of a sweep compute alike.
 
     Args:
+        compiled: as a compiler's, which takes some seconds more to find out.
         kept: a folder for the answer.
     """
-    stamp = digest([processor, torch.get_num_threads(), torch.__version__, str(dtype), Path(__file__).read_text()])
+    here = [processor, torch.get_num_threads(), torch.__version__, Path(__file__).read_text()]
+    stamp = digest([*here, str(dtype), compiled])
     file = kept / f"{stamp}.json"
     with suppress(OSError, ValueError, KeyError):  # not there, or torn by a lost machine
         return str(json.loads(file.read_bytes())["fastest"])
-    seconds = _measured_seconds(dtype)
+    seconds = _measured_seconds(dtype, compiled)
     fastest = PRODUCTS if seconds["sdpa"] > _WORTH * seconds[PRODUCTS] else "sdpa"
     write_atomic(file, json.dumps({"fastest": fastest, "seconds": seconds}))
     return fastest
@@ -133,8 +135,9 @@ class _Attention(torch.autograd.Function):
         return (scores @ key).view_as(query), to_key, to_value, None, None
 
 
-def _measured_seconds(dtype: torch.dtype) -> dict[str, float]:
+def _measured_seconds(dtype: torch.dtype, compiled: bool) -> dict[str, float]:
     """The best of some rounds by turns: four rows of 256 tokens, nine heads over three key heads, of 64 channels."""
+    attend = _attend if compiled else _Attention.apply
     shapes = [(4, heads, 256, 64) for heads in (9, 3, 3)]
     query, key, value = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
     mask = torch.ones(4, 1, 256, 256, dtype=torch.bool).tril()
@@ -142,8 +145,10 @@ def _measured_seconds(dtype: torch.dtype) -> dict[str, float]:
         "sdpa": lambda: scaled_dot_product_attention(
             query, key.repeat_interleave(3, 1), value.repeat_interleave(3, 1), attn_mask=mask
         ),
-        PRODUCTS: lambda: _Attention.apply(query, key, value, mask, 0.125),
+        PRODUCTS: lambda: attend(query, key, value, mask, 0.125),
     }
+    if compiled:
+        ways = {name: torch.compile(way) for name, way in ways.items()}
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(_ROUNDS):
         for name, way in ways.items():

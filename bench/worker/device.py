@@ -94,12 +94,12 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
         raise ConfigurationError(problems)
     if config.train.kernels == "liger" and (kind != "cuda" or importlib.util.find_spec("liger_kernel") is None):
         raise ConfigurationError(["train.kernels: liger needs CUDA and the package liger-kernel; use torch"])
-    dtype = compute_dtype(hardware, kind)
+    dtype, compiled = compute_dtype(hardware, kind), _compilation(config, kind, steps)
     return Device(
         type=kind,
         compute_dtype=dtype,
-        attention=_attention(config, kind, dtype),
-        compiled=_compilation(config, kind, steps),
+        attention=_attention(config, kind, dtype, compiled == "regional"),
+        compiled=compiled,
         keeps_casts=config.hardware.strategy not in CUTS_WEIGHTS,
     )
 
@@ -178,7 +178,7 @@ def compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _attention(config: RunConfig, kind: str, dtype: torch.dtype) -> str:
+def _attention(config: RunConfig, kind: str, dtype: torch.dtype, compiled: bool) -> str:
     hardware = config.hardware
     has_flash = kind == "cuda" and importlib.util.find_spec("flash_attn") is not None
     if hardware.attention == "flash_attention_2" and not has_flash:
@@ -191,7 +191,7 @@ def _attention(config: RunConfig, kind: str, dtype: torch.dtype) -> str:
         return hardware.attention
     if kind == "cpu":
         processor = _cpuinfo().get("model name", "unknown processor")
-        return faster_on_cpu(dtype, processor, Path(config.paths.cache) / "attention")
+        return faster_on_cpu(dtype, compiled, processor, Path(config.paths.cache) / "attention")
     # On padded batches it waits for the device in every layer and breaks the compiled ones: for packed rows alone.
     return "flash_attention_2" if has_flash and config.train.packing else "sdpa"
 

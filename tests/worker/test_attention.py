@@ -102,11 +102,12 @@ def test_a_model_with_attention_of_its_own_keeps_it() -> None:
 
 
 def test_the_choice_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    measured = [{"sdpa": 1.2, PRODUCTS: 1.0}, {"sdpa": 1.05, PRODUCTS: 1.0}]
-    monkeypatch.setattr(attention, "_measured_seconds", lambda dtype: measured.pop(0))
-    assert faster_on_cpu(torch.float32, "one", tmp_path) == PRODUCTS
-    assert faster_on_cpu(torch.float32, "one", tmp_path) == PRODUCTS
-    assert faster_on_cpu(torch.float32, "another", tmp_path) == "sdpa"
+    measured = [{"sdpa": 1.2, PRODUCTS: 1.0}, {"sdpa": 1.05, PRODUCTS: 1.0}, {"sdpa": 1.0, PRODUCTS: 2.0}]
+    monkeypatch.setattr(attention, "_measured_seconds", lambda dtype, compiled: measured.pop(0))
+    assert faster_on_cpu(torch.float32, True, "one", tmp_path) == PRODUCTS
+    assert faster_on_cpu(torch.float32, True, "one", tmp_path) == PRODUCTS
+    assert faster_on_cpu(torch.float32, True, "another", tmp_path) == "sdpa"
+    assert faster_on_cpu(torch.float32, False, "one", tmp_path) == "sdpa"
     assert not measured
 
 
