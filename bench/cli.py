@@ -34,11 +34,12 @@ from bench.fairness import FILE, REQUIREMENTS, groups_of, to_json
 from bench.identity import data_key, run_folder, sweep_folder, write_atomic
 from bench.planner import disk
 from bench.planner.advice import plans
+from bench.planner.forecast import forecast, forecast_table, forecast_warnings
 from bench.planner.table import WORDS, plan_notes, plan_table
 from bench.record import Finding, Status
 from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
-from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, read_record, run_one
+from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, memory_budget_gib, read_record, run_one
 from bench.sweep.tracking import track_report
 
 if TYPE_CHECKING:
@@ -170,6 +171,11 @@ def sweep(given: Given) -> int:
         tuning.keep_rates(config)
     if pending and not launcher:
         console.findings([finding for finding in machine.findings(pending[0].hardware) if finding.state != "fine"])
+    if pending and not searching:
+        expected = [forecast(config, memory_budget_gib(config)) for config in pending]
+        console.table(*forecast_table(expected), WORDS)
+        for line in forecast_warnings(expected):
+            console.say(line)
     if pending:
         fetching.prepare_all(pending, console, "fetch" if launcher else "prepare", aside=searching)
         _keep_plan(configs)

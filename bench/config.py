@@ -396,6 +396,8 @@ class HardwareConfig:
     generate_batch: Annotated[PositiveInt, Role("evaluation", "hardware")] = 64  # test prompts decoded together
     stage_timeout_seconds: Annotated[PositiveInt, NO_RESULT] = 86_400
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # of a child's private memory (RLIMIT_DATA)
+    # refuse, before anything is downloaded, what the planner says does not fit the GPU; on a CPU it is said alone
+    check_memory: Annotated[bool, NO_RESULT] = True
     # train.micro_batch=auto: of training's peak; None: nine tenths of the device's memory
     memory_budget_gib: Annotated[
         Annotated[float, Field(gt=0)] | None, Role("training", keeps_rate=True, applies=_trained)

@@ -14,6 +14,7 @@ import os
 import runpy
 import shutil
 import sysconfig
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,18 @@ def compiler_problem(device: str) -> str | None:
 def allowed_cores() -> list[int]:
     """The processors that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+
+
+def device_memory_gib(hardware: HardwareConfig, kind: str) -> float | None:
+    """Of one device, by NVML and at most `hardware.memory_gib`; of a CPU what is free. None: unknown."""
+    if kind == "cpu":
+        return psutil.virtual_memory().available / 2**30
+    known = [] if hardware.memory_gib is None else [hardware.memory_gib]
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        known += [pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30 for handle in handles]
+    return min(known, default=None)
 
 
 def findings(hardware: HardwareConfig) -> list[Finding]:

@@ -129,3 +129,14 @@ def test_busy_cores_bend_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.psutil, "cpu_percent", lambda seconds, percpu: [0.0, 100.0, 90.0])
     found = by_name()["cores"]
     assert (found.state, found.found) == ("slower", "2, 0.9 of them busy")  # the busy one in between is not ours
+
+
+def test_the_memory_is_that_of_the_smallest_device_and_at_most_what_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvml(monkeypatch, "580.10", 13000, ["A", "B"])
+    sizes = [SimpleNamespace(total=80 << 30), SimpleNamespace(total=40 << 30)]
+    machine.pynvml.nvmlDeviceGetMemoryInfo = lambda handle: sizes[handle]
+    stated = {gib: machine.device_memory_gib(HardwareConfig(name="gpu", memory_gib=gib), "cuda") for gib in (None, 24)}
+    assert stated == {None: 40.0, 24: 24.0}
+    fake_nvml(monkeypatch, "", 0, [])
+    assert machine.device_memory_gib(AUTO, "cuda") is None
+    assert 0 < machine.device_memory_gib(CPU, "cpu") < 2**20

@@ -37,9 +37,8 @@ from bench.planner.memory import (
     estimate,
 )
 from bench.planner.tensors import adapter_tensors, base_parameters, trained_parameters
-from bench.planner.time import Duration, PlanConfig, duration
+from bench.planner.time import COMPILE_REPAYS_FROM_STEPS, Duration, PlanConfig, duration
 
-COMPILE_REPAYS_FROM_STEPS = 20  # as the worker's device module has it
 GIB = 2**30
 MARGIN = 0.1  # about what the estimate was off by where it could be checked: docs/planner.md
 REMEDIES_SHOWN = 3
@@ -297,20 +296,24 @@ def _candidates(
         lean, words = _with(lean, "train", gradient_checkpointing=True), f"{words}train.gradient_checkpointing=true "
         yield words.strip(), lean, options
         yield from smaller()
+    as_wide = words, lean
     if lean.train.fitted_micro_batch > 1:
         lean, words = _with(lean, "train", micro_batch=1), f"{words}train.micro_batch=1 "
     if config.method.trains == "all_weights" and config.method.optimizer == "adamw":
         yield f"{words}method.optimizer=adamw_8bit", _with(lean, "method", optimizer="adamw_8bit"), options
+    own = "plan" if options.devices > 1 and config.hardware.strategy == "none" else "hardware"
     devices = 2 * options.devices  # the fewest on which the run fits, sharded
-    while devices * lean.train.fitted_micro_batch <= min(MOST_DEVICES, lean.train.batch_size):
+    while devices <= MOST_DEVICES and lean.train.batch_size % (devices * lean.train.fitted_micro_batch) == 0:
         sharded = replace(options, devices=devices, strategy="fsdp")
         if _fits(lean, sharded, machine):
-            yield f"{words}plan.devices={devices} plan.strategy=fsdp", lean, sharded
+            yield f"{words}{own}.devices={devices} {own}.strategy=fsdp", lean, sharded
             break
         devices *= 2
     lighter = ["qlora"] if config.method.quantization is None else []  # presets of conf/method/ that hold less
     for name in ["lora", *lighter] if config.method.trains == "all_weights" else lighter:
-        yield f"{words}method={name}", replace(lean, method=preset(name)), options
+        of_method = [(text, replace(run, method=preset(name))) for text, run in (as_wide, (words, lean))]
+        text, run = next((pair for pair in of_method if _fits(pair[1], options, machine)), of_method[-1])
+        yield f"{text}method={name}", run, options
     length = lean.train.max_length // 2
     while length >= SHORTEST:
         yield f"{words}train.max_length={length}", _with(lean, "train", max_length=length), options

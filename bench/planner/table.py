@@ -32,10 +32,10 @@ def plan_table(plans: Sequence[Plan]) -> tuple[list[str], list[list[str]]]:
     for by_memory in rows.values():
         first = next(iter(by_memory.values()))
         terms, cost = first.terms.by_name(), first.duration
-        parts = [_gib(sum(terms[name] for name in names)) for names in TERMS.values()]
-        verdicts = [_verdict(by_memory.get(memory)) for memory in memories]
+        parts = [gib(sum(terms[name] for name in names)) for names in TERMS.values()]
+        verdicts = [verdict_of(by_memory.get(memory)) for memory in memories]
         costs = [_range(r) for r in (cost.tokens_per_second, cost.hours, cost.kwh, cost.usd)] if timed else []
-        table.append([first.model, first.method, *parts, _gib(first.peak_memory_bytes), *verdicts, *costs])
+        table.append([first.model, first.method, *parts, gib(first.peak_memory_bytes), *verdicts, *costs])
     return headers, table
 
 
@@ -46,23 +46,28 @@ def plan_notes(plans: Sequence[Plan]) -> Iterator[str]:
     lengths = ", ".join(dict.fromkeys(f"{p.micro_batch} x {p.max_length:,}" for p in plans))
     yield f"{how}micro-batch x tokens: {lengths}. In brackets: the largest micro-batch that fits."
     yield "Planned for the longest examples; logits for plan.supervised_share of their positions (default: all)."
-    for plan in plans:
-        if plan.verdict in ("fits", "unknown"):
-            continue
-        run = f"{plan.model} {plan.method}, {plan.memory_gib:g} GiB"
-        largest = f"{plan.largest_term} {_gib(plan.terms.by_name()[plan.largest_term])}"
-        ways = "; ".join(f"{r.change} ({_gib(r.peak_memory_bytes)})" for r in plan.remedies)
-        remedy = f"fits with {ways}" if ways else "none of the changes that were tried makes it fit"
-        yield f"{run}: {plan.verdict}, {_gib(plan.peak_memory_bytes)} GiB, most of it {largest}; {remedy}"
+    yield from (plan_note(plan) for plan in plans if plan.verdict in ("tight", "does not fit"))
 
 
-def _verdict(plan: Plan | None) -> str:
+def plan_note(plan: Plan) -> str:
+    """Of a run that does not fit, or hardly: what takes most memory, and the changes after which it fits."""
+    run = f"{plan.model} {plan.method}, {plan.memory_gib:.4g} GiB"
+    largest = f"{plan.largest_term} {gib(plan.terms.by_name()[plan.largest_term])}"
+    ways = "; ".join(f"{r.change} ({gib(r.peak_memory_bytes)})" for r in plan.remedies)
+    remedy = f"fits with {ways}" if ways else "none of the changes that were tried makes it fit"
+    size = f"{gib(plan.peak_memory_bytes)} GiB at {plan.micro_batch} x {plan.max_length:,} tokens"
+    return f"{run}: {plan.verdict}, {size}, most of it {largest}; {remedy}"
+
+
+def verdict_of(plan: Plan | None) -> str:
+    """The verdict, and in brackets the largest micro-batch that fits, if one does."""
     if plan is None or plan.verdict == "unknown":
         return UNKNOWN
-    return f"{plan.verdict} ({plan.largest_micro_batch or 'none'})"
+    return f"{plan.verdict} ({plan.largest_micro_batch})" if plan.largest_micro_batch else plan.verdict
 
 
-def _gib(count: float) -> str:
+def gib(count: float) -> str:
+    """Bytes in GiB, without a unit."""
     return f"{count / GIB:.2f}" if count < 10 * GIB else f"{count / GIB:.1f}"
 
 

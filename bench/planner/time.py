@@ -18,6 +18,7 @@ from bench.config import ArchitectureConfig, MethodConfig, PositiveInt, RunConfi
 from bench.planner.memory import Strategy
 from bench.planner.tensors import adapter_tensors, base_parameters
 
+COMPILE_REPAYS_FROM_STEPS = 20  # train.compile=auto; measured: docs/performance.md
 Range = tuple[float, float]  # (at the high utilization, at the low one) for costs; (low, high) for speeds
 _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(gt=0, le=1)]

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import psutil
 from pydantic import ValidationError
 
+from bench import machine
 from bench.config import RunConfig
 from bench.identity import (
     artifact_folder,
@@ -45,7 +46,6 @@ from bench.identity import (
     training_key,
     write_atomic,
 )
-from bench.machine import allowed_cores
 from bench.planner.advice import Machine, device_kind, starting_micro_batch
 from bench.record import (
     SCHEMA_VERSION,
@@ -234,18 +234,7 @@ def memory_budget_gib(config: RunConfig) -> float | None:
     hardware = config.hardware
     if hardware.memory_budget_gib is not None:
         return hardware.memory_budget_gib
-    if device_kind(hardware) == "cpu":
-        return psutil.virtual_memory().available / GIB
-    if hardware.memory_gib is not None:
-        return hardware.memory_gib
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return float(min(pynvml.nvmlDeviceGetMemoryInfo(device).total for device in devices)) / GIB
-    except (pynvml.NVMLError, ValueError):
-        return None
+    return machine.device_memory_gib(hardware, device_kind(hardware))
 
 
 def finished_stage(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str]) -> Any:
@@ -423,7 +412,7 @@ def provenance() -> dict[str, Any]:
         "git_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(allowed_cores()),
+        "cores": len(machine.allowed_cores()),
         "memory_bytes": psutil.virtual_memory().total,
     }
 

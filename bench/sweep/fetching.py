@@ -32,6 +32,7 @@ from bench.compose import CONFIG_FOLDER
 from bench.config import ConfigurationError, PathsConfig, RunConfig, all_of
 from bench.identity import data_folder, data_key, run_folder, sweep_folder, write_atomic
 from bench.planner import disk
+from bench.planner.forecast import forecast, refusal
 from bench.record import DataSummary, ExportedFile, Stage, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
@@ -86,7 +87,10 @@ def prepare_all(
     """
     if aside:
         pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
-    checks = (checkpoint.problems_of, unwritable_folders, bundle_problems, tracking_problems, evaluation_problems)
+    checks = (
+        checkpoint.problems_of, unwritable_folders, bundle_problems, tracking_problems, evaluation_problems,
+        memory_problems,
+    )  # fmt: skip
     problems = [problem for config in pending for check in checks for problem in check(config)]
     if problems := [*dict.fromkeys(problems + disk_problems(disk.needed(pending)))]:
         raise ConfigurationError(problems)
@@ -171,6 +175,11 @@ def evaluation_problems(config: RunConfig) -> list[str]:
         f"cannot hold the {weights_gib:.0f} GiB of {config.model.name} for {config.method.name}; choose a quantized "
         "method, a smaller model or a larger device"
     ]
+
+
+def memory_problems(config: RunConfig) -> list[str]:
+    """That the planner says it cannot fit the GPU, with what would make it."""
+    return refusal(forecast(config, memory_budget_gib(config)))
 
 
 def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Watch = lambda progress: None) -> Bundle:

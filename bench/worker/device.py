@@ -18,12 +18,12 @@ import torch
 
 from bench.config import CUTS_WEIGHTS, ConfigurationError, HardwareConfig, RunConfig
 from bench.machine import allowed_cores, compiler_problem, gpu_out_of_reach
+from bench.planner.time import COMPILE_REPAYS_FROM_STEPS
 from bench.record import Environment
 from bench.worker.attention import PRODUCTS, faster_on_cpu
 from bench.worker.instruments.clock import OtherLoad
 
 ACCELERATORS = ("cuda", "xpu", "mps")
-COMPILE_REPAYS_FROM_STEPS = 20  # measured: docs/performance.md
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
 
 

@@ -11,9 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.compose import choices, compose
 from bench.config import AdapterConfig, ArchitectureConfig
-from bench.planner.advice import COMPILE_REPAYS_FROM_STEPS, architecture_of
+from bench.planner.advice import architecture_of
 from bench.planner.tensors import adapter_tensors, base_parameters
-from bench.worker import device
 from bench.worker.methods import lora_config
 
 ARCHITECTURES = {
@@ -59,7 +58,3 @@ def test_biases_and_a_family_that_has_them_always() -> None:
     ):
         counted = sum(parameter.numel() for parameter in on_meta(architecture).parameters())
         assert sum(base_parameters(architecture).values()) == counted
-
-
-def test_the_planner_compiles_when_the_worker_does() -> None:
-    assert COMPILE_REPAYS_FROM_STEPS == device.COMPILE_REPAYS_FROM_STEPS
