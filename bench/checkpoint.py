@@ -1,4 +1,4 @@
-"""What a model's folder says before anything loads it: its config.json, and the headers of its weights.
+"""What a model's folder says before anything loads it: config.json, the headers of its weights, an export's manifest.
 
 Files alone are read, without torch, so that every mistake shows before a child starts. What only loading shows
 (weights by name, their values, the tokenizer) is checked by the worker, in `models.check`.
@@ -12,12 +12,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from bench.config import RunConfig
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from bench.config import ArchitectureConfig, ModelType, RunConfig
 from bench.identity import MODEL_WEIGHTS, weight_files
+from bench.record import Environment, RunId
 
+_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 UNKNOWN_POSITIONS = 2048  # of a model that states no limit (ALiBi, states)
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -177,3 +183,103 @@ def read_header(path: Path) -> dict[str, str]:
     if path.stat().st_size != 8 + size + end:
         raise ValueError(f"has {path.stat().st_size} bytes, but its header says {8 + size + end}; copy it again")
     return dtypes
+
+
+def read_architecture(content: Mapping[str, Any]) -> ArchitectureConfig:
+    """The architecture that a model's `config.json` describes.
+
+    Raises:
+        ValueError: another kind of model, or numbers that are not there; the message says which.
+    """
+    kind, allowed = content.get("model_type"), get_args(ModelType)
+    if kind not in allowed:
+        raise ValueError(f"model_type {kind!r} is not one that the planner knows; allowed: {', '.join(allowed)}")
+    heads, hidden = content.get("num_attention_heads"), content.get("hidden_size")
+    filled: dict[str, Any] = {"tie_word_embeddings": False, "num_key_value_heads": heads}  # transformers' defaults
+    if heads and hidden:
+        filled["head_dim"] = hidden // heads
+    known = fields(ArchitectureConfig)
+    filled |= {f.name: content[f.name] for f in known if content.get(f.name) is not None}
+    missing = [f.name for f in known if f.name not in filled and f.default is MISSING]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: missing")
+    return ArchitectureConfig(**filled)
+
+
+# --- An exported folder ---
+
+MANIFEST = "bench-manifest.json"
+
+
+CARD = "README.md"  # may be edited: it is not part of what is verified
+
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExportedFile:
+    """One file as it was exported."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Base:
+    """The model that was tuned."""
+
+    name: str
+    source: str  # as in the configuration: hub, gguf_package, folder, random
+    location: str
+    revision: str | None  # hub commit; None for local models
+    weights_sha256: str  # over its .safetensors, one after the other, by name
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PromptFormat:
+    """How text becomes the tokens that the model was trained and evaluated on."""
+
+    chat_template_sha256: str
+    tokenizer_sha256: str  # vocabulary, merges, normalization, added tokens
+    data_fingerprint: str  # over the tokenized splits: equal exactly when every prompt becomes the same tokens
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScoreInterval:
+    """A score with its 95% interval over the test examples."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluated:
+    """What was measured on the test split."""
+
+    examples: int
+    scores: dict[str, ScoreInterval]
+    test_loss: float | None  # nats a token
+    environment: Environment
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Manifest:
+    """An exported adapter or model."""
+
+    run_id: RunId
+    kind: Literal["adapter", "model"]
+    config: RunConfig  # the machine's paths are left out
+    base: Base
+    prompt: PromptFormat
+    evaluated: Evaluated
+    data_stream_sha256: str | None  # the tokens that training consumed
+    command: str  # that made the run
+    git_commit: str | None
+    packages: dict[str, str | None]
+    exported_at: str  # ISO 8601, UTC
+    license: str | None  # of the weights, as the exporter stated it
+    files: dict[str, ExportedFile]  # by path inside the folder, this manifest left out
+    form: str | None = None  # of serving (merged, merged_nf4, ...); None: as it was trained
+    schema_version: int = MANIFEST_VERSION

@@ -29,14 +29,16 @@ from typing import TYPE_CHECKING
 
 from bench import machine
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
-from bench.config import ConfigurationError, RunConfig, all_of, names_in, suggest
+from bench.config import RunConfig, suggest
 from bench.fairness import FILE, REQUIREMENTS, groups_of, to_json
 from bench.identity import data_key, run_folder, sweep_folder, write_atomic
+from bench.machine import Finding
+from bench.mistakes import ConfigurationError, all_of, names_in
+from bench.outcome import Status
 from bench.planner import disk
 from bench.planner.advice import plans
 from bench.planner.forecast import forecast, forecast_table, forecast_warnings
 from bench.planner.table import WORDS, plan_notes, plan_table
-from bench.record import Finding, Status
 from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
 from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, memory_budget_gib, read_record, run_one

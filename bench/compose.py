@@ -31,20 +31,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from bench import checkpoint
-from bench.config import (
-    FREE,
-    ConfigurationError,
-    RunConfig,
-    all_of,
-    checked,
-    first_mistake,
-    flat,
-    from_mapping,
-    known_keys,
-    roles,
-    suggest,
-)
+from bench.config import FREE, RunConfig, flat, known_keys, roles, suggest
 from bench.identity import content_of, run_id, tuning_key, weight_files
+from bench.mistakes import ConfigurationError, all_of, checked, first_mistake, from_mapping
 from bench.trust import masked
 
 T = TypeVar("T")

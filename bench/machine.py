@@ -17,12 +17,12 @@ import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pynvml
 
 from bench.config import HardwareConfig
-from bench.record import Finding
 
 HIDDEN = ("", "-1")  # of CUDA_VISIBLE_DEVICES: no device is to be seen
 _INDEXES = {12: "cu126", 13: "cu130"}  # the driver's CUDA -> builds that it runs
@@ -33,6 +33,16 @@ _COMPILERS = {  # what is missing -> what mends it
     "no Python.h": "sudo apt-get install python3-dev (of the Python that made .venv)",
 }
 _LOOK_SECONDS = 0.3  # at how busy the cores are
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `bench doctor` says of one part of the machine."""
+
+    name: str
+    state: Literal["fine", "slower", "broken"]  # slower: than it could be
+    found: str
+    mend: str = ""  # the command or the setting that mends it
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ Names carry their units. Unknown is `None`, never zero. Files beside the record 
 from __future__ import annotations
 
 from dataclasses import field
-from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -23,59 +22,9 @@ from pydantic.dataclasses import dataclass
 
 from bench.config import Name, RunConfig
 from bench.metrics import Scale
+from bench.outcome import Failure, Status
 
 _STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
-
-
-class Status(StrEnum):
-    """How a run ended."""
-
-    OK = "ok"
-    OOM = "oom"  # out of memory, on the device or the host
-    TIMEOUT = "timeout"  # a stage ran past hardware.stage_timeout_seconds
-    DIVERGED = "diverged"  # a loss, a gradient norm or a weight is not finite; nothing was evaluated
-    KILLED = "killed"  # ended by a signal that neither the harness nor a memory limit sent
-    ERROR = "error"  # any other failure
-
-
-# Exit codes of a worker child. Python itself uses 1 for an uncaught exception.
-EXIT_OK, EXIT_ERROR, EXIT_CONFIGURATION, EXIT_OOM, EXIT_DIVERGED = 0, 1, 2, 3, 4
-
-NEXT_STEP = {
-    Status.OOM: "Lower train.micro_batch (the effective batch stays), set train.gradient_checkpointing=true, "
-    "or choose a smaller method (lora, qlora).",
-    Status.TIMEOUT: "Raise hardware.stage_timeout_seconds, or lower the budget (train.max_steps, task.*_examples).",
-    Status.DIVERGED: "Lower method.learning_rate (try a third of it; `make tune` searches), raise "
-    "train.warmup_fraction or lower train.max_grad_norm; steps.jsonl has the losses until then. If it was so before "
-    "the first step, the weights are at fault or hardware.compute_dtype=float32 is needed.",
-    Status.KILLED: "Run the same command again: only this run is repeated. If it happens again, look for the "
-    "system's out-of-memory killer (dmesg) or a scheduler's limit.",
-    Status.ERROR: "Read the log named above; the same command again repeats only this run.",
-}
-
-_OOM_IN_STAGE = {
-    "fit": "Not even one example a micro-batch fits: set train.gradient_checkpointing=true, lower train.max_length, "
-    "choose a smaller method (lora, qlora), or raise hardware.memory_budget_gib where the device has more.",
-    "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
-    "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
-    "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",
-}
-_FULL_DISK = "Free some space, or name other folders (paths.results, paths.artifacts, paths.cache); the same command "
-_FULL_DISK += "again runs only what is missing."
-
-
-def next_step(status: Status, stage: str, message: str, checkpoint_step: int | None = None) -> str:
-    """What a person does about a failed stage, told from how, where and with which words it ended.
-
-    Args:
-        checkpoint_step: of the last checkpoint that training left; 0 or None: it left none.
-    """
-    if status is Status.OOM and stage in _OOM_IN_STAGE:
-        return _OOM_IN_STAGE[stage]
-    if status is Status.ERROR and ("No space left on device" in message or "Disk quota exceeded" in message):
-        return _FULL_DISK
-    resumes = checkpoint_step and status not in (Status.OOM, Status.DIVERGED)  # it would end in the same way
-    return NEXT_STEP[status] + (f" The same command resumes from step {checkpoint_step}." if resumes else "")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -182,17 +131,6 @@ KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on genera
 T = TypeVar("T")
 # The name of a folder inside another.
 RunId = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]*[^/.\x00-\x1f][^/\x00-\x1f]*$", max_length=255)]
-Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export", "check", "doctor"]
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Finding:
-    """What `bench doctor` says of one part of the machine."""
-
-    name: str
-    state: Literal["fine", "slower", "broken"]  # slower: than it could be
-    found: str
-    mend: str = ""  # the command or the setting that mends it
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -428,20 +366,6 @@ class RegressionItem:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Failure:
-    """Why a run did not finish, for a person."""
-
-    stage: Stage
-    phase: str | None  # the last phase that the child announced
-    message: str
-    next_step: str
-    exit_code: int | None  # negative: minus the signal's number
-    log_tail: str
-    last_known_peak_bytes: int | None = None
-    step: int | None = None  # at which training diverged; 0: before the first
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Overlap:
     """Examples of a split that the same or another split holds earlier; each counts once."""
 
@@ -532,76 +456,3 @@ def from_json(kind: type[T], text: str | bytes) -> T:
         pydantic.ValidationError: when the text is not a complete `kind`.
     """
     return TypeAdapter(kind).validate_json(text)
-
-
-MANIFEST = "bench-manifest.json"
-CARD = "README.md"  # may be edited: it is not part of what is verified
-MANIFEST_VERSION = 1
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ExportedFile:
-    """One file as it was exported."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Base:
-    """The model that was tuned."""
-
-    name: str
-    source: str  # as in the configuration: hub, gguf_package, folder, random
-    location: str
-    revision: str | None  # hub commit; None for local models
-    weights_sha256: str  # over its .safetensors, one after the other, by name
-
-
-@dataclass(frozen=True, config=_STRICT)
-class PromptFormat:
-    """How text becomes the tokens that the model was trained and evaluated on."""
-
-    chat_template_sha256: str
-    tokenizer_sha256: str  # vocabulary, merges, normalization, added tokens
-    data_fingerprint: str  # over the tokenized splits: equal exactly when every prompt becomes the same tokens
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ScoreInterval:
-    """A score with its 95% interval over the test examples."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Evaluated:
-    """What was measured on the test split."""
-
-    examples: int
-    scores: dict[str, ScoreInterval]
-    test_loss: float | None  # nats a token
-    environment: Environment
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Manifest:
-    """An exported adapter or model."""
-
-    run_id: RunId
-    kind: Literal["adapter", "model"]
-    config: RunConfig  # the machine's paths are left out
-    base: Base
-    prompt: PromptFormat
-    evaluated: Evaluated
-    data_stream_sha256: str | None  # the tokens that training consumed
-    command: str  # that made the run
-    git_commit: str | None
-    packages: dict[str, str | None]
-    exported_at: str  # ISO 8601, UTC
-    license: str | None  # of the weights, as the exporter stated it
-    files: dict[str, ExportedFile]  # by path inside the folder, this manifest left out
-    form: str | None = None  # of serving (merged, merged_nf4, ...); None: as it was trained
-    schema_version: int = MANIFEST_VERSION

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import RunConfig
-from bench.record import Status, from_json, to_json
+from bench.outcome import Status
+from bench.record import from_json, to_json
 from bench.sweep.child import Outcome
 from bench.worker.main import STAGES, Context, Progress
 

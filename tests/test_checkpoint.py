@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from bench import checkpoint
 from bench.compose import compose
-from bench.config import ConfigurationError
 from bench.identity import weight_files
+from bench.mistakes import ConfigurationError
 from bench.sweep.console import Console
 from bench.sweep.fetching import prepare_all
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import COMMANDS, main, parse
-from bench.config import ConfigurationError
+from bench.mistakes import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "pandas", "scipy", "altair"}

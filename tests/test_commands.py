@@ -16,7 +16,7 @@ from in_process import in_process
 
 from bench import cli
 from bench.compose import CONFIG_FOLDER, compose
-from bench.record import Status
+from bench.outcome import Status
 from bench.stats.frames import load
 from bench.sweep import execute
 from bench.worker import models

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.compose import CONFIG_FOLDER, choices, compose, explicit, is_search
-from bench.config import ConfigurationError
+from bench.mistakes import ConfigurationError
 
 GROUPS = ("model", "method", "task", "suite", "train", "hardware", "tracking", "serve", "experiment")
 COMPLETIONS = {  # what a file leaves to the user

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig, flat, from_mapping, known_keys, roles, to_mapping, with_settings
+from bench.config import RunConfig, flat, known_keys, roles, to_mapping, with_settings
+from bench.mistakes import ConfigurationError, from_mapping
 
 TWO = ("hardware.devices=2", "hardware.strategy=fsdp")
 

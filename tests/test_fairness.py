@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig, names_in, with_settings
+from bench.config import RunConfig, with_settings
 from bench.fairness import (
     REQUIREMENTS,
     Group,
@@ -22,6 +22,7 @@ from bench.fairness import (
     refused_settings,
     to_json,
 )
+from bench.mistakes import ConfigurationError, names_in
 from bench.record import Record, from_json
 from bench.sweep import console as plan_view
 

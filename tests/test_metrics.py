@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench.config import ConfigurationError, TaskConfig, checked
+from bench.config import TaskConfig
 from bench.metrics import Scale, final_number, load, means, score_all
+from bench.mistakes import ConfigurationError, checked
 from bench.own_metrics import code_files, column_name
 
 

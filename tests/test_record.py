@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from bench.config import RunConfig
 from bench.identity import comparison_key, run_id
-from bench.record import SCHEMA_VERSION, Record, Status, from_json, next_step, to_json
+from bench.outcome import Status, next_step
+from bench.record import SCHEMA_VERSION, Record, from_json, to_json
 
 RECORDS = sorted((Path(__file__).parents[1] / "results").glob("*/*/record.json"))
 

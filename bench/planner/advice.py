@@ -18,17 +18,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter
 
+from bench.checkpoint import read_architecture
 from bench.compose import CONFIG_FOLDER, compose_beside
-from bench.config import (
-    ArchitectureConfig,
-    ConfigurationError,
-    HardwareConfig,
-    MethodConfig,
-    ModelConfig,
-    RunConfig,
-    all_of,
-    read_architecture,
-)
+from bench.config import ArchitectureConfig, HardwareConfig, MethodConfig, ModelConfig, RunConfig
+from bench.mistakes import ConfigurationError, all_of
 from bench.planner.memory import (
     Batch,
     Device,

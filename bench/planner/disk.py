@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import training_key
+from bench.machine import Finding
+from bench.mistakes import ConfigurationError
 from bench.planner.advice import architecture_of
 from bench.planner.tensors import adapter_tensors
-from bench.record import Finding
 
 GIB = 2**30
 BYTES_16_BIT = 2  # of a parameter, as models are downloaded and full fine-tuning is kept

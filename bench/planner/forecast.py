@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import data_folder
+from bench.mistakes import ConfigurationError
 from bench.planner import disk
 from bench.planner.advice import Machine, Plan, device_kind, plan_of
 from bench.planner.table import UNKNOWN, gib, plan_note, verdict_of

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from bench.config import AdapterConfig, ArchitectureConfig, ConfigurationError, MethodConfig, QuantizationConfig
+from bench.config import AdapterConfig, ArchitectureConfig, MethodConfig, QuantizationConfig
+from bench.mistakes import ConfigurationError
 
 # bitsandbytes: elements of a block that share a scale, and of a block of scales; bytes of the tables of values.
 _BLOCK, _NESTED_BLOCK = 64, 256

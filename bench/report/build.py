@@ -16,8 +16,8 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import TypeAdapter
 
-from bench.config import ConfigurationError
 from bench.identity import write_atomic
+from bench.mistakes import ConfigurationError
 from bench.record import DataSummary
 from bench.report import html, markdown
 from bench.report.charts import image, svg

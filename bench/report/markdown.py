@@ -21,8 +21,9 @@ import jinja2
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from bench.checkpoint import Manifest, ScoreInterval
 from bench.metrics import Scale
-from bench.record import Manifest, Sample, ScoreInterval, ServedAnswer
+from bench.record import Sample, ServedAnswer
 from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent
 from bench.stats.paired import means
 from bench.stats.reading import read_record, read_rows

@@ -49,7 +49,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, all_of, checked, suggest, with_settings
+from bench.config import suggest, with_settings
+from bench.mistakes import ConfigurationError, all_of, checked
 from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
 from bench.stats.evidence import DRAWS
 from bench.stats.frames import Group

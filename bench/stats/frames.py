@@ -22,9 +22,10 @@ from typing import Any
 import pandas as pd
 
 from bench.compose import RATES_FILE, Tuning, read_rates
-from bench.config import RunConfig, first_mistake
+from bench.config import RunConfig
 from bench.fairness import STAGES, disturbances
 from bench.identity import names_of_arms
+from bench.mistakes import first_mistake
 from bench.planner.memory import CUDA_PROCESS_BYTES
 from bench.record import (
     DataSummary,

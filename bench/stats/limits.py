@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bench.config import ConfigurationError, suggest
+from bench.config import suggest
+from bench.mistakes import ConfigurationError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pydantic_core
 from pydantic import TypeAdapter
 
-from bench.config import first_mistake
+from bench.mistakes import first_mistake
 from bench.record import SCHEMA_VERSION, Record, from_json
 
 T = TypeVar("T")

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.config import ConfigurationError
-from bench.record import (
+from bench.mistakes import ConfigurationError
+from bench.outcome import (
     EXIT_CONFIGURATION,
     EXIT_DIVERGED,
     EXIT_ERROR,

@@ -30,7 +30,9 @@ from rich.text import Text
 from bench.config import RunConfig
 from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
-from bench.record import Finding, Record, Status
+from bench.machine import Finding
+from bench.outcome import Status
+from bench.record import Record
 from bench.sweep.child import Watch
 from bench.trust import printable
 

@@ -46,22 +46,19 @@ from bench.identity import (
     training_key,
     write_atomic,
 )
+from bench.outcome import Failure, Stage, Status, next_step
 from bench.planner.advice import Machine, device_kind, starting_micro_batch
 from bench.record import (
     SCHEMA_VERSION,
     DataSummary,
     EvaluateResult,
-    Failure,
     Fit,
     Made,
     Record,
     RegressionResult,
     ServeResult,
-    Stage,
-    Status,
     TrainResult,
     from_json,
-    next_step,
     to_json,
 )
 from bench.sweep.child import Outcome, Watch, run_stage

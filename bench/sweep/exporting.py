@@ -22,22 +22,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.config import ConfigurationError, PathsConfig, RunConfig, first_mistake
+from bench.checkpoint import CARD, MANIFEST, Base, Evaluated, ExportedFile, Manifest, PromptFormat, ScoreInterval
+from bench.config import PathsConfig, RunConfig
 from bench.identity import WEIGHTS, artifact_folder, is_whole, sha256_of, weights_sha256, write_atomic
-from bench.record import (
-    CARD,
-    MANIFEST,
-    Base,
-    Evaluated,
-    ExportedFile,
-    Manifest,
-    PromptFormat,
-    Record,
-    ScoreInterval,
-    Status,
-    from_json,
-    to_json,
-)
+from bench.mistakes import ConfigurationError, first_mistake
+from bench.outcome import Status
+from bench.record import Record, from_json, to_json
 from bench.sweep.child import Watch, run_stage
 from bench.sweep.execute import read_record, weights_are_whole
 

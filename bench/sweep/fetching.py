@@ -28,12 +28,15 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from bench import checkpoint
+from bench.checkpoint import ExportedFile
 from bench.compose import CONFIG_FOLDER
-from bench.config import ConfigurationError, PathsConfig, RunConfig, all_of
+from bench.config import PathsConfig, RunConfig
 from bench.identity import data_folder, data_key, run_folder, sweep_folder, write_atomic
+from bench.mistakes import ConfigurationError, all_of
+from bench.outcome import Stage
 from bench.planner import disk
 from bench.planner.forecast import forecast, refusal
-from bench.record import DataSummary, ExportedFile, Stage, to_json
+from bench.record import DataSummary, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, memory_budget_gib, read_file, write_plan

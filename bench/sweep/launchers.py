@@ -36,8 +36,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from bench.compose import CONFIG_FOLDER, as_mistakes, explicit, quoted, to_run_config
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import run_folder, run_id, sweep_folder, write_atomic
+from bench.mistakes import ConfigurationError
 from bench.record import from_json, to_json
 from bench.sweep.child import GRACE_SECONDS, HEARTBEAT, stop
 from bench.sweep.console import Console

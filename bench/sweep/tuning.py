@@ -22,9 +22,11 @@ import yaml
 from pydantic import TypeAdapter
 
 from bench.compose import RATES_FILE, Rates, Trial, Tuning, compose_beside, read_rates
-from bench.config import ConfigurationError, RunConfig, SuiteConfig, TrackingConfig
+from bench.config import RunConfig, SuiteConfig, TrackingConfig
 from bench.identity import sweep_folder, tuning_key, write_atomic
-from bench.record import Record, Status
+from bench.mistakes import ConfigurationError
+from bench.outcome import Status
+from bench.record import Record
 from bench.stats.rates import TuneConfig, best, edge, next_rate, remarks
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, is_finished, run_one

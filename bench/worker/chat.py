@@ -23,7 +23,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import TaskConfig
+from bench.mistakes import ConfigurationError
 from bench.worker.sources import Example, Message
 from bench.worker.sources.layouts import as_text
 

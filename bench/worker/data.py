@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import is_whole, make_once
 from bench.metrics import tool_calls, words
+from bench.mistakes import ConfigurationError
 from bench.record import DataSummary, from_json, to_json
 from bench.worker import chat
 from bench.worker.chat import Tokens, each_answer, render, render_learned, special_tokens

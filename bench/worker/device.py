@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from bench.config import CUTS_WEIGHTS, ConfigurationError, HardwareConfig, RunConfig
+from bench.config import CUTS_WEIGHTS, HardwareConfig, RunConfig
 from bench.machine import allowed_cores, compiler_problem, gpu_out_of_reach
+from bench.mistakes import ConfigurationError
 from bench.planner.time import COMPILE_REPAYS_FROM_STEPS
 from bench.record import Environment
 from bench.worker.attention import PRODUCTS, faster_on_cpu

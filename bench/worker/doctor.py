@@ -23,9 +23,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.config import ConfigurationError, RunConfig
-from bench.machine import compiler_problem
-from bench.record import Finding
+from bench.config import RunConfig
+from bench.machine import Finding, compiler_problem
+from bench.mistakes import ConfigurationError
 from bench.worker import device, models
 from bench.worker.instruments.clock import other_gpu_processes
 from bench.worker.instruments.energy import RAPL, open_energy, open_nvml

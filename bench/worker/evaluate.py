@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from bench import metrics
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import data_folder
+from bench.mistakes import ConfigurationError
 from bench.record import EvaluateResult, Sample
 from bench.worker import data, device, methods, models
 from bench.worker.device import Device

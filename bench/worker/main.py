@@ -22,18 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import artifact_folder, changed_inputs, damaged, data_folder, is_whole, write_atomic
-from bench.record import (
-    EXIT_CONFIGURATION,
-    EXIT_DIVERGED,
-    EXIT_ERROR,
-    EXIT_OK,
-    EXIT_OOM,
-    TrainResult,
-    from_json,
-    to_json,
-)
+from bench.mistakes import ConfigurationError
+from bench.outcome import EXIT_CONFIGURATION, EXIT_DIVERGED, EXIT_ERROR, EXIT_OK, EXIT_OOM
+from bench.record import TrainResult, from_json, to_json
 from bench.worker.instruments.clock import Clock, Load, open_load
 
 if TYPE_CHECKING:

@@ -41,8 +41,9 @@ from transformers import (
 from transformers.utils import cached_file
 
 from bench import checkpoint
-from bench.config import ConfigurationError, ModelConfig, RunConfig
+from bench.config import ModelConfig, RunConfig
 from bench.identity import digest, make_once, write_atomic
+from bench.mistakes import ConfigurationError
 from bench.worker.chat import with_options
 from bench.worker.instruments.memory import release
 

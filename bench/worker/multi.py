@@ -31,7 +31,8 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from bench.config import DEEPSPEED, RunConfig
-from bench.record import EXIT_ERROR, EXIT_OK, DeviceShare, MemoryBreakdown, PhaseMemory
+from bench.outcome import EXIT_ERROR, EXIT_OK
+from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.tokens import IGNORED
 from bench.worker.main import die_with_parent
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from bench.config import CUTS_WEIGHTS, DEEPSPEED, ConfigurationError, RunConfig, all_of
+from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig
 from bench.identity import data_folder, weights_sha256
 from bench.metrics import normalised_label
+from bench.mistakes import ConfigurationError, all_of
 from bench.own_metrics import is_own
 from bench.worker import data, device, evaluate, methods, models, reach
 from bench.worker.check import of_documents, texts_of

@@ -17,7 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from bench.config import CUTS_WEIGHTS, AdapterConfig, ConfigurationError, ModelConfig, RunConfig, suggest
+from bench.config import CUTS_WEIGHTS, AdapterConfig, ModelConfig, RunConfig, suggest
+from bench.mistakes import ConfigurationError
 from bench.worker import data, methods
 from bench.worker.device import Device
 from bench.worker.instruments.tokens import matrices

@@ -30,8 +30,9 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from bench.config import ConfigurationError, RunConfig, SuiteConfig
+from bench.config import RunConfig, SuiteConfig
 from bench.identity import data_folder
+from bench.mistakes import ConfigurationError
 from bench.record import RegressionItem, RegressionResult, RegressionTask
 from bench.worker import data, device, models
 from bench.worker.check import of_documents, texts_of

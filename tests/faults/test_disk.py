@@ -16,7 +16,8 @@ import pytest
 from faults import ROOT, Fault, Place, after_training, environment, files_of, how
 
 from bench.identity import run_folder
-from bench.record import Record, Status
+from bench.outcome import Status
+from bench.record import Record
 
 pytestmark = pytest.mark.slow
 

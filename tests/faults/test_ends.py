@@ -27,7 +27,8 @@ from faults import (
     steps_written,
 )
 
-from bench.record import Record, Status, to_json
+from bench.outcome import Status
+from bench.record import Record, to_json
 
 pytestmark = pytest.mark.slow
 

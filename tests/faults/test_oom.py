@@ -13,7 +13,8 @@ import pytest
 from faults import FIRST_TRAINING_FORWARD, Fault, Place, after_training, files_of, how
 
 from bench.identity import CHECKSUMS, canonical_json, checksums
-from bench.record import Record, Status
+from bench.outcome import Status
+from bench.record import Record
 
 pytestmark = pytest.mark.slow
 

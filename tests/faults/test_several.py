@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from faults import FIRST_TRAINING_FORWARD, ROOT, Fault, Place, steps_written
 
-from bench.record import Status
+from bench.outcome import Status
 
 pytestmark = pytest.mark.slow
 TWO = ("hardware=cpu_pair", "train.micro_batch=1")

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from faults import ROOT, Fault, Place, after_training, environment, how
 
-from bench.record import Record, Status
+from bench.outcome import Status
+from bench.record import Record
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from faults import ROOT, Place, cut_short, files_of, how
 
-from bench.record import Record, Status, from_json
+from bench.outcome import Status
+from bench.record import Record, from_json
 from bench.stats.frames import load
 from bench.sweep.execute import RESULT_OF, finished_stage
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
+from bench.mistakes import ConfigurationError
 from bench.planner.advice import GIB, Machine, architecture_of, largest_micro_batch, plans, predict, remedies, verdict
 from bench.planner.time import LinearCosts, PlanConfig, duration, planned_costs
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.compose import choices, compose
-from bench.config import ConfigurationError, QuantizationConfig, RunConfig
+from bench.config import QuantizationConfig, RunConfig
+from bench.mistakes import ConfigurationError
 from bench.planner.advice import architecture_of
 from bench.planner.memory import (
     Batch,

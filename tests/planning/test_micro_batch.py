@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bench.compose import compose
-from bench.config import ConfigurationError
 from bench.identity import comparison_key, run_id
+from bench.mistakes import ConfigurationError
 from bench.planner.advice import Machine, sizes, starting_micro_batch
 
 

@@ -20,12 +20,11 @@ import numpy as np
 from bench.compose import Trial, Tuning
 from bench.config import RunConfig, with_settings
 from bench.identity import tuning_key
+from bench.outcome import NEXT_STEP, Failure, Status
 from bench.record import (
-    NEXT_STEP,
     DataSummary,
     Environment,
     EvaluateResult,
-    Failure,
     HeldoutPoint,
     MemoryBreakdown,
     PhaseMemory,
@@ -34,7 +33,6 @@ from bench.record import (
     RegressionResult,
     RegressionTask,
     Sample,
-    Status,
     Step,
     TrainResult,
     to_json,

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from synthetic import ATTACK, STEPS, build_sweep
 
-from bench.config import ConfigurationError
-from bench.record import Record, Status, from_json, to_json
+from bench.mistakes import ConfigurationError
+from bench.outcome import Status
+from bench.record import Record, from_json, to_json
 from bench.report.build import read_groups, report_of, write_report
 from bench.report.section import Section, Table
 from bench.report.sections import (

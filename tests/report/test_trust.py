@@ -21,9 +21,11 @@ from synthetic import build_sweep
 
 from bench.cli import main
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import artifact_folder, names_of_arms, run_folder, run_id
-from bench.record import Record, Status, from_json
+from bench.mistakes import ConfigurationError
+from bench.outcome import Status
+from bench.record import Record, from_json
 from bench.report import html
 from bench.report.build import read_groups, write_report
 from bench.stats import reading

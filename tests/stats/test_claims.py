@@ -14,7 +14,8 @@ from served import served
 from synthetic import ENVIRONMENT, MIB, make_items, make_record, make_samples, make_steps, make_tuning, with_rate
 
 from bench.compose import Trial
-from bench.config import ConfigurationError, with_settings
+from bench.config import with_settings
+from bench.mistakes import ConfigurationError
 from bench.record import Record, Step
 from bench.stats.claims import CLAIMS_FOLDER, Claim, Part, Verdict, judge, parse, read_claims
 from bench.stats.frames import Group, Sweep, groups

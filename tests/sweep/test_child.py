@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import ConfigurationError
-from bench.record import Stage, Status
+from bench.mistakes import ConfigurationError
+from bench.outcome import Stage, Status
 from bench.sweep import child as launch
 
 

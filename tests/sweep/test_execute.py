@@ -15,19 +15,9 @@ import pytest
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder, run_folder, training_key, write_atomic
+from bench.outcome import Failure, Status
 from bench.planner.advice import Machine
-from bench.record import (
-    DataSummary,
-    EvaluateResult,
-    Failure,
-    Fit,
-    Made,
-    Record,
-    Status,
-    TrainResult,
-    from_json,
-    to_json,
-)
+from bench.record import DataSummary, EvaluateResult, Fit, Made, Record, TrainResult, from_json, to_json
 from bench.sweep import execute
 from bench.sweep.child import Outcome
 

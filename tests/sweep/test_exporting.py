@@ -15,10 +15,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.checkpoint import CARD, MANIFEST, Manifest
 from bench.cli import main
 from bench.compose import compose
 from bench.identity import run_folder
-from bench.record import CARD, MANIFEST, Manifest, from_json
+from bench.record import from_json
 from bench.sweep import execute, exporting, fetching
 from bench.sweep.execute import read_record
 

@@ -11,9 +11,9 @@ from stand_in_hub import COMMIT, stand_in_hub
 
 from bench.cli import main
 from bench.compose import compose
-from bench.config import ConfigurationError
 from bench.identity import run_folder
-from bench.record import Status
+from bench.mistakes import ConfigurationError
+from bench.outcome import Status
 from bench.sweep import fetching
 from bench.sweep.execute import read_record
 from bench.sweep.fetching import bundle_problems, read_bundle, refusals

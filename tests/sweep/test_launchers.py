@@ -20,9 +20,11 @@ from omegaconf import OmegaConf
 
 from bench.cli import main
 from bench.compose import CONFIG_FOLDER, choices, compose
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import run_folder, run_id
-from bench.record import Record, Status, from_json, to_json
+from bench.mistakes import ConfigurationError
+from bench.outcome import Status
+from bench.record import Record, from_json, to_json
 from bench.sweep import execute, launchers
 from bench.sweep.child import HEARTBEAT
 from bench.sweep.console import Console

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.record import Record, Status, from_json
+from bench.outcome import Status
+from bench.record import Record, from_json
 from bench.stats.frames import load
 
 pytestmark = pytest.mark.slow

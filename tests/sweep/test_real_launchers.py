@@ -18,7 +18,7 @@ from in_process import in_process
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import run_folder
-from bench.record import Status
+from bench.outcome import Status
 from bench.sweep import execute, launchers
 from bench.sweep.console import Console
 from bench.sweep.execute import read_record

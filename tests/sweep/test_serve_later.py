@@ -11,7 +11,7 @@ from in_process import in_process
 from bench.cli import main
 from bench.compose import compose
 from bench.identity import artifact_folder, run_folder
-from bench.record import Status
+from bench.outcome import Status
 from bench.sweep import execute, fetching
 from bench.sweep.execute import read_record
 

@@ -15,7 +15,8 @@ import pytest
 from bench.cli import main
 from bench.compose import compose
 from bench.identity import run_folder
-from bench.record import Record, Status, from_json
+from bench.outcome import Status
+from bench.record import Record, from_json
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

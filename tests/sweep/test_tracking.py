@@ -14,7 +14,8 @@ from in_process import in_process
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import run_folder
-from bench.record import Record, Status, from_json
+from bench.outcome import Status
+from bench.record import Record, from_json
 from bench.sweep import execute, fetching, tracking
 from bench.sweep.console import Console
 from bench.sweep.tracking import curves, predictions, summary

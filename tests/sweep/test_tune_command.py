@@ -13,7 +13,8 @@ import pytest
 from bench.cli import main
 from bench.compose import compose, read_rates
 from bench.identity import artifact_folder, run_folder
-from bench.record import Record, Status, from_json
+from bench.outcome import Status
+from bench.record import Record, from_json
 from bench.sweep.execute import execute
 
 ROOT = Path(__file__).parents[2]

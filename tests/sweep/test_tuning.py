@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.compose import Trial, Tuning, compose, read_rates
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import comparison_key, data_key, run_id, tuning_key
+from bench.mistakes import ConfigurationError
 from bench.stats.rates import TuneConfig
 from bench.sweep.execute import stages
 from bench.sweep.tuning import compose_tuning, keep_rates, keep_tuning, trial

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
 from bench.compose import compose
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import artifact_folder, data_folder
+from bench.mistakes import ConfigurationError
 from bench.worker import data, methods, models, reach, serve
 from bench.worker import prepare as prepare_stage
 from bench.worker import train as train_stage

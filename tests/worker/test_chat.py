@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conversation import style
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import TaskConfig
+from bench.mistakes import ConfigurationError
 from bench.worker.chat import Tokens, each_answer, render, render_learned, with_options
 from bench.worker.sources import Example
 from bench.worker.sources.layouts import Row, fill

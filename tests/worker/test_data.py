@@ -12,8 +12,9 @@ import pytest
 import torch
 from conversation import CHATML, byte_tokenizer
 
-from bench.config import ConfigurationError, RunConfig, TaskConfig, from_mapping
+from bench.config import RunConfig, TaskConfig
 from bench.identity import run_id
+from bench.mistakes import ConfigurationError, from_mapping
 from bench.sweep.fetching import told
 from bench.worker import data
 from bench.worker.chat import conversation, render

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.compose import compose
-from bench.config import ConfigurationError
+from bench.mistakes import ConfigurationError
 from bench.worker import device
 from bench.worker.device import Device
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import artifact_folder
-from bench.record import Status
+from bench.outcome import Status
 from bench.sweep.execute import execute
 from bench.worker import evaluate, models
 from bench.worker import prepare as prepare_stage

@@ -15,8 +15,7 @@ from in_process import in_process
 from bench.cli import main
 from bench.compose import compose
 from bench.config import RunConfig
-from bench.machine import Driver
-from bench.record import Finding
+from bench.machine import Driver, Finding
 from bench.sweep import fetching
 from bench.worker import device, doctor
 from bench.worker.doctor import TRIALS, Trial, tried
@@ -158,7 +157,7 @@ def test_a_full_disk_gives_exit_code_1(here: None, smoke, capfd, monkeypatch) ->
 
 
 def test_a_gpu_that_pytorch_does_not_see_stops_a_run(smoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.config import ConfigurationError
+    from bench.mistakes import ConfigurationError
 
     monkeypatch.setattr("bench.machine.driver", lambda: Driver("535.54", (12, 2), ["NVIDIA A100"]))
     monkeypatch.setattr("bench.machine.wheel", lambda: ("2.13.0+cu130", "CUDA", "13.0"))

@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import TaskConfig
+from bench.mistakes import ConfigurationError
 from bench.worker.sources import files
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 import pytest
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import TaskConfig
+from bench.mistakes import ConfigurationError
 from bench.worker.sources import hub
 
 CARD = """---

@@ -13,8 +13,9 @@ import pytest
 from conversation import DATA
 from test_chat import in_marks, tokenizer_of
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import TaskConfig
 from bench.metrics import tool_call, tool_calls
+from bench.mistakes import ConfigurationError
 from bench.worker.chat import render_learned
 from bench.worker.sources import Loaded, files
 from bench.worker.sources.layouts import Row, fill

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.config import ConfigurationError, RunConfig, with_settings
+from bench.config import RunConfig, with_settings
 from bench.identity import WEIGHTS, artifact_folder, checksums, data_folder, make_once, write_atomic
+from bench.mistakes import ConfigurationError
 from bench.record import Record, from_json, to_json
 from bench.worker.main import _confine, is_out_of_memory, refuse_changed_inputs
 

@@ -20,7 +20,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from bench.compose import compose
-from bench.config import ConfigurationError, ModelConfig, RunConfig
+from bench.config import ModelConfig, RunConfig
+from bench.mistakes import ConfigurationError
 from bench.worker import device, evaluate, models
 
 SIZE = {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

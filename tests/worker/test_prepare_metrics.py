@@ -12,8 +12,9 @@ import pytest
 from conversation import byte_tokenizer
 from test_data import configuration
 
-from bench.config import ConfigurationError, RunConfig
+from bench.config import RunConfig
 from bench.identity import data_folder
+from bench.mistakes import ConfigurationError
 from bench.worker.data import load_prepared, prepare
 from bench.worker.evaluate import blind
 from bench.worker.prepare import metric_problems

@@ -16,7 +16,8 @@ from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench.compose import compose
-from bench.config import ConfigurationError, ModelConfig, SuiteConfig
+from bench.config import ModelConfig, SuiteConfig
+from bench.mistakes import ConfigurationError
 from bench.record import KL_METRIC, from_json, to_json
 from bench.worker import device, divergence, models
 from bench.worker.divergence import Outcome

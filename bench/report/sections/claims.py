@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import pandas as pd
 
-from bench.config import ConfigurationError
+from bench.mistakes import ConfigurationError
 from bench.report.section import Section, Table, interval, percent
 from bench.stats.claims import Verdict, Word, judge, read_claims
 from bench.stats.frames import Group

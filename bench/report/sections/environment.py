@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from bench.config import flat
-from bench.record import Failure, Record
+from bench.outcome import Failure
+from bench.record import Record
 from bench.report.section import Section, Table, gib
 from bench.stats.frames import Sweep
 

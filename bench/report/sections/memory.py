@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import ConfigurationError
+from bench.mistakes import ConfigurationError
 from bench.planner.advice import Machine, predict
 from bench.planner.memory import Terms
 from bench.planner.time import PlanConfig

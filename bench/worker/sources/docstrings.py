@@ -27,8 +27,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import TaskConfig
 from bench.identity import DOCSTRING_PACKAGES, package_versions
+from bench.mistakes import ConfigurationError
 from bench.worker.sources import Example, Loaded, content_hash
 from bench.worker.sources.layouts import Row, column_problems, fill
 

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.config import ConfigurationError, TaskConfig
+from bench.config import TaskConfig
+from bench.mistakes import ConfigurationError
 from bench.worker.sources import SPLITS, Example, Loaded, decoded, divided, overlaps, shortened
 from bench.worker.sources.layouts import Row, column_problems, columns_there, described, fill, with_labels
 

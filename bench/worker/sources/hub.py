@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from bench.config import ConfigurationError, TaskConfig, suggest
+from bench.config import TaskConfig, suggest
+from bench.mistakes import ConfigurationError
 from bench.worker.sources import Example, Loaded, divided
 from bench.worker.sources.layouts import Row, column_problems, described, fill, with_labels
 

@@ -20,7 +20,8 @@ import datasets
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 
-from bench.config import ConfigurationError, SuiteConfig
+from bench.config import SuiteConfig
+from bench.mistakes import ConfigurationError
 from bench.worker.suites import Document, QuickTask, local
 from bench.worker.suites.local import check_suite
 from bench.worker.suites.quick import MAX_NEW_TOKENS, followed, quick_tasks
