@@ -99,7 +99,7 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
     return Device(
         type=kind,
         compute_dtype=dtype,
-        attention=_attention(config, kind, dtype, compiled == "regional"),
+        attention=_attention(config, kind, dtype, None if steps is None else compiled == "regional"),
         compiled=compiled,
         keeps_casts=config.hardware.strategy not in CUTS_WEIGHTS,
     )
@@ -179,7 +179,8 @@ def compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _attention(config: RunConfig, kind: str, dtype: torch.dtype, compiled: bool) -> str:
+def _attention(config: RunConfig, kind: str, dtype: torch.dtype, compiled: bool | None) -> str:
+    """By name; `compiled` is None outside training, where nothing is measured."""
     hardware = config.hardware
     has_flash = kind == "cuda" and importlib.util.find_spec("flash_attn") is not None
     if hardware.attention == "flash_attention_2" and not has_flash:
@@ -190,7 +191,7 @@ def _attention(config: RunConfig, kind: str, dtype: torch.dtype, compiled: bool)
         raise ConfigurationError(["hardware.attention: products is for CPUs; use auto or sdpa"])
     if hardware.attention != "auto":
         return hardware.attention
-    if kind == "cpu":
+    if kind == "cpu" and compiled is not None:
         processor = _cpuinfo().get("model name", "unknown processor")
         return faster_on_cpu(dtype, compiled, processor, Path(config.paths.cache) / "attention")
     # On padded batches it waits for the device in every layer and breaks the compiled ones: for packed rows alone.
