@@ -137,7 +137,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _measured_seconds(dtype: torch.dtype, compiled: bool) -> dict[str, float]:
-    """The best of some rounds by turns: four rows of a usual length, nine heads over three key heads, of 64 channels."""
+    """The best of some rounds by turns: four rows of a usual length, nine heads over three key heads."""
     attend = _attend if compiled else _Attention.apply
     shapes = [(4, heads, _USUAL_TOKENS, 64) for heads in (9, 3, 3)]
     query, key, value = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
