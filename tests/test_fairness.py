@@ -117,6 +117,13 @@ def test_a_micro_batch_by_method_is_declared_and_no_obstacle() -> None:
     assert set(group.different["train.micro_batch"].values()) == {4, 8}
 
 
+def test_null_beside_a_value_is_a_difference() -> None:
+    group = group_of("method=base,full,lora", "train.max_steps=null,20")
+    assert group.different["train.max_steps"] == {"full (max_steps=20)": 20, "lora (max_steps=20)": 20}
+    assert "train.max_steps" not in group.identical
+    assert not {"train.max_steps", "method.adapter"} & {*group_of("method=base,full,lora").different}
+
+
 def test_another_budget_is_a_reason_before_anything_runs() -> None:
     group = group_of("method=full,lora", "train.epochs=1,3")
     assert len([pair for pair in group.pairs if pair.reasons]) == 4

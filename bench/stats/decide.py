@@ -27,6 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.fairness import program_caveats
+from bench.mistakes import ConfigurationError
 from bench.stats.evidence import COSTS, WALL, Evidence, evidence_of
 from bench.stats.frames import Group, Sweep, groups
 from bench.stats.limits import COLUMNS, Limits
@@ -84,6 +85,7 @@ def decide(
 
     Raises:
         ValueError: when a sweep has several groups, or none.
+        ConfigurationError: a tolerance as wide as the score's range.
     """
     if isinstance(what, Sweep):
         found = groups(what)
@@ -102,6 +104,12 @@ def _decision(group: Group, limits: Limits, seed: int) -> Decision:
     if isinstance(evidence, str):
         arms = _unjudged(group, dict.fromkeys(group.arms["arm"], evidence))
         return Decision(None, None, "Nothing can be decided.", evidence, math.nan, arms)
+    given, (low, high) = limits.quality_tolerance, evidence.measure.value_range
+    if isinstance(given, float | int) and given > high - low:
+        raise ConfigurationError([
+            f"quality_tolerance={given:g}: {evidence.measure.name} goes from {low:g} to {high:g}, and all would be "
+            f"within it; give less, or a share of the best score such as quality_tolerance={min(given, 100):g}%"
+        ])  # fmt: skip
     choice = choose(evidence, limits)
     frame = _arms_table(group, evidence, choice, limits)
     found = Decision(None, None, "No method meets the limits.", "", choice.tolerance, frame,

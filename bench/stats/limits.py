@@ -93,7 +93,7 @@ def _value(name: str, text: str) -> Any:
         number = float(text.removesuffix("%") if percent else text)
     except ValueError:
         number = math.nan
-    most = 100.0 if percent or name == "forgetting_tolerance" else 1.0 if name == "quality_tolerance" else math.inf
+    most = 100.0 if percent or name == "forgetting_tolerance" else math.inf
     may_be_zero = name in ("quality_tolerance", "forgetting_tolerance", "cost_usd")
     if not (0 <= number <= most and math.isfinite(number) and (number or may_be_zero)):
         least = "from 0 on" if may_be_zero else "above 0"

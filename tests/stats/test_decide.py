@@ -96,6 +96,8 @@ def test_the_tolerance_can_be_given(clear: Group) -> None:
     assert decide(clear, limits_from_words(["quality_tolerance=0.15"])).arm == "lora"
     assert decide(clear, limits_from_words(["quality_tolerance=30%"])).arm == "lora"
     assert decide(clear, tolerance=0.0).arm == "full"
+    with pytest.raises(ConfigurationError, match=r"quality_tolerance=3: \w+ goes from 0 to 1.* such as .*=3%"):
+        decide(clear, tolerance=3)  # of a score without bounds, such as a perplexity, it may be so large
 
 
 def test_the_task_may_state_a_floor_of_the_tolerance() -> None:
@@ -172,7 +174,7 @@ def test_no_arm_meets_the_limits(clear: Group) -> None:
         (["memory_gib=-1"], "expected a number above 0; given '-1'"),
         (["memory_gib=much"], "given 'much'"),
         (["memory_gib=2", "memory_gib=3"], "set twice"),
-        (["quality_tolerance=2"], "at most 1"),
+        (["quality_tolerance=-2"], "from 0 on"),
         (["quality_tolerance=200%"], "at most 100"),
         (["mergeable=perhaps"], "yes or no"),
         (["adapters=0"], "a whole number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -55,6 +56,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         write_atomic(target, "new")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_writer_left_is_removed_an_hour_later(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".record.json.abcdefgh", tmp_path / ".record.json.ijklmnop"
+    for leftover, age_seconds in ((old, 3700), (fresh, 10)):
+        leftover.write_text("half")
+        os.utime(leftover, (time.time() - age_seconds,) * 2)
+    write_atomic(tmp_path / "record.json", "new")
+    assert sorted(tmp_path.iterdir()) == [fresh, tmp_path / "record.json"]
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"run_id": "x"}', "null"])

@@ -45,7 +45,7 @@ def _refusals(found: Sequence[Refusal], title: str) -> list[Section]:
     return [Section(title, table=Table(headers, rows, text_columns=5))] if rows else []
 
 
-def _described(record: Record) -> dict[str, str]:
+def _described(record: Record) -> dict[str, str | None]:
     """What a run was set to, and what was measured about that."""
     found = settings_of(record.config)
     measured: dict[str, Any] = {}
@@ -55,14 +55,13 @@ def _described(record: Record) -> dict[str, str]:
     if stage := record.train or record.evaluate:
         measured |= {name: getattr(stage.environment, name) for name in _ENVIRONMENT}
     measured["commit"] = str(record.provenance.get("git_commit") or "")[:_SHOWN_DIGITS] or None
-    found |= {f"measured.{name}": value for name, value in measured.items()}
-    return {name: _text(value) for name, value in found.items() if value is not None}
+    found |= {f"measured.{name}": value for name, value in measured.items() if value is not None}
+    return {
+        name: ", ".join(map(str, value)) or "-" if isinstance(value, list) else None if value is None else str(value)
+        for name, value in found.items()
+    }
 
 
-def _text(value: Any) -> str:
-    return (", ".join(map(str, value)) or "-") if isinstance(value, list | tuple) else str(value)
-
-
-def _joined(described: list[dict[str, str]]) -> Mapping[str, str]:
+def _joined(described: list[dict[str, str | None]]) -> Mapping[str, str | None]:
     keys = dict.fromkeys(key for values in described for key in values)
-    return {key: " / ".join(dict.fromkeys(values[key] for values in described if key in values)) for key in keys}
+    return {key: " / ".join(dict.fromkeys(filter(None, (v.get(key) for v in described)))) or None for key in keys}
