@@ -176,13 +176,15 @@ def merged_is_beside(config: RunConfig) -> None:
     for form in methods.served_forms(config.method):
         if form.base is not None and form.scheme is None and form.name != "merged_original":
             serve.build(form, at)
+            model = serve.load(form, at, as_evaluated=True)
+            for router in (module for module in model.modules() if hasattr(module, "top_k")):
+                router.top_k = model.config.num_local_experts  # a token that goes to all is not sent elsewhere by rounding
             with torch.no_grad():
-                logits[form.name] = serve.load(form, at, as_evaluated=True)(input_ids=ids).logits.float()
+                logits[form.name] = model(input_ids=ids).logits.float()
     evaluated, *others = logits.values()
     assert len(others) == (config.method.adapter is not None)
-    for other in others:  # a token near the edge between two experts goes to the other one after rounding
-        same = [alike(*pair) for pair in zip(other[0], evaluated[0], strict=True)]
-        assert sum(same) >= (0.5 if config.model.name == "mixtral" else 1) * len(same)
+    for other in others:
+        assert all(alike(*pair) for pair in zip(other[0], evaluated[0], strict=True))
 
 
 @pytest.mark.parametrize(("name", "method"), [*[p for p in SOUND if p[1] != "full"], ("mixtral", "full")])
