@@ -178,7 +178,7 @@ def merged_is_beside(config: RunConfig) -> None:
             serve.build(form, at)
             model = serve.load(form, at, as_evaluated=True)
             for router in (module for module in model.modules() if hasattr(module, "top_k")):
-                router.top_k = model.config.num_local_experts  # a token that goes to all is not sent elsewhere by rounding
+                router.top_k = model.config.num_local_experts  # no token is sent elsewhere by rounding
             with torch.no_grad():
                 logits[form.name] = model(input_ids=ids).logits.float()
     evaluated, *others = logits.values()
