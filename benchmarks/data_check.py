@@ -1,6 +1,6 @@
 """The time and memory of the data check, on texts with the word frequencies of natural language.
 
-python -m benchmarks.data_check 100000       the figures of docs/data.md; about two minutes on one core
+python -m benchmarks.data_check 100000       time and memory as in docs/data.md; about two minutes on one core
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ten checks of the harness on one GPU, in about ten minutes; what they gave on an H200 is in docs/gpu-measured.md.
+"""Ten checks of the harness on one GPU, in about ten minutes; what they gave on an H200 is in docs/maintainers/gpu.md.
 
     python -m benchmarks.gpu --minutes 10 --out gpu       # on a GPU machine; needs neither hub nor network
     python -m benchmarks.gpu --tiny --out gpu             # the same code with toy shapes, on a CPU too

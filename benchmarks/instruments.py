@@ -1,6 +1,6 @@
 """How far each instrument errs: stimuli whose answer is known beforehand, and what the instrument read.
 
-    python -m benchmarks.instruments        the table of docs/performance.md, in half a minute
+    python -m benchmarks.instruments        the table of docs/maintainers/performance.md, in half a minute
 
 The same stimuli, and more, are tests with tolerances (tests/worker/test_instruments.py and its neighbours); this shows
 the errors themselves. On a machine with a CUDA device, rows of the real device are added.

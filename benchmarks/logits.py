@@ -1,6 +1,6 @@
 """Peak memory and speed of the loss with every token labelled: all logits at once against chunks.
 
-    python -m benchmarks.logits [POSITIONS]        the table of docs/performance.md, in two minutes on two cores
+    python -m benchmarks.logits [POSITIONS]        the table of docs/maintainers/performance.md; two minutes
 
 The embedded model's head (width 576, vocabulary 49,152) behind one decoder layer, bf16 autocast; each line is a process
 of its own, the median of three steps behind a first one.

@@ -1,6 +1,6 @@
 """What measuring costs: the same training steps with all instruments and with none.
 
-    python -m benchmarks.observer        the tables of docs/performance.md, in about five minutes
+    python -m benchmarks.observer        the tables of docs/maintainers/performance.md, in about five minutes
 
 Both arms run in one process on one model, alternately and in alternating order, over the same batches from the same
 weights: our loss and our data through `transformers.Trainer`. One arm has the observer and every instrument of the

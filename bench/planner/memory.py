@@ -4,7 +4,7 @@ A step's memory rises through the forward pass, is highest when the backward pas
 logits are turned into a gradient) or while it goes through the last layer, and ends with all gradients and the
 optimizer. Each of these moments is computed; the highest is the estimate. Its total is `peak_memory_bytes` as runs
 measure it: the most that one device must have, the CUDA context and what the allocator reserves included; on a CPU
-the resident set. docs/planner.md gives the source of every term.
+the resident set. docs/maintainers/planner.md gives the source of every term.
 
     >>> estimate(PlannedStep(config, architecture, Batch(4, 2048, 8192), device="cuda", compiled=True)).total
     39620000000

@@ -1,6 +1,6 @@
 """The tensors of a model and of a method: how many elements, and how many bytes they take as they are kept.
 
-The counts are those of transformers and PEFT, the bytes those of PyTorch and bitsandbytes (docs/planner.md).
+Counts are those of transformers and PEFT, bytes those of PyTorch and bitsandbytes (docs/maintainers/planner.md).
 
     >>> base_parameters(architecture)
     {'embeddings': 28311552, 'linear': 106168320, 'bias': 0, 'norm': 35136}

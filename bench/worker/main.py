@@ -260,7 +260,7 @@ def _confine(config: RunConfig, stage: str) -> None:
     if config.paths.bundle is not None:
         os.environ |= bundle_environment(Path(config.paths.bundle).resolve(), online=stage == "bundle")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # cuDNN attention plans each new (batch, length) for 0.2 s; the other kernels are as fast (docs/gpu-measured.md).
+    # cuDNN attention plans each new (batch, length) for 0.2 s; the other kernels are as fast (docs/maintainers/gpu.md).
     os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     # Lengths change at each step: blocks of fixed size left a third of what the allocator held unused (as above).
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
