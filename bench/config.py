@@ -66,6 +66,10 @@ def _all_weights(config: RunConfig) -> bool:
     return config.method.trains == "all_weights"
 
 
+def _measured_along(config: RunConfig) -> bool:
+    return bool(config.evaluation.points) and not config.untrained
+
+
 def _several_devices(config: RunConfig) -> bool:
     return not config.untrained and config.hardware.devices > 1
 
@@ -318,6 +322,20 @@ class TrainConfig:
         return self.micro_batch
 
 
+@dataclass(frozen=True, config=_STRICT)
+class EvaluationConfig:
+    """What is measured along training, for the learning-forgetting frontier; the base and the end always are."""
+
+    # shares of the optimizer steps behind which the weights are kept and measured; empty: nothing along training
+    points: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]], Role("training", keeps_rate=True, applies=_measured_along)
+    ] = field(default_factory=list)
+    suite_items: PositiveInt = 20  # of each task of the suite, the first
+    # of validation, the first: held-out loss, and KL from the base at their answers
+    examples: Annotated[int, Field(gt=1)] = 64
+    answers: bool = False  # score greedy answers to these too
+
+
 DeviceName = Literal["auto", "cpu", "cuda", "xpu", "mps"]  # cuda: AMD's by ROCm too
 Strategy = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 DEEPSPEED = ("zero2", "zero3")
@@ -427,6 +445,9 @@ class RunConfig:
     # true: a trial of `tune`, which trains and measures held-out loss, evaluates nothing and keeps no weights
     trial: Annotated[Literal[True] | None, Role("training", "budget", keeps_rate=True)] = None
     serve: Annotated[ServeConfig, Role("serving")] = field(default_factory=ServeConfig)
+    evaluation: Annotated[EvaluationConfig, Role("evaluation", applies=_measured_along)] = field(
+        default_factory=EvaluationConfig
+    )
     content: Annotated[ContentConfig, Role("data", "task")] = field(default_factory=ContentConfig)
 
     @property

@@ -143,7 +143,7 @@ _FILE_NAMES = re.compile(r"[^\s'\"\[\]{},]+\.\w+")  # in an lm-eval task: its da
 _MODEL = ("tokenizer", "architecture", "weights")
 _READS = {  # stage -> the parts of `ContentConfig` that it reads; others read all
     "train": _MODEL, "export": _MODEL, "evaluate": (*_MODEL, "metrics"), "serve": (*_MODEL, "metrics"),
-    "regression": (*_MODEL, "suite"),
+    "regression": (*_MODEL, "suite"), "frontier": (*_MODEL, "suite", "metrics"),
 }  # fmt: skip
 _PARTS = tuple(part.name for part in fields(ContentConfig))
 

@@ -12,7 +12,9 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-Stage = Literal["bundle", "fetch", "prepare", "train", "evaluate", "regression", "serve", "export", "check", "doctor"]
+Stage = Literal[
+    "bundle", "fetch", "prepare", "train", "evaluate", "regression", "frontier", "serve", "export", "check", "doctor"
+]
 
 
 class Status(StrEnum):
@@ -60,6 +62,7 @@ _OOM_IN_STAGE = {
     "choose a smaller method (lora, qlora), or raise hardware.memory_budget_gib where the device has more.",
     "evaluate": "Lower hardware.generate_batch, or evaluate on a device with more memory; what was trained is kept.",
     "regression": "Lower suite.batch_size, or evaluate on a device with more memory; what was trained is kept.",
+    "frontier": "Lower suite.batch_size and hardware.generate_batch, or set evaluation.points=[]; all else is kept.",
     "serve": "Lower serve.batch_sizes, serve.prompt_tokens or serve.adapters; the run itself is finished and kept.",
 }
 _FULL_DISK = "Free some space, or name other folders (paths.results, paths.artifacts, paths.cache); the same command "

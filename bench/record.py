@@ -8,6 +8,7 @@ Names carry their units. Unknown is `None`, never zero. Files beside the record 
     steps.jsonl                 one `Step` a line
     samples.jsonl.gz            one `Sample` a line: test predictions with scores
     regression_items.jsonl.gz   one `RegressionItem` a line
+    frontier.json, frontier_items.jsonl.gz      where evaluation.points is set; one `PointItem` a line
     serve.json, served_answers.jsonl.gz         where serving was asked for; one `ServedAnswer` a line
     train.log evaluate.log regression.log       what the child printed
 """
@@ -127,7 +128,8 @@ class Adapters:
 
 
 SCHEMA_VERSION = 3
-KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model) on general text, nats a token
+KL_METRIC = "kl_from_base"  # of a `RegressionTask`: KL(base || model), nats a token
+HELDOUT, TASK_KL = "heldout", "task_kl"  # tasks of a `Point`
 T = TypeVar("T")
 # The name of a folder inside another.
 RunId = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]*[^/.\x00-\x1f][^/\x00-\x1f]*$", max_length=255)]
@@ -323,6 +325,27 @@ class RegressionResult:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Point:
+    """What was learned and forgotten at one point of training."""
+
+    step: int  # 0: the untouched base in 16 bit, whatever the method
+    # `HELDOUT`: loss and scores on validation examples; the first items of the suite's tasks; KL from the base on
+    # general text and, `TASK_KL`, at the answers of the validation examples
+    values: list[RegressionTask]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FrontierResult:
+    """The frontier stage: the same measurements at points along training, in the order of the steps."""
+
+    points: list[Point]
+    memory: list[PhaseMemory]
+    spans_seconds: dict[str, float]
+    environment: Environment
+    made: Made | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ServeResult:
     """The serving stage: every form of the result, timed and set against the one that was evaluated."""
 
@@ -363,6 +386,18 @@ class RegressionItem:
     metric: str
     score: float | None  # 0/1 for accuracy; bits per byte of the document for bits_per_byte; None: not finite
     weight: float = 1.0  # bytes of the document for bits_per_byte
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PointItem:
+    """One line of `frontier_items.jsonl.gz`: a `RegressionItem` at one point of training."""
+
+    step: int
+    task: str
+    item_id: str
+    metric: str
+    score: float | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -436,6 +471,7 @@ class Record:
     train: TrainResult | None = None
     evaluate: EvaluateResult | None = None
     regression: RegressionResult | None = None
+    frontier: FrontierResult | None = None
     failure: Failure | None = None
     stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage, reused ones too
     reused_stages: list[str] = field(default_factory=list)  # of an earlier, interrupted call, or of another sweep

@@ -65,6 +65,8 @@ def changed_keys(base: RunConfig, setting: str, value: Any) -> str:
         ("paths.results", "elsewhere", ""),
         ("sweep", "other", ""),
         ("serve.repetitions", 9, ""),
+        ("evaluation.points", [0.5], "training run"),
+        ("evaluation.examples", 9, ""),  # of no use without points
     ],
 )
 def test_a_setting_changes_the_keys_of_its_stage_and_of_later_ones(setting: str, value: Any, changed: str) -> None:
@@ -95,6 +97,12 @@ def test_dither_and_devices_count_where_they_apply() -> None:
     assert changed_keys(one("method=base", "hardware=cpu_pair"), "hardware.strategy", "fsdp") == "comparison"
 
 
+def test_a_path_is_measured_of_trained_runs_and_more_items_train_nothing() -> None:
+    along = with_settings(one("method=full"), {"evaluation.points": [0.5]})
+    assert changed_keys(along, "evaluation.suite_items", 9) == "run"
+    assert changed_keys(one("method=base"), "evaluation.points", [0.5]) == ""
+
+
 def test_methods_share_data_and_comparison_and_evaluations_share_weights() -> None:
     runs = compose(["method=base,full,lora,qlora", "seed=0,1"], multirun=True)
     assert len({data_key(run) for run in runs}) == len({comparison_key(run) for run in runs}) == 1
@@ -108,11 +116,12 @@ def test_methods_share_data_and_comparison_and_evaluations_share_weights() -> No
 def test_every_setting_has_a_role_and_a_known_requirement() -> None:
     for setting in flat(to_mapping(one("method=qlora"))):
         assert requirement_of(setting) in {*REQUIREMENTS, None}, setting
-    free = {name for name, role in roles().items() if role.requirement is None and role.stage in ("data", "evaluation")}
+    measured = {name: role for name, role in roles().items() if role.stage in ("data", "evaluation")}
+    free = {name for name, role in measured.items() if role.requirement is None and "evaluation" not in name}
     assert free == {
         "method.shots",
         "method.retrieval",
-    }  # whatever changes data or evaluation must agree, but for solved examples
+    }  # whatever changes data or evaluation must agree, but for solved examples and what is measured along training
 
 
 @pytest.mark.parametrize(

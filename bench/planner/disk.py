@@ -71,7 +71,8 @@ def needed(configs: Sequence[RunConfig]) -> list[Need]:
         trained = _trained_parameters(config)
         if config.trial is None:
             each = BYTES_ADAPTER if method.adapter else BYTES_16_BIT
-            found[training_key(config)] = Need(f"weights of {method.name}", artifacts, each * trained)
+            kept = 1 + len(set(config.evaluation.points) - {1.0})
+            found[training_key(config)] = Need(f"weights of {method.name}", artifacts, kept * each * trained)
         if config.train.checkpoint_every_steps is not None:
             in_turn.append(Need("checkpoints of one run", artifacts, BYTES_RESUMED * trained))
         if config.serve.prompt_tokens:

@@ -245,6 +245,31 @@ def loss_chart(curves: pd.DataFrame, arms: Sequence[str], target: float | None =
     return alt.layer(*layers).add_params(by, shown).properties(height=HEIGHT, title=_chosen_title(by))
 
 
+def frontier_chart(points: pd.DataFrame, arms: Sequence[str]) -> Drawing:
+    """Learning across, forgetting down: a path an arm, from the base on, with the band of its interval.
+
+    Args:
+        points: arm, measure (the reader chooses one), step, learned (nats a token), forgotten, low, high.
+    """
+    of, shown = (
+        _choice("of", "forgetting as", list(dict.fromkeys(points["measure"]))),
+        alt.selection_point(fields=["arm"], bind="legend", name="shown"),
+    )
+    colour, shape = _looks(arms, points)
+    x = alt.X("learned:Q", title="learned: held-out loss below the base's, nats per token")
+    scale = alt.Scale(reverse=True, nice=True)
+    y, low = (alt.Y(f"{name}:Q", title="forgotten (down: more)", scale=scale) for name in ("forgotten", "low"))
+    every = alt.Chart(points).transform_filter("datum.measure == of").encode(x=x, color=colour, order="step:Q")
+    numbers = dict.fromkeys(("learned", "forgotten", "low", "high"), ".3f")
+    described = _tooltips({"arm": "", "step": "d"} | numbers)
+    drawn = alt.layer(
+        every.mark_area().encode(y=low, y2="high:Q", opacity=_faded(shown, 0.18)),
+        every.mark_line(strokeWidth=2.6).encode(y=y, opacity=_faded(shown)),
+        every.mark_point(size=60, filled=True).encode(y=y, shape=shape, opacity=_faded(shown), tooltip=described),
+    )
+    return drawn.add_params(of, shown).properties(height=HEIGHT, title=_chosen_title(of))
+
+
 def _faded(shown: alt.Parameter, opacity: float = 1.0) -> Any:
     """`opacity` for the arm that was clicked in the legend, next to nothing for the others."""
     return alt.when(shown).then(alt.value(opacity)).otherwise(alt.value(opacity * 0.12))

@@ -1,4 +1,4 @@
-"""Learning curves: when each run reached a target loss, and its loss at equal tokens and equal time.
+"""Learning curves: when each run reached a target loss; what was forgotten at equal learning.
 
 Between two held-out points the loss is taken to be linear in the tokens trained on. Time is not linear in tokens, since
 compiling takes the first steps: it is that of the optimizer steps where all are known, linear within a step; else
@@ -7,8 +7,15 @@ linear between held-out points. Nothing is read outside of the points, nor next 
 Only runs that may be compared share a target and a common end. The target is given, or the highest final loss among
 them, which every run with a finite one reaches. The common end: the fewest tokens and the shortest time among the runs.
 
+A run's `Path` leads through learning (how far its held-out loss fell below the base's) and forgetting, at points along
+training. Two methods are compared over the range of learning that all their runs reached by training, from the highest
+first point to the lowest best one: a method that learned less has forgotten less for free. Between two points
+forgetting is linear in learning; a point that had learned less than one before it is left out. The interval is that of
+`stats.paired` over seeds and items; learning is that on the validation examples at hand.
+
     >>> frame = reach_frame(group)
     >>> frame[["arm", "seed", "status", "tokens", "seconds", "loss_at_equal_tokens"]]
+    >>> equal_learning(group)[["arm", "baseline", "measure", "difference", "low", "high", "verdict"]]
 """
 
 from __future__ import annotations
@@ -16,16 +23,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bench.fairness import reasons_against
-from bench.record import Record, Step, TrainResult
-from bench.stats.compare import comparable
+from bench.record import HELDOUT, KL_METRIC, TASK_KL, PointItem, Record, Step, TrainResult
+from bench.stats.compare import comparable, margin_of, match, wanted_pairs
 from bench.stats.frames import Group
-from bench.stats.paired import Floats
+from bench.stats.measures import SUITE_MEAN, Measure
+from bench.stats.paired import Estimate, Floats, Means, holm, means, verdict
 
 _COLUMNS = ["arm", "seed", "run_id", "set", "target", "status", "tokens", "seconds", "seconds_without_compiling",
             "energy_wh", "final_loss", "loss_at_equal_tokens", "loss_at_equal_seconds", "equal_tokens",
@@ -172,3 +181,205 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
             )  # fmt: skip
         left, place = [arm for arm in left if arm not in members], place + 1
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+# --- Forgetting at equal learning ---
+
+FORGETTING = {  # what is forgotten, as a `Measure`; the first is what a limit is about
+    "suite's mean": Measure("regression", SUITE_MEAN, False, "share"),
+    "KL, general text": Measure("divergence", "general text", False, "nats/token"),
+    "KL, the task's prompts": Measure("divergence", TASK_KL, False, "nats/token"),
+}
+NO_OVERLAP = "no overlap"
+_WORDS = {"better": "forgets less", "worse": "forgets more"}
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """One run at points along training, in their order; the first is the untouched base.
+
+    Attributes:
+        steps, learned: optimizer steps done, and nats a token below the base's held-out loss, shape (points,).
+        forgotten: by item, higher is worse: shape (points, items).
+    """
+
+    steps: Floats
+    learned: Floats
+    forgotten: Floats
+
+    @property
+    def rising(self) -> list[int]:
+        """The trained points that had learned more than all trained points before them."""
+        before = np.maximum.accumulate(np.insert(self.learned[1:], 0, -np.inf))[:-1]
+        return [int(place) + 1 for place in np.flatnonzero(self.learned[1:] > before)]
+
+    def between(self, low: float, high: float) -> Floats:
+        """Each item's forgetting, averaged over a range of learning within that of the rising points."""
+        learned = self.learned[self.rising]
+        places = np.array([low, *learned[(learned > low) & (learned < high)], high])
+        shares = np.stack([np.interp(places, learned, one) for one in np.eye(len(learned))], axis=1)
+        weights = np.trapezoid(shares, places, axis=0) / (high - low)
+        return np.asarray(weights @ self.forgotten[self.rising])
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """The paths of a group for one kind of forgetting: arm -> seed -> path; items are those of `weights`.
+
+    Attributes:
+        weights, strata: as in `paired.means`.
+    """
+
+    of_arm: dict[str, dict[int, Path]]
+    weights: Floats | None = None
+    strata: Any = None
+
+    def means(self, values: Sequence[Floats]) -> Means | None:
+        """Of arms, each of shape (seeds, items); None where they share no item."""
+        shared = np.isfinite(np.concatenate(values)).all(axis=0).any()
+        return means(values, weights=self.weights, strata=self.strata) if shared else None
+
+    def at_equal_learning(self, sides: Sequence[Sequence[Path]]) -> tuple[float, float, Means | None]:
+        """(range of learning that all runs reached, the means of the arms over it; None: there is no such range)."""
+        learned = [path.learned[path.rising] for side in sides for path in side]
+        if any(len(of_run) == 0 for of_run in learned):
+            return math.nan, math.nan, None
+        low, high = max(float(of_run[0]) for of_run in learned), min(float(of_run[-1]) for of_run in learned)
+        if not low < high:
+            return low, high, None
+        return low, high, self.means([np.stack([path.between(low, high) for path in side]) for side in sides])
+
+
+@lru_cache(maxsize=32)
+def paths(group: Group, name: str) -> Paths:
+    """Every trained run but controls that was measured along training, for one of `FORGETTING`."""
+    found: dict[str, dict[int, pd.DataFrame]] = {}
+    for arm, runs in group.by_arm.items():
+        for record in runs:
+            rows = group.sweep.point_rows.get(record.run_id)
+            if rows and not record.config.method.control:
+                found.setdefault(arm, {})[record.seed] = pd.DataFrame(rows, columns=list(PointItem.__annotations__))
+    everything = [_forgotten(frame, group, name) for of_seed in found.values() for frame in of_seed.values()]
+    items = pd.concat(everything)["weight"].groupby(level=["task", "item_id"]).mean() if everything else pd.Series()
+    if items.empty:
+        return Paths({})
+    index = items.index
+    task = pd.factorize(index.get_level_values("task"))[0]
+    of_suite = name == next(iter(FORGETTING))
+    of_arm = {
+        arm: {seed: _path(frame, _forgotten(frame, group, name), index) for seed, frame in of_seed.items()}
+        for arm, of_seed in found.items()
+    }
+    weights = 1 / np.bincount(task)[task] if of_suite else items.to_numpy(dtype=float)
+    return Paths(of_arm, weights, task if of_suite and task.max() else None)
+
+
+def _forgotten(rows: pd.DataFrame, group: Group, name: str) -> pd.DataFrame:
+    """task, item_id (index), step, value (forgotten; NaN: not finite) and weight of the items that show it."""
+    kl = rows["metric"] == KL_METRIC
+    if name != next(iter(FORGETTING)):
+        own = rows[kl & ((rows["task"] == TASK_KL) == (FORGETTING[name].name == TASK_KL))]
+        return own.assign(value=own["score"].astype(float)).set_index(["task", "item_id"])
+    results = (record.frontier for record in group.records if record.frontier)
+    rising = {task.task for found in results for task in found.points[0].values if task.higher_is_better}
+    own = rows[~kl & rows["task"].isin(rising - {HELDOUT})].set_index(["task", "item_id"])
+    base = own.loc[own["step"] == 0, "score"].astype(float)
+    return own.assign(value=base.reindex(own.index) - own["score"].astype(float))
+
+
+def _path(rows: pd.DataFrame, forgotten: pd.DataFrame, index: pd.Index) -> Path:
+    heldout = rows[(rows["task"] == HELDOUT) & (rows["metric"] == "loss")]
+    sums = (heldout["score"].astype(float) * heldout["weight"]).groupby(heldout["step"]).sum(min_count=1)
+    loss = (sums / heldout["weight"].groupby(heldout["step"]).sum()).dropna()
+    table = forgotten.set_index("step", append=True)["value"].unstack("step")
+    whole = table.count() == table.count().max()  # the last point of a file that ends early is not
+    steps = [step for step in loss.index if whole.get(step, False)]
+    learned = float(loss.get(0, np.nan)) - loss[steps].to_numpy(dtype=float)
+    return Path(np.array(steps, dtype=float), learned, table.reindex(index)[steps].to_numpy(dtype=float).T)
+
+
+def frontier_frame(group: Group) -> pd.DataFrame:
+    """arm, measure, step, learned, forgotten, low, high (95%, over seeds and items); one row a point of an arm."""
+    rows = []
+    for name in FORGETTING:
+        known = paths(group, name)
+        by_step: dict[float, dict[str, list[tuple[float, Floats]]]] = {}
+        for arm, of_seed in known.of_arm.items():
+            for path in of_seed.values():
+                for step, learned, values in zip(path.steps, path.learned, path.forgotten, strict=True):
+                    by_step.setdefault(step, {}).setdefault(arm, []).append((learned, values))
+        for step, of_arm in by_step.items():
+            together = known.means([np.stack([values for _, values in runs]) for runs in of_arm.values()])
+            for place, (arm, runs) in enumerate(of_arm.items() if together else ()):
+                assert together
+                mean, learned = float(together.mean[place]), float(np.mean([learned for learned, _ in runs]))
+                low, high = together.of(place).interval() if step else (mean, mean)
+                rows.append((arm, name, int(step), learned, mean, low, high))
+    return pd.DataFrame(rows, columns=["arm", "measure", "step", "learned", "forgotten", "low", "high"])
+
+
+@lru_cache(maxsize=32)
+def equal_learning(group: Group) -> pd.DataFrame:
+    """Forgetting of trained arms at equal learning: one row a kind of forgetting and pair of arms.
+
+    Columns: arm, baseline, measure, from, to (the range of learning), difference (arm - baseline; above 0: the arm
+    forgets more), low, high (95%), seeds, items, verdict ("forgets less", "forgets more", "equivalent", "equal",
+    "not settled", `NO_OVERLAP`; by Holm over the pairs).
+    """
+    rows: list[dict[str, Any]] = []
+    for name, measure in FORGETTING.items():
+        known, own = paths(group, name), list[tuple[dict[str, Any], Estimate | None, float]]()
+        for arm, baseline in _pairs(group, list(known.of_arm)):
+            seeds = [(left.seed, right.seed) for left, right in match(group, arm, baseline).pairs]
+            sides = [[known.of_arm[side][seed] for seed in of_side if seed in known.of_arm[side]]
+                     for side, of_side in zip((arm, baseline), zip(*seeds, strict=True), strict=False)]  # fmt: skip
+            if len(sides) < 2 or not all(sides):
+                continue
+            start, end, found = known.at_equal_learning(sides)
+            row = {"arm": arm, "baseline": baseline, "measure": name, "from": start, "to": end, "verdict": NO_OVERLAP}
+            estimate = found.difference(0, 1) if found else None
+            own.append((row | {"seeds": len(sides[0])}, estimate, margin_of(measure, found.mean[1]) if found else 0.0))
+        adjusted = iter(holm([estimate.p_value() for _, estimate, _ in own if estimate]))
+        for row, estimate, margin in own:
+            if estimate:
+                word = verdict(estimate, margin, p=next(adjusted), higher_is_better=False)
+                row |= {"verdict": _WORDS.get(word, word), "difference": estimate.mean, "items": estimate.examples}
+                row["low"], row["high"] = estimate.interval()
+            rows.append(row)
+    columns = ["arm", "baseline", "measure", "from", "to", "difference", "low", "high", "seeds", "items", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _pairs(group: Group, arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Each arm with the trained one that it is compared with elsewhere; where there is none, with the first."""
+    found = [(arm, next((other for other in candidates if other in arms), "")) for arm, candidates in
+             wanted_pairs(group) if arm in arms]  # fmt: skip
+    return [pair for pair in found if pair[1]] or [(arm, arms[0]) for arm in arms[1:]]
+
+
+def forgetting_sentences(group: Group, allowed_points: float) -> list[str]:
+    """What the frontier says under a limit on forgetting: at equal learning, and of arms that would have to stop early.
+
+    Args:
+        allowed_points: that the suite's mean may lose, of 100.
+    """
+    name, frame, said = next(iter(FORGETTING)), equal_learning(group), list[str]()
+    for row in frame[frame["measure"] == name].to_dict("records"):
+        arm, baseline = row["arm"], row["baseline"]
+        if row["verdict"] == NO_OVERLAP:
+            said.append(f"Forgetting at equal learning: {arm} and {baseline} have no range of learning in common.")
+            continue
+        middle, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+        more = f"{abs(middle):.1f} points {'more' if middle > 0 else 'less'}"
+        said.append(f"At equal learning {arm} forgets {more} than {baseline} [{low:+.1f}, {high:+.1f}].")
+    points = frontier_frame(group)
+    for arm, path in points[points["measure"] == name].groupby("arm", sort=False):
+        *before, last = path.sort_values("step").to_dict("records")
+        within = [point for point in before[1:] if 100 * point["forgotten"] <= allowed_points]
+        if within and 100 * last["forgotten"] > allowed_points:
+            stop = max(within, key=lambda point: point["learned"])
+            said.append(
+                f"{arm!s} would meet the limit on forgetting after {stop['step'] / last['step']:.0%} of its steps, "
+                f"with a held-out loss {stop['learned']:.3f} nats below the base's (at its end {last['learned']:.3f})."
+            )
+    return said

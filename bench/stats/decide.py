@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from bench.fairness import program_caveats
 from bench.mistakes import ConfigurationError
+from bench.stats.curves import forgetting_sentences
 from bench.stats.evidence import COSTS, WALL, Evidence, evidence_of
 from bench.stats.frames import Group, Sweep, groups
 from bench.stats.limits import COLUMNS, Limits
@@ -114,6 +115,8 @@ def _decision(group: Group, limits: Limits, seed: int) -> Decision:
     frame = _arms_table(group, evidence, choice, limits)
     found = Decision(None, None, "No method meets the limits.", "", choice.tolerance, frame,
                      caveats=_caveats(group, evidence, choice), measure=evidence.measure)  # fmt: skip
+    if limits.forgetting_tolerance is not None:
+        found.caveats.extend(forgetting_sentences(group, limits.forgetting_tolerance))
     if choice.arm is None:
         misses = [_excess(evidence, limits, place) for place in range(len(evidence.arms))]
         nearest = min(range(len(misses)), key=lambda place: misses[place][0])

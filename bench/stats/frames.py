@@ -31,6 +31,7 @@ from bench.record import (
     DataSummary,
     EvaluateResult,
     HeldoutPoint,
+    PointItem,
     Record,
     RegressionItem,
     Sample,
@@ -59,10 +60,11 @@ class Sweep:
 
     folders: list[Path]
     records: list[Record] = field(default_factory=list)
-    step_rows: dict[str, list[Step]] = field(default_factory=dict)  # by run_id, as the next three
+    step_rows: dict[str, list[Step]] = field(default_factory=dict)  # by run_id, as the next four
     sample_rows: dict[str, list[Sample]] = field(default_factory=dict)
     regression_rows: dict[str, list[RegressionItem]] = field(default_factory=dict)
     answer_rows: dict[str, list[ServedAnswer]] = field(default_factory=dict)  # of every served form
+    point_rows: dict[str, list[PointItem]] = field(default_factory=dict)  # of every point along training
     problems: list[Problem] = field(default_factory=list)
     tunings: list[Tuning] = field(default_factory=list)  # searches of learning rates, from the folders' rates.yaml
 
@@ -206,6 +208,7 @@ def load(*folders: str | Path) -> Sweep:
             RegressionItem, run / "regression_items.jsonl.gz", sweep.problems
         )
         sweep.answer_rows[record.run_id] = read_rows(ServedAnswer, run / "served_answers.jsonl.gz", sweep.problems)
+        sweep.point_rows[record.run_id] = read_rows(PointItem, run / "frontier_items.jsonl.gz", sweep.problems)
     sweep.records.extend(known.values())
     for folder in sweep.folders:
         try:

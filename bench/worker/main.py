@@ -41,6 +41,7 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "train": ("train", "run"),
     "evaluate": ("evaluate", "run"),
     "regression": ("regression", "run"),
+    "frontier": ("frontier", "run"),
     "serve": ("serve", "run"),
     "export": ("prepare", "export"),
     "check": ("prepare", "check"),
@@ -199,11 +200,11 @@ def refuse_changed_inputs(config: RunConfig, folder: Path, stage: str) -> None:
         ConfigurationError: with every file or part that is another.
     """
     problems, kept = changed_inputs(config, stage), Path(config.paths.cache)
-    if stage in ("train", "evaluate", "serve") and not is_whole(data_folder(config), kept):
+    if stage in ("train", "evaluate", "frontier", "serve") and not is_whole(data_folder(config), kept):
         problems.append(
             f"{data_folder(config)}: prepared data are gone or changed; the same command prepares them again"
         )
-    if stage in ("evaluate", "regression", "serve") and not config.untrained:
+    if stage in ("evaluate", "regression", "frontier", "serve") and not config.untrained:
         trained, weights = from_json(TrainResult, (folder / "train.json").read_bytes()), artifact_folder(config)
         lost = ", ".join(damaged(weights, trained.weights, kept))
         problems += [f"{weights}: not as training wrote it: {lost}; the same command trains again"] if lost else []

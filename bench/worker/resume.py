@@ -41,6 +41,7 @@ from bench.worker.instruments.tokens import TokenStream
 from bench.worker.observe import Observer
 
 FOLDER = "trainer"  # in the run's artifact folder
+POINTS = "points"  # beside it: weights kept along training, by step
 _MARK = "seen.json"
 _MADE_BY = ("device", "device_count", "threads", "compute_dtype", "attention", "compiled", "torch")
 
@@ -174,11 +175,11 @@ def consume(stream: TokenStream, trainer: Any, steps: int) -> None:
 
 
 def delete_older_weights(folder: Path) -> None:
-    """Delete everything in a run's artifact folder but the checkpoints."""
+    """Delete everything in a run's artifact folder but the checkpoints and the points of this training."""
     for path in folder.glob("*"):
         if path.is_file():
             path.unlink()
-        elif path.name != FOLDER:
+        elif path.name not in (FOLDER, POINTS):
             shutil.rmtree(path)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import SchedulerType, Trainer, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig
 from bench.identity import WEIGHTS, checksums, data_folder, flush_to_disk
@@ -70,6 +70,8 @@ def run(context: Context) -> TrainResult:
     observer = Observer(context, config, steps, memory, open_energy(resolved.type), measure)
     ordered = [rows.train[i] for i in order]
     trainer = _trainer(context, config, resolved, steps, ordered, model, head, tokenizer.pad_token_id, observer)
+    if kept := point_steps(config.evaluation.points, steps):
+        trainer.add_callback(PointSaver(trainer, config, context, kept))
     context.load.start()
     trainer.keeper.train(trainer) if trainer.keeper else trainer.train()
     environment = resolved.environment(context.load.read())
@@ -187,7 +189,7 @@ class SftTrainer(Trainer):
         **options: Any,
     ):
         super().__init__(**options)
-        self._head, self._rows, self._pad_id, self._packing, self._observer = head, rows, pad_id, packing, observer
+        self._head, self._rows, self._pad_id, self._packing, self.observer = head, rows, pad_id, packing, observer
         self._autocast, self._team, self.keeper = autocast, team, keeper
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the effective batch's tokens,
         self.model_accepts_loss_kwargs = True  # which the trainer counts, over all processes, when this is set
@@ -234,23 +236,52 @@ class SftTrainer(Trainer):
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         if self.keeper is not None:
-            with self._observer.aside("checkpoint"):
+            with self.observer.aside("checkpoint"):
                 super()._save_checkpoint(*arguments, **options)
                 self.keeper.written(self.state.global_step)
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        self._observer.step_starts()
+        self.observer.step_starts()
         return super().get_batch_samples(*arguments, **options)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        self._observer.forward_starts()
+        self.observer.forward_starts()
         with self._autocast():
             losses, _ = self._head.token_losses(model, inputs)
         loss = losses.sum() / num_items_in_batch
-        self._observer.consumed(inputs, loss.detach())
+        self.observer.consumed(inputs, loss.detach())
         return loss * self.accelerator.num_processes  # gradients are averaged; ours are already parts of a sum
+
+
+class PointSaver(TrainerCallback):
+    """Keeps the weights behind the steps of `evaluation.points`, outside of the timed steps; all processes must call.
+
+    The last step's weights are the run's own.
+    """
+
+    def __init__(self, trainer: SftTrainer, config: RunConfig, context: Context, steps: Collection[int]):
+        self._trainer, self._config, self._context, self._steps = trainer, config, context, steps
+
+    def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        """Called after each step, when the observer has measured it."""
+        if "grad_norm" in options["logs"] and state.global_step in self._steps:
+            folder = self._context.weights / resume.POINTS / str(state.global_step)
+            with self._trainer.observer.aside("keep a point"):
+                whole = multi.whole_state(self._trainer, self._config)
+                if self._context.team.is_first:
+                    methods.save_trained(options["model"], self._config.method, folder, whole)
+                self._context.team.wait()
+
+
+def point_steps(points: Collection[float], steps: int) -> list[int]:
+    """The optimizer steps behind which weights are kept; the last step is left out.
+
+    >>> point_steps([0.1, 0.25, 1.0], 8)
+    [1, 2]
+    """
+    return sorted({max(1, round(share * steps)) for share in points} - {steps})
 
 
 def rate_factor(step: int, *, kind: str, warmup_steps: int, steps: int) -> float:
@@ -370,7 +401,8 @@ def _save(
             resume.delete_older_weights(folder)
             methods.save_trained(model, config.method, folder, state)
             flush_to_disk(folder)
-            weights = checksums(folder, context.cache, WEIGHTS)
+            along = [f"{resume.POINTS}/*/{pattern}" for pattern in WEIGHTS]
+            weights = checksums(folder, context.cache, [*WEIGHTS, *along])
             shutil.rmtree(folder / resume.FOLDER, ignore_errors=True)
             size_bytes = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         context.team.wait()

@@ -9,6 +9,7 @@ from bench.report.sections import (
     examples,
     fairness,
     forgetting,
+    frontier,
     learning,
     memory,
     quality,
@@ -17,5 +18,5 @@ from bench.report.sections import (
     speed,
 )
 
-_ORDER = (quality, learning, memory, speed, forgetting, serving, claims, rates, data, examples, fairness)
+_ORDER = (quality, learning, memory, speed, forgetting, frontier, serving, claims, rates, data, examples, fairness)
 SECTIONS = tuple(module.section for module in _ORDER)
