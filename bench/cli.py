@@ -2,7 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep, its report and its answer
-    python -m bench COMMAND ...                                 report, plan, tune, data, export, fetch, doctor
+    python -m bench COMMAND ...                                 report, plan, tune, data, gate, export, fetch, doctor
 
 Paths are given by position, everything else as KEY=VALUE; the only flags are -m, --json and --help.
 
@@ -308,6 +308,42 @@ def tune(given: Given) -> int:
     return tuning.tune(given.settings, console)
 
 
+def gate(given: Given) -> int:
+    """May the candidate take the baseline's place? Exit 0: within all limits; 1: worse; 2: not settled or comparable.
+
+    python -m bench gate results/last results/next                      two sweeps, or the folders of two runs
+    python -m bench gate results/last results/next quality=-0.01 speed=0.9 arm=lora
+
+    quality=CHANGE regression=POINTS speed=SHARE memory=SHARE           limits; a named one must be settled. None named:
+                                                                        -0.01, -1.0, 0.9, 1.1, as far as measured
+    arm=NAME,...                these arms; default: all that were trained
+    allow_different=NAME,...    compare runs that differ in these (bench report --help lists them)
+    to=FOLDER                   for gate.xml (JUnit) and gate.md; default: gate
+    """
+    from bench.report.gate import junit, markdown  # pandas takes a second to import
+    from bench.report.gate import sentence as sentence_of
+    from bench.stats import gate as gates
+    from bench.stats.frames import load
+
+    own, words = take(given.settings, "arm", "allow_different", "to")
+    _, allowed, limits = all_of(
+        lambda: _existing(given.paths),
+        lambda: names_in("allow_different", own.get("allow_different"), REQUIREMENTS),
+        lambda: gates.limits_of(words),
+    )
+    arms = [name.strip() for name in own["arm"].split(",")] if "arm" in own else []
+    baseline, candidate = given.paths
+    checks = gates.gate(load(baseline), load(candidate), limits, arms, allowed)
+    for check in checks:
+        console.say(sentence_of(check))
+    folder = Path(own.get("to", "gate"))
+    write_atomic(folder / "gate.xml", junit(checks))
+    write_atomic(folder / "gate.md", markdown(checks, str(baseline), str(candidate)))
+    code = gates.exit_code(checks)
+    console.say(f"Gate: {('passed', 'worse', 'not settled or not comparable')[code]}. {folder / 'gate.md'}")
+    return code
+
+
 def export(given: Given) -> int:
     """Export a tuned run as a folder for others, with its card and checksums; or check such a folder.
 
@@ -429,11 +465,12 @@ def _checked(folder: Path, refusals: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Given], int]] = {
-    "sweep": sweep, "report": report, "plan": plan, "tune": tune, "export": export, "fetch": fetch,
+    "sweep": sweep, "report": report, "plan": plan, "tune": tune, "gate": gate, "export": export, "fetch": fetch,
     "data": data, "doctor": doctor,
 }  # fmt: skip
 PATHS = {  # command -> (fewest, most, in words)
     "report": (1, sys.maxsize, "the folders of sweeps, such as results/default"),
+    "gate": (2, 2, "two folders, the baseline's and the candidate's: sweeps or runs"),
     "export": (1, 1, "one folder: results/<sweep>/<run>, or an export with check=true"),
     "fetch": (0, 1, "at most one folder"),
 }

@@ -100,9 +100,9 @@ def differences(left: RunConfig, right: RunConfig) -> dict[str, tuple[Any, Any]]
     return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
-def refused_settings(left: RunConfig, right: RunConfig) -> list[Reason]:
-    """The requirements that two runs' settings do not meet, each with the settings."""
-    trained = not (left.untrained or right.untrained)
+def refused_settings(left: RunConfig, right: RunConfig, *, trained: bool = True) -> list[Reason]:
+    """The requirements that two runs' settings do not meet, with the settings; `trained`: see `reasons_against`."""
+    trained = trained and not (left.untrained or right.untrained)
     found: dict[str, list[str]] = {}
     for setting, values in differences(left, right).items():
         if name := requirement_of(setting, trained=trained):
@@ -203,15 +203,18 @@ def to_json(groups: Sequence[Group]) -> str:
 # --- After it ran ---
 
 
-def reasons_against(left: Record, right: Record) -> list[Reason]:
+def reasons_against(left: Record, right: Record, *, trained: bool = True) -> list[Reason]:
     """Why the results of two runs may not be compared; empty when they may.
 
     Trained runs must agree in all settings but the method's, in the consumed data, and in the environment of training
     and evaluation. An untrained run consumed no data and has no budget: it must agree in what concerns evaluation. What
     either run does not know is no reason.
+
+    Args:
+        trained: False: they are compared by their answers alone, however they were trained.
     """
-    trained = not (left.config.untrained or right.config.untrained)
-    reasons = refused_settings(left.config, right.config)
+    trained = trained and not (left.config.untrained or right.config.untrained)
+    reasons = refused_settings(left.config, right.config, trained=trained)
     if trained:
         if left.comparison_key != right.comparison_key and not reasons:
             reasons.append(Reason("settings", f"their keys differ ({left.comparison_key} and {right.comparison_key})"))

@@ -211,7 +211,7 @@ def match(group: Group, arm: str, baseline: str, allowed: frozenset[str] | None 
             refused.setdefault(Reason("seed", "the baseline has no run of this seed"), []).append(str(record.seed))
             continue
         reasons = reasons_against(record, partner)
-        if count := _other_references(group, record.run_id, partner.run_id):
+        if count := other_references(group, record.run_id, partner.run_id):
             reasons.append(Reason("references", f"{count} test examples have other reference answers"))
         standing = [reason for reason in reasons if reason.name not in allowed]
         if not standing:
@@ -238,7 +238,7 @@ def _references(group: Group) -> pd.DataFrame:
     return rows.pivot(index="example_id", columns="run_id", values="reference")
 
 
-def _other_references(group: Group, left: str, right: str) -> int:
+def other_references(group: Group, left: str, right: str) -> int:
     """How many test examples of two runs carry another reference answer under the same id."""
     pair = _references(group).reindex(columns=[left, right]).dropna()
     return int((pair[left] != pair[right]).sum())

@@ -181,7 +181,7 @@ def _group(name: str, sweep: Sweep, records: list[Record], allowed: frozenset[st
 
 
 def load(*folders: str | Path) -> Sweep:
-    """Read every run below the folders; a run found twice is read once.
+    """Read every run below the folders, each that of a sweep or of a run; a run found twice is read once.
 
     Raises:
         FileNotFoundError: when a folder does not exist.
@@ -192,7 +192,8 @@ def load(*folders: str | Path) -> Sweep:
     if missing := [folder for folder in sweep.folders if not folder.is_dir()]:
         raise FileNotFoundError(f"{missing[0]}: no such folder; a sweep's results are in results/<sweep>")
     known: dict[str, Record] = {}
-    for run in (run for folder in sweep.folders for run in sorted(folder.iterdir()) if run.is_dir()):
+    within = ([d] if (d / "record.json").is_file() else sorted(d.iterdir()) for d in sweep.folders)
+    for run in (run for runs in within for run in runs if run.is_dir()):
         record = read_record(run, sweep.problems)
         if record is None:
             continue

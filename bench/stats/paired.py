@@ -323,16 +323,28 @@ class Estimate:
         """How far the truth may lie below (-1) or above (1); infinite where one example tells nothing of the spread."""
         if self.examples < 2 or not np.isfinite(self.variances).all():
             return np.inf
-        away = side * (self.mean - self.origin)  # positive: the interval ends farther from the origin than the mean
-        passed = max(-2 * away, 0.0)  # beyond the origin, from as far on the other side
-
-        def beyond(half: float) -> float:
-            variances = np.maximum(self.variances + self.growth * max(half - passed, 0.0), 1e-300)
-            return float(special.stdtr(self.freedom, half / np.sqrt(variances)) @ WEIGHTS) - probability
-
         quantile = float(special.stdtrit(self.freedom, probability))
         widest = quantile * float(np.sqrt(self.variances.max())) + quantile**2 * self.growth
-        return float(optimize.brentq(beyond, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest)) if widest > 0 else 0.0
+        if widest <= 0:
+            return 0.0
+        return float(
+            optimize.brentq(
+                lambda half: self._nearer(half, side) - probability, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest
+            )
+        )
+
+    def _nearer(self, half: float, side: int) -> float:
+        """Probability of a mean nearer than `half` to the truth, which lies so far below (-1) or above (1) of it."""
+        away = side * (self.mean - self.origin)  # positive: the truth lies farther from the origin than the mean
+        passed = max(-2 * away, 0.0)  # beyond the origin, from as far on the other side
+        variances = np.maximum(self.variances + self.growth * max(half - passed, 0.0), 1e-300)
+        return float(special.stdtr(self.freedom, half / np.sqrt(variances)) @ WEIGHTS)
+
+    def p_beyond(self, bound: float, side: int) -> float:
+        """One-sided p that is small where the truth is shown to lie above (1) or below (-1) of a bound."""
+        if self.examples < 2 or not np.isfinite(self.variances).all():
+            return 1.0
+        return 1.0 - self._nearer(side * (self.mean - bound), -side)
 
     def p_value(self) -> float:
         """Two-sided p of "no difference": McNemar's exact test (1947, binomial form) for right and wrong answers of one
@@ -357,14 +369,24 @@ class Estimate:
     def examples_to_decide(self, margin: float) -> int | None:
         """Examples (same seeds) that would show a difference or an equivalence with 80% power, if the true difference
         is the one seen; None where more examples cannot: the seeds scatter too much."""
-        if not np.isfinite(self.item_variance):
-            return None
         seen, upper = abs(self.mean), stats.norm.ppf
         goals = [seen / (upper(1 - ALPHA / 2) + upper(POWER))]
         if seen < margin:  # at a true difference of 0, each of the two tests has half of the error of the second kind
             goals.append((margin - seen) / (upper(1 - ALPHA) + upper((1 + POWER) / 2 if seen == 0 else POWER)))
-        allowed = max(goals) ** 2 - (float(self.variances[MEDIAN]) - self.item_variance)
-        return max(2, int(np.ceil(self.examples * self.item_variance / allowed))) if allowed > 0 else None
+        return self._examples_for(max(goals))
+
+    def examples_to_pass(self, bound: float) -> int | None:
+        """Examples (same seeds) that would show on which side of a bound the truth lies, with 80% power, if it is the
+        mean seen; None where more examples cannot."""
+        found = self._examples_for(abs(self.mean - bound) / (stats.norm.ppf(1 - ALPHA) + stats.norm.ppf(POWER)))
+        return None if found is None else max(found, FEWEST_EXAMPLES)
+
+    def _examples_for(self, error: float) -> int | None:
+        """Examples that bring the standard error down to this; None where the seeds' part alone is larger."""
+        allowed = error**2 - (float(self.variances[MEDIAN]) - self.item_variance)
+        if allowed <= 0 or not np.isfinite(self.item_variance):
+            return None
+        return max(2, int(np.ceil(self.examples * self.item_variance / allowed)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
