@@ -24,8 +24,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from bench.config import ConfigurationError, suggest
+from bench.config import suggest
 from bench.fairness import disturbances, reasons_against
+from bench.mistakes import ConfigurationError
 from bench.record import Record
 from bench.stats.compare import other_references
 from bench.stats.frames import Group, Sweep, arm_names, groups, peak_memory_bytes

@@ -16,7 +16,8 @@ import pytest
 from made_up import runs, sweep_of
 from synthetic import build_sweep, make_steps, write_run
 
-from bench.config import ConfigurationError, with_settings
+from bench.config import with_settings
+from bench.mistakes import ConfigurationError
 from bench.record import DataSummary, Record
 from bench.stats.frames import Sweep
 from bench.stats.gate import DEFAULTS, Check, exit_code, gate, limits_of, verdicts
