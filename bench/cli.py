@@ -37,12 +37,14 @@ from bench.mistakes import ConfigurationError, all_of, names_in
 from bench.outcome import Status
 from bench.planner import disk
 from bench.planner.advice import plans
-from bench.planner.forecast import forecast, forecast_table, forecast_warnings
+from bench.planner.forecast import Forecast
 from bench.planner.table import WORDS, plan_notes, plan_table
+from bench.record import to_json as record_json
 from bench.sweep import exporting, fetching, launchers, tuning
 from bench.sweep.console import Console
-from bench.sweep.execute import COMMAND_AGAIN, claim, is_finished, memory_budget_gib, read_record, run_one
+from bench.sweep.execute import COMMAND_AGAIN, EXPECTED, claim, forecasts, is_finished, read_record, run_one
 from bench.sweep.tracking import track_report
+from bench.trust import own_folder
 
 if TYPE_CHECKING:
     from bench.stats.limits import Limits
@@ -173,14 +175,12 @@ def sweep(given: Given) -> int:
         tuning.keep_rates(config)
     if pending and not launcher:
         console.findings([finding for finding in machine.findings(pending[0].hardware) if finding.state != "fine"])
-    if pending and not searching:
-        expected = [forecast(config, memory_budget_gib(config)) for config in pending]
-        console.table(*forecast_table(expected), WORDS)
-        for line in forecast_warnings(expected):
-            console.say(line)
+    before = [] if searching else forecasts(pending, elsewhere=launcher is not None)
+    console.forecast(before)
     if pending:
         fetching.prepare_all(pending, console, "fetch" if launcher else "prepare", aside=searching)
         _keep_plan(configs)
+    _expect(before, elsewhere=launcher is not None)
     if searching:
         launchers.search(configs, overrides, console)
     elif pending and launcher:
@@ -196,6 +196,14 @@ def sweep(given: Given) -> int:
     else:
         ended_well = all(map(is_finished, configs))
     return 0 if all(reported) and ended_well else 1
+
+
+def _expect(before: list[Forecast], *, elsewhere: bool) -> None:
+    """Keep what each run is expected to take, now that the data are there; show it where that is news."""
+    found = forecasts([f.config for f in before], elsewhere=elsewhere)
+    for forecast in found:
+        write_atomic(own_folder(run_folder(forecast.config)) / EXPECTED, record_json(forecast.to_record()))
+    console.expects(found, show=[f.seconds for f in found] != [f.seconds for f in before])
 
 
 def _keep_plan(configs: list[RunConfig]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import runpy
 import shutil
 import sysconfig
@@ -116,6 +117,23 @@ def compiler_problem(device: str) -> str | None:
 def allowed_cores() -> list[int]:
     """The processors that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+
+
+def processor() -> str:
+    """What its maker calls it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_name(kind: str) -> str | None:
+    """The device of runs here, as `Environment.device` has it; None: a GPU that NVML does not see."""
+    if kind == "cpu":
+        return f"cpu: {processor()}"
+    found = driver()
+    return f"cuda: {found.gpus[0]}" if found and found.gpus else None
 
 
 def device_memory_gib(hardware: HardwareConfig, kind: str) -> float | None:

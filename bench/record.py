@@ -4,6 +4,7 @@ Names carry their units. Unknown is `None`, never zero. Files beside the record 
 
     plan.json                   the RunConfig that ran
     fit.json                    a `Fit`, where train.micro_batch=auto
+    expected.json               an `Expected`, written before the first run of a sweep starts
     train.json evaluate.json regression.json    one stage each, written by its child process
     steps.jsonl                 one `Step` a line
     samples.jsonl.gz            one `Sample` a line: test predictions with scores
@@ -450,6 +451,15 @@ class DataSummary:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Expected:
+    """What a run was expected to take before it started; None: unknown."""
+
+    seconds: dict[str, float | None]  # part of the run (`planner.past.PARTS`) -> wall seconds
+    peak_memory_bytes: int | None  # the planner's; None for an untrained run too
+    download_bytes: int
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Record:
     """One finished run, whatever its status."""
 
@@ -477,6 +487,7 @@ class Record:
     reused_stages: list[str] = field(default_factory=list)  # of an earlier, interrupted call, or of another sweep
     serve: ServeResult | None = None  # None: not asked for, or `serve_failure` says why not
     serve_failure: Failure | None = None  # serving that failed takes nothing from the run: its status stays ok
+    expected: Expected | None = None  # None: nothing was expected: a search, or an older record
     schema_version: int = SCHEMA_VERSION
 
 

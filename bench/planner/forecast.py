@@ -1,8 +1,10 @@
 """What each run of a sweep is expected to take, before anything is downloaded; and which runs cannot fit the device.
 
->>> found = forecasts(pending, memory_gib=24.0)
->>> refusal(found[0])
-['llama-3.1-8b full, 24 GiB: does not fit, 147.9 GiB, most of it optimizer 59.8; fits with ...']
+>>> found = [forecast(config, 24.0, "cuda: NVIDIA GeForce RTX 4090") for config in pending]
+>>> refusal(found[0].config, found[0].plan)
+['llama-3.1-8b full, 24 GiB: does not fit, 147.9 GiB at 8 x 2,048 tokens, most of it optimizer 59.8; fits with ...']
+>>> found[1].seconds
+{'load': 24.1, 'train': 127.2, 'heldout': 43.3, 'generation': 35.2, 'suite': None}
 """
 
 from __future__ import annotations
@@ -10,15 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import sqrt
 
+from bench import machine
 from bench.config import RunConfig
-from bench.identity import data_folder
 from bench.mistakes import ConfigurationError
 from bench.planner import disk
-from bench.planner.advice import Machine, Plan, device_kind, plan_of
+from bench.planner.advice import Machine, Plan, architecture_of, device_kind, plan_of
+from bench.planner.past import PARTS, Counts, counts_of, earlier_runs, expected_seconds, prepared
 from bench.planner.table import UNKNOWN, gib, plan_note, verdict_of
-from bench.planner.time import PlanConfig
-from bench.record import DataSummary, from_json
+from bench.planner.time import PlanConfig, planned_seconds
+from bench.record import Expected
+
+TIMES = ("load", "train", "held-out", "generation", "suite")  # `PARTS`, as a person reads them
 
 
 @dataclass(frozen=True)
@@ -28,34 +34,71 @@ class Forecast:
     config: RunConfig
     plan: Plan | None  # None: the planner does not know the architecture, or offloading, or a memory to fit into
     download_bytes: float  # of the model, less what is in the cache
+    counts: Counts
+    seconds: dict[str, float | None]  # by part of `PARTS`
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Of the run; None where one of its parts is not known."""
+        known = [seconds for seconds in self.seconds.values() if seconds is not None]
+        return sum(known) if len(known) == len(PARTS) else None
+
+    def to_record(self) -> Expected:
+        """As it is kept, beside what is measured then."""
+        peak = None if self.plan is None or self.config.untrained else self.plan.peak_memory_bytes
+        return Expected(self.seconds, peak, round(self.download_bytes))
 
 
-def forecast(config: RunConfig, memory_gib: float | None) -> Forecast:
-    """Of one run on a device with so much memory; None: unknown.
+def plan_before(config: RunConfig, memory_gib: float | None) -> Plan | None:
+    """The plan of a run on a device with so much memory (None: unknown), for the longest of its prepared examples.
 
-    Planned for the longest example where the data are prepared, else for `train.max_length`.
+    Without prepared data, for `train.max_length`. None: an architecture that the planner does not know, offloading, or
+    no memory for train.micro_batch=auto to fit into.
     """
-    plan, longest = None, config.train.max_length
-    with suppress(OSError, ValueError):
-        summary = from_json(DataSummary, (data_folder(config) / "summary.json").read_bytes())
-        longest = min(longest, summary.tokens_per_example_max)
+    if config.hardware.cpu_offload:
+        return None
+    data, longest = prepared(config), config.train.max_length
+    longest = min(longest, data.tokens_per_example_max) if data else longest
     planned = replace(config, train=replace(config.train, max_length=longest))
-    if not config.hardware.cpu_offload:
+    with suppress(ConfigurationError):
+        return plan_of(planned, PlanConfig(), Machine(device_kind(config.hardware), memory_gib))
+    return None
+
+
+def forecast(config: RunConfig, memory_gib: float | None, device: str | None) -> Forecast:
+    """Of one run on a device, named as `Environment.device` has it; None: unknown.
+
+    Times are those of earlier runs of the same model and method on this device, scaled; else training and held-out
+    losses by the planner.
+    """
+    earlier = earlier_runs(config, device, len(machine.allowed_cores()))
+    counts = counts_of(config, prepared(config, earlier))
+    seconds = expected_seconds(config, counts, earlier)
+    if (speed := _assumed_flops_per_second(config)) is not None:
         with suppress(ConfigurationError):
-            plan = plan_of(planned, PlanConfig(), Machine(device_kind(config.hardware), memory_gib))
-    return Forecast(config, plan, disk.model_need(config).size_bytes)
+            by_planner = planned_seconds(config, architecture_of(config.model), counts, speed)
+            for part, of_part in zip(("train", "heldout"), by_planner, strict=True):
+                seconds[part] = of_part if seconds[part] is None else seconds[part]
+    plan = plan_before(config, memory_gib)
+    return Forecast(config, plan, disk.model_need(config).size_bytes, counts, seconds)
+
+
+def _assumed_flops_per_second(config: RunConfig) -> float | None:
+    """Of one device: the middle of what training is assumed to reach of its data sheet; None: no data sheet."""
+    low, high = PlanConfig().utilization
+    tflops = config.hardware.bf16_tflops
+    return None if tflops is None else sqrt(low * high) * tflops * 1e12
 
 
 def forecast_warnings(found: Iterable[Forecast]) -> list[str]:
     """A line for each method that does not fit, or hardly, and may start all the same; with what would make it fit."""
-    plans = [f.plan for f in found if f.plan is not None and not refusal(f)]
+    plans = [f.plan for f in found if f.plan is not None and not refusal(f.config, f.plan)]
     return [*dict.fromkeys(plan_note(plan) for plan in plans if plan.verdict in ("tight", "does not fit"))]
 
 
-def refusal(found: Forecast) -> list[str]:
+def refusal(config: RunConfig, plan: Plan | None) -> list[str]:
     """Why the run must not start, with what would mend it: it does not fit a GPU. Empty: it may."""
-    plan, guarded = found.plan, found.config.hardware.check_memory
-    if plan is None or not guarded or (plan.verdict, plan.device) != ("does not fit", "cuda"):
+    if plan is None or not config.hardware.check_memory or (plan.verdict, plan.device) != ("does not fit", "cuda"):
         return []
     return [f"{plan_note(plan)}; hardware.check_memory=false lets it try"]
 
@@ -72,3 +115,35 @@ def forecast_table(found: Sequence[Forecast]) -> tuple[list[str], list[list[str]
         row = (f.config.model.name, f.config.method.name, gib(f.download_bytes), *memory, verdict_of(plan))
         rows[row] = rows.get(row, 0) + 1
     return headers, [[*row[:2], str(count), *row[2:]] for row, count in rows.items()]
+
+
+def time_table(found: Sequence[Forecast]) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row a method and model, in minutes of one run); the last column: of all its runs."""
+    groups: dict[tuple[str, str], list[Forecast]] = {}
+    for f in found:
+        groups.setdefault((f.config.model.name, f.config.method.name), []).append(f)
+    rows = [
+        [*key, *(_minutes([f.seconds[part] for f in group], mean=True) for part in PARTS),
+         *(_minutes([f.total_seconds for f in group], mean=mean) for mean in (True, False))]
+        for key, group in groups.items()
+    ]  # fmt: skip
+    return ["model", "method", *(f"{name}, min" for name in TIMES), "a run", "all"], rows
+
+
+def time_notes(found: Sequence[Forecast]) -> list[str]:
+    """What the times hold for, and when the last run is expected to end."""
+    lines = []
+    if not all(f.counts.exact for f in found):
+        lines.append("Times before the data are there: at most, for examples of train.max_length tokens.")
+    totals = [f.total_seconds for f in found]
+    if all(total is not None for total in totals):
+        lines.append(f"Expected in all: {_minutes(totals)} min.")
+    return lines
+
+
+def _minutes(seconds: Sequence[float | None], *, mean: bool = False) -> str:
+    known = [of_run for of_run in seconds if of_run is not None]
+    if len(known) < len(seconds) or not known:
+        return UNKNOWN
+    minutes = sum(known) / 60 / (len(known) if mean else 1)
+    return f"{minutes:.1f}" if minutes < 100 else f"{minutes:,.0f}"

@@ -8,7 +8,7 @@ time at one utilization. Energy is the time at the device's full power, so at mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.config import ArchitectureConfig, MethodConfig, PositiveInt, RunConfig
 from bench.planner.memory import Strategy
+from bench.planner.past import Counts
 from bench.planner.tensors import adapter_tensors, base_parameters
 
 COMPILE_REPAYS_FROM_STEPS = 20  # train.compile=auto; measured: docs/performance.md
@@ -123,6 +124,27 @@ def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanC
 
     kilowatts = None if hardware.watts is None else hardware.watts / 1000
     return Duration(tokens, (low, high), hours, times(kilowatts), times(hardware.price_usd_per_hour))
+
+
+def planned_seconds(
+    config: RunConfig, architecture: ArchitectureConfig, counts: Counts, flops_per_second: float
+) -> tuple[float | None, float | None]:
+    """(training, held-out losses), a device computing so many FLOPs a second; None: the counts are not known."""
+    length = counts.tokens_per_example
+
+    def seconds(costs: LinearCosts, examples: int | None) -> float | None:
+        done = needed_flops(
+            costs,
+            tokens=round(length),
+            supervised_tokens=round(length),
+            attended_pairs=round(length * (length + 1) / 2),
+        )
+        return None if examples is None else examples * done / flops_per_second
+
+    trained = planned_costs(architecture, replace(config.method, trains="all_weights"))  # six a weight: a third forward
+    forward = LinearCosts(*(cost // 3 for cost in astuple(trained)))
+    train = seconds(done_costs(config, architecture), counts.train)
+    return None if train is None else train / config.hardware.devices, seconds(forward, counts.heldout)
 
 
 def done_costs(config: RunConfig, architecture: ArchitectureConfig) -> LinearCosts:

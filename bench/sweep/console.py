@@ -32,6 +32,8 @@ from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
 from bench.machine import Finding
 from bench.outcome import Status
+from bench.planner.forecast import Forecast, forecast_table, forecast_warnings, time_notes, time_table
+from bench.planner.table import WORDS
 from bench.record import Record
 from bench.sweep.child import Watch
 from bench.trust import printable
@@ -102,6 +104,26 @@ class Console:
                 for line in verdicts(group, allowed):
                     self.say(line)
 
+    def forecast(self, found: Sequence[Forecast]) -> None:
+        """Before anything is downloaded: whether each method fits the device, and how long its runs take."""
+        if found:
+            self.table(*forecast_table(found), WORDS)
+            for line in forecast_warnings(found):
+                self.say(line)
+            self._times(found)
+
+    def expects(self, found: Sequence[Forecast], *, show: bool) -> None:
+        """Count on these times in the live view."""
+        self._agenda.expected_seconds = {run_id(f.config): f.total_seconds for f in found}
+        if show:
+            self._times(found)
+
+    def _times(self, found: Sequence[Forecast]) -> None:
+        if any(seconds for f in found for seconds in f.seconds.values()):
+            self.table(*time_table(found), WORDS)
+            for line in time_notes(found):
+                self.say(line)
+
     def run(self, config: RunConfig) -> AbstractContextManager[Watch]:
         """Show a run of the plan while a block executes it; yields what takes the child's progress."""
         name = run_id(config)
@@ -167,6 +189,7 @@ class Agenda:
         self._method_of = dict(method_of or {})
         self._waiting = list(self._method_of)
         self._seconds: dict[str, list[float]] = defaultdict(list)
+        self.expected_seconds: dict[str, float | None] = {}  # of a run before it starts
         self.total, self.done, self.started = len(self._waiting), 0, time.monotonic()
 
     def begins(self, run: str) -> None:
@@ -181,12 +204,16 @@ class Agenda:
             self._seconds[self._method_of[run]].append(seconds)
 
     def left_seconds(self, run: str, elapsed_seconds: float) -> float | None:
-        """Until the last run has ended; None while too little is known."""
+        """Until the last run has ended; None while too little is known.
+
+        A method counts as its ended runs took, else as it was expected, else as the slowest of the others.
+        """
         known = {method: sum(took) / len(took) for method, took in self._seconds.items()}
-        methods = [self._method_of.get(name, "") for name in (run, *self._waiting)]
-        if not set(methods) <= set(known) and len(known) < METHODS_NEEDED:
+        runs = [(self._method_of.get(name, ""), self.expected_seconds.get(name)) for name in (run, *self._waiting)]
+        told = [known.get(method, seconds) for method, seconds in runs]
+        if None in told and len(known) < METHODS_NEEDED:
             return None
-        expected = [known.get(method, max(known.values())) for method in methods]
+        expected = [max(known.values()) if seconds is None else seconds for seconds in told]
         return max(0.0, expected[0] - elapsed_seconds) + sum(expected[1:])
 
     def progress(self, run: str, elapsed_seconds: float) -> str:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -48,10 +48,12 @@ from bench.identity import (
 )
 from bench.outcome import Failure, Stage, Status, next_step
 from bench.planner.advice import Machine, device_kind, starting_micro_batch
+from bench.planner.forecast import Forecast, forecast
 from bench.record import (
     SCHEMA_VERSION,
     DataSummary,
     EvaluateResult,
+    Expected,
     Fit,
     FrontierResult,
     Made,
@@ -68,6 +70,7 @@ from bench.sweep.tracking import track
 from bench.trust import masked, own_folder
 
 COMMAND = "BENCH_COMMAND"  # environment variable: in a job of a launcher, the command that sent it
+EXPECTED = "expected.json"  # in a run's folder
 COMMAND_AGAIN = "The same command again runs only what is missing."
 ITEMS_OF: dict[Stage, str] = {
     "train": "steps.jsonl", "evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz",
@@ -163,6 +166,7 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
         wall_seconds=time.monotonic() - started + sum(wall_seconds[stage] for stage in reused),
         data=summary,
         fit=read_file(Fit, folder / "fit.json") if config.train.micro_batch == "auto" else None,
+        expected=read_file(Expected, folder / EXPECTED),
         failure=outcome.failure,
         stage_wall_seconds=wall_seconds,
         reused_stages=reused,
@@ -237,6 +241,15 @@ def memory_budget_gib(config: RunConfig) -> float | None:
     if hardware.memory_budget_gib is not None:
         return hardware.memory_budget_gib
     return machine.device_memory_gib(hardware, device_kind(hardware))
+
+
+def forecasts(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> list[Forecast]:
+    """What the runs are expected to take on this machine; `elsewhere`: on others, whose speed nobody knows here."""
+    found = []
+    for config in configs:
+        device = None if elsewhere else machine.device_name(device_kind(config.hardware))
+        found.append(forecast(config, memory_budget_gib(config), device))
+    return found
 
 
 def finished_stage(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str]) -> Any:
@@ -413,7 +426,7 @@ def provenance() -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": machine.processor(),
         "cores": len(machine.allowed_cores()),
         "memory_bytes": psutil.virtual_memory().total,
     }
@@ -433,11 +446,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

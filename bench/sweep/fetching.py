@@ -35,7 +35,7 @@ from bench.identity import data_folder, data_key, run_folder, sweep_folder, writ
 from bench.mistakes import ConfigurationError, all_of
 from bench.outcome import Stage
 from bench.planner import disk
-from bench.planner.forecast import forecast, refusal
+from bench.planner.forecast import plan_before, refusal
 from bench.record import DataSummary, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
@@ -182,7 +182,7 @@ def evaluation_problems(config: RunConfig) -> list[str]:
 
 def memory_problems(config: RunConfig) -> list[str]:
     """That the planner says it cannot fit the GPU, with what would make it."""
-    return refusal(forecast(config, memory_budget_gib(config)))
+    return refusal(config, plan_before(config, memory_budget_gib(config)))
 
 
 def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Watch = lambda progress: None) -> Bundle:

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from bench.config import CUTS_WEIGHTS, HardwareConfig, RunConfig
-from bench.machine import allowed_cores, compiler_problem, gpu_out_of_reach
+from bench.machine import allowed_cores, compiler_problem, gpu_out_of_reach, processor
 from bench.mistakes import ConfigurationError
 from bench.planner.time import COMPILE_REPAYS_FROM_STEPS
 from bench.record import Environment
@@ -145,7 +145,7 @@ def unsupported(config: RunConfig, kind: str) -> list[str]:
 def name_of(kind: str) -> str:
     """What the maker calls the device."""
     if kind == "cpu":
-        return _cpuinfo().get("model name", "unknown processor")
+        return processor()
     return "Apple" if kind == "mps" else str(torch.get_device_module(kind).get_device_name())
 
 
@@ -192,8 +192,7 @@ def _attention(config: RunConfig, kind: str, dtype: torch.dtype, compiled: bool 
     if hardware.attention != "auto":
         return hardware.attention
     if kind == "cpu" and compiled is not None:
-        processor = _cpuinfo().get("model name", "unknown processor")
-        return faster_on_cpu(dtype, compiled, processor, Path(config.paths.cache) / "attention")
+        return faster_on_cpu(dtype, compiled, processor(), Path(config.paths.cache) / "attention")
     # On padded batches it waits for the device in every layer and breaks the compiled ones: for packed rows alone.
     return "flash_attention_2" if has_flash and config.train.packing else "sdpa"
 

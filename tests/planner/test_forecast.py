@@ -17,17 +17,17 @@ from bench.record import DataSummary, to_json
 def found(tmp_path: Path, *overrides: str, memory_gib: float | None = 24.0) -> list[Forecast]:
     paths = [f"paths.{name}={tmp_path / name}" for name in ("results", "artifacts", "cache")]
     given = ["model=llama-3.1-8b", "task=gsm8k", "train=gpu", "hardware.device=cuda", *paths, *overrides]
-    return [forecast(config, memory_gib) for config in compose(given, multirun=True)]
+    return [forecast(config, memory_gib, None) for config in compose(given, multirun=True)]
 
 
 def test_what_does_not_fit_is_refused_and_what_hardly_fits_is_told(tmp_path: Path) -> None:
     full, lora, qlora = found(tmp_path, "method=full,lora,qlora")
     assert [f.plan and f.plan.verdict for f in (full, lora, qlora)] == ["does not fit", "tight", "fits"]
-    (refused,) = refusal(full)
+    (refused,) = refusal(full.config, full.plan)
     for words in ("147.9 GiB at 8 x 2,048 tokens", "hardware.devices=16 hardware.strategy=fsdp", "method=qlora",
                   "hardware.check_memory=false lets it try"):  # fmt: skip
         assert words in refused
-    assert refusal(lora) == refusal(qlora) == []
+    assert refusal(lora.config, lora.plan) == refusal(qlora.config, qlora.plan) == []
     (told,) = forecast_warnings([full, lora, qlora])
     assert "llama-3.1-8b lora, 24 GiB: tight" in told
     headers, rows = forecast_table([full, full, lora, qlora])
@@ -45,7 +45,7 @@ def test_what_does_not_fit_is_refused_and_what_hardly_fits_is_told(tmp_path: Pat
 def test_some_may_start_all_the_same(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     (run,) = found(tmp_path, "method=full", "train.max_length=8192", *overrides)
     assert run.plan is not None
-    assert refusal(run) == []
+    assert refusal(run.config, run.plan) == []
     assert bool(forecast_warnings([run])) == (run.plan.verdict != "fits")
 
 
@@ -53,9 +53,9 @@ def test_what_the_planner_does_not_know_is_not_judged(tmp_path: Path) -> None:
     offload = ["hardware.devices=2", "hardware.strategy=fsdp", "hardware.cpu_offload=true"]
     (run,) = found(tmp_path, "method=full", *offload)
     assert run.plan is None
-    assert refusal(run) == forecast_warnings([run]) == []
+    assert refusal(run.config, run.plan) == forecast_warnings([run]) == []
     (unknown,) = found(tmp_path, "method=full", memory_gib=None)
-    assert refusal(unknown) == []
+    assert refusal(unknown.config, unknown.plan) == []
     assert [row[-3:] for row in forecast_table([run, unknown])[1]] == [["-", "-", "-"], ["147.9", "-", "-"]]
 
 

@@ -14,7 +14,7 @@ from synthetic import ATTACK, STEPS, build_sweep
 
 from bench.mistakes import ConfigurationError
 from bench.outcome import Status
-from bench.record import Record, from_json, to_json
+from bench.record import Expected, Record, from_json, to_json
 from bench.report.build import read_groups, report_of, write_report
 from bench.report.section import Section, Table
 from bench.report.sections import (
@@ -334,3 +334,17 @@ def test_torn_details_lose_only_themselves(tmp_path: Path) -> None:
     page = write_report(*read_groups(folder)).read_text()
     assert "samples.jsonl.gz" in page
     assert json.loads(whole[0])["example_id"] == "example-0"
+
+
+def test_what_was_expected_stands_beside_what_it_took(tmp_path: Path, made_up: Group) -> None:
+    told = Expected({"load": 50.0, "train": 100.0, "heldout": None, "generation": 50.0, "suite": 30.0}, 2**31, 0)
+    (group,) = groups(load(planted(tmp_path / "s", "lora*", lambda record: replace(record, expected=told))))
+    (part,) = (p for p in speed.section(group).parts if p.title == "Expected before the start")
+    assert part.table is not None
+    headers, lora = part.table.headers[1:], cells(part.table)["lora"]
+    shown = dict(zip(headers, lora, strict=True))
+    assert (shown["held-out, s"], shown["all, s"]) == ("-", "-")
+    assert shown["generation, s"] == "50 / 52 (-4%)"
+    assert shown["suite, s"] == "30 / 30 (+0%)"
+    assert set(cells(part.table)["full"]) == {"-"}
+    assert "Expected before the start" not in [p.title for p in speed.section(made_up).parts]

@@ -34,6 +34,20 @@ def test_the_time_left_waits_for_two_methods_and_takes_the_slowest_for_one_not_s
     assert (agenda.done, agenda.total) == (3, 6)
 
 
+def test_what_was_expected_is_the_time_left_until_runs_tell() -> None:
+    agenda = Agenda({"base": "base", "lora": "lora", "full": "full"})
+    agenda.expected_seconds = {"base": 10.0, "lora": 100.0, "full": None}
+    agenda.begins("base")
+    assert agenda.left_seconds("base", 0.0) is None  # of one method nothing is known
+    agenda.expected_seconds["full"] = 200.0
+    assert agenda.left_seconds("base", 4.0) == 6.0 + 100.0 + 200.0
+    agenda.ended("base", 12.0)
+    agenda.begins("lora")
+    agenda.ended("lora", 150.0)
+    agenda.begins("full")
+    assert agenda.left_seconds("full", 20.0) == 180.0
+
+
 def test_one_method_alone_tells_its_own_time() -> None:
     agenda = Agenda({"lora-s0": "lora", "lora-s1": "lora"})
     agenda.begins("lora-s0")

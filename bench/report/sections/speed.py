@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pandas as pd
 
 from bench.fairness import STAGES
+from bench.planner.past import PARTS, measured_seconds
+from bench.record import Record
 from bench.report.charts import Chart, step_time_chart
-from bench.report.section import Section, Table, number, seeds_table
-from bench.stats.frames import Group
+from bench.report.section import UNKNOWN, Section, Table, number, seeds_table
+from bench.stats.frames import Group, peak_memory_bytes
 
 _COLUMNS = [  # header, column of the runs frame, decimals, factor
     ("tokens/s", "tokens_per_second", 0, 1.0),
@@ -33,6 +37,12 @@ _NOTE = (
     "middle half of the steps, a line from the 10th to the 90th percentile, the median."
 )
 
+EXPECTED = ("load, s", "train, s", "held-out, s", "generation, s", "suite, s", "all, s", "peak memory, GiB")
+_EXPECTED_NOTE = (
+    "Expected / measured (error), mean over seeds. Expected from earlier runs on this device, else training and "
+    "held-out losses from the planner; load is what is left of the stages. Peak: planned for the longest examples."
+)
+
 
 def section(group: Group) -> Section | None:
     """None when nothing was trained."""
@@ -47,7 +57,46 @@ def section(group: Group) -> Section | None:
         drawing = step_time_chart(seconds, list(group.arms["arm"]))
         chart = Chart("step_times", drawing, "Seconds an optimizer step, by method.", seconds)
     wall = Section("Wall time by stage", table=_wall_time(group), fold=True, note="Seconds, mean over seeds.")
-    return Section("Speed and cost", lead=lead, chart=chart, table=table, note=_NOTE, parts=[wall])
+    parts = [*_expected(group), wall]
+    return Section("Speed and cost", lead=lead, chart=chart, table=table, note=_NOTE, parts=parts)
+
+
+def _expected(group: Group) -> list[Section]:
+    """What runs were expected to take beside what they took, a row an arm; none where nothing was expected."""
+    rows = []
+    for arm, records in group.by_arm.items():
+        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in EXPECTED}
+        for told, measured in ((_told(record), _took(record)) for record in records if _started_afresh(record)):
+            for name in EXPECTED:
+                if (expected := told[name]) is not None and (found := measured[name]):
+                    pairs[name].append((expected, found))
+        means = ([fmean(side) for side in zip(*found, strict=True)] for found in pairs.values())
+        rows.append([arm, *(f"{e[0]:.3g} / {e[1]:.3g} ({e[0] / e[1] - 1:+.0%})" if e else UNKNOWN for e in means)])
+    if all(cell == UNKNOWN for row in rows for cell in row[1:]):
+        return []
+    table = Table(["method", *EXPECTED], rows)
+    return [Section("Expected before the start", table=table, fold=True, note=_EXPECTED_NOTE)]
+
+
+def _started_afresh(record: Record) -> bool:
+    """Whether something was expected, and nothing taken over from another run, which the expectation would know."""
+    return record.expected is not None and not record.reused_stages
+
+
+def _told(record: Record) -> dict[str, float | None]:
+    """Of `EXPECTED`: what the run was expected to take."""
+    assert record.expected is not None
+    seconds = [record.expected.seconds.get(part) for part in PARTS]
+    known, peak = [s for s in seconds if s is not None], record.expected.peak_memory_bytes
+    total = sum(known) if len(known) == len(PARTS) else None
+    return dict(zip(EXPECTED, [*seconds, total, None if peak is None else peak / 2**30], strict=True))
+
+
+def _took(record: Record) -> dict[str, float | None]:
+    """Of `EXPECTED`: what was measured."""
+    took, peak = measured_seconds(record), peak_memory_bytes(record.train) if record.train else None
+    seconds = [took.get(part) for part in PARTS]
+    return dict(zip(EXPECTED, [*seconds, sum(took.values()), None if peak is None else peak / 2**30], strict=True))
 
 
 def _busy(runs: pd.DataFrame) -> list[str]:

@@ -1,0 +1,133 @@
+"""Expected times: those of earlier runs, scaled by hand; the planner's; or none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic import make_record
+
+from bench.compose import compose
+from bench.config import RunConfig
+from bench.outcome import Status
+from bench.planner.advice import architecture_of
+from bench.planner.forecast import forecast, time_notes, time_table
+from bench.planner.past import Counts, counts_of, earlier_runs, expected_seconds, measured_seconds
+from bench.planner.time import planned_seconds
+from bench.record import DataSummary, Record, to_json
+
+DATA = DataSummary("f", 1000, 300, 100, {}, tokens_per_example_mean=200.0, tokens_per_example_max=700, source="here")
+
+
+def lora(*overrides: str) -> RunConfig:
+    (config,) = compose(["method=lora", "train.epochs=2", *overrides], multirun=False)
+    return config
+
+
+def earlier(**changes: object) -> Record:
+    """A finished run of `lora()`: 600 tokens/s, 10 s of compiling, 256 held-out examples 4 times, 96 answers."""
+    record = make_record("lora", 0)
+    assert record.train
+    assert record.evaluate
+    assert record.regression
+    train = replace(
+        record.train,
+        train_tokens_per_second=600.0,
+        compile_seconds=10.0,
+        spans_seconds={"train_steps": 200.0, "heldout": 30.0},
+    )
+    evaluate = replace(
+        record.evaluate, examples=50, spans_seconds={"load": 1.0, "heldout": 4.0, "generate": 50.0, "score": 2.0}
+    )
+    walls = {"train": 250.0, "evaluate": 70.0, "regression": 45.0}
+    data = replace(DATA, validation_examples=60, test_examples=50)
+    found = replace(record, config=lora(), train=train, evaluate=evaluate, stage_wall_seconds=walls, data=data)
+    return replace(found, **changes)  # type: ignore[arg-type]
+
+
+def test_the_parts_of_a_run_add_up_to_its_stages() -> None:
+    parts = measured_seconds(earlier())
+    assert parts == {"load": 20 + 14 + 15, "train": 200, "heldout": 34, "generation": 52, "suite": 30}
+    assert sum(parts.values()) == 250 + 70 + 45
+    assert measured_seconds(earlier(status=Status.OOM)) == {}
+
+
+def test_counts_by_hand() -> None:
+    assert counts_of(lora(), DATA) == Counts(2000, 4 * 256 + 100, 100, 200.0, True)
+    assert counts_of(lora("train.max_steps=5"), DATA).train == 5 * 16
+    assert counts_of(lora("method=base"), DATA) == Counts(0, 100, 100, 200.0, True)
+    unknown = counts_of(lora("task=gsm8k", "train.heldout_examples=null"), None)
+    assert unknown == Counts(None, None, None, 1024.0, False)
+
+
+def test_earlier_runs_are_scaled() -> None:
+    found = expected_seconds(lora(), counts_of(lora(), DATA), [earlier()])
+    assert found == {
+        "load": 49.0,
+        "train": 2000 * 200 / 600 + 10,
+        "heldout": pytest.approx(34 / (4 * 60 + 50) * (4 * 256 + 100)),
+        "generation": 52 / 50 * 100,
+        "suite": 30.0,
+    }
+
+
+def test_what_no_earlier_run_tells_is_unknown() -> None:
+    counts = counts_of(lora(), DATA)
+    assert set(expected_seconds(lora(), counts, []).values()) == {None}
+    another = lora("suite=none", "task.max_new_tokens=7")
+    found = expected_seconds(another, counts, [earlier()])
+    assert (found["generation"], found["suite"]) == (None, 0.0)
+    base = lora("method=base")
+    assert expected_seconds(base, counts_of(base, DATA), [])["train"] == 0.0
+
+
+def test_earlier_runs_are_of_this_device_method_and_model(tmp_path: Path) -> None:
+    config = lora(f"paths.results={tmp_path}")
+    record = earlier()
+    for place, found in enumerate([record, replace(record, status=Status.KILLED), replace(record, started_at="2027")]):
+        folder = tmp_path / f"sweep{place}" / "lora-smollm2-135m-x"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(to_json(found))
+    (tmp_path / "sweep0" / "lora-smollm2-135m-torn").mkdir()
+    (tmp_path / "sweep0" / "lora-smollm2-135m-torn" / "record.json").write_text("{")
+    device = record.train.environment.device if record.train else ""
+    assert [r.started_at for r in earlier_runs(config, device, 2)] == ["2027", record.started_at]
+    assert (
+        earlier_runs(config, device, 4)
+        == earlier_runs(config, "cpu: another", 2)
+        == earlier_runs(config, None, 2)
+        == []
+    )
+
+
+def test_the_planner_fills_in_training_and_held_out_losses(tmp_path: Path) -> None:
+    config = lora(
+        "model=llama-3.2-1b",
+        "hardware=h100",
+        "task.train_examples=2000",
+        f"paths.results={tmp_path}",
+        f"paths.cache={tmp_path}",
+    )
+    run = forecast(config, 80.0, None)
+    assert run.seconds["generation"] is run.seconds["load"] is run.total_seconds is None
+    architecture = architecture_of(config.model)
+    rate = 989e12 * (0.25 * 0.5) ** 0.5
+    planned = planned_seconds(config, architecture, run.counts, rate)
+    assert (run.seconds["train"], run.seconds["heldout"]) == pytest.approx(planned)
+    tokens = 1024 * 2 * 2000
+    matrices = 1_235_814_400 - 33 * 2048  # without the norms; the head is the embedding
+    assert run.seconds["train"] == pytest.approx(4 * matrices * tokens / rate, rel=0.15)  # and adapter, attention
+    headers, (row,) = time_table([run])
+    assert dict(zip(headers, row, strict=True))["load, min"] == "-"
+    assert "at most" in time_notes([run])[0]
+
+
+def test_a_sharded_run_takes_its_part_of_the_time() -> None:
+    architecture, counts = architecture_of(lora("model=llama-3.2-1b").model), counts_of(lora(), DATA)
+    one, two = (
+        planned_seconds(lora("model=llama-3.2-1b", *more), architecture, counts, 1e14)
+        for more in ((), ("hardware.devices=2", "hardware.strategy=ddp"))
+    )
+    assert one[0] == pytest.approx(2 * (two[0] or 0))
+    assert one[1] == two[1]
