@@ -87,11 +87,6 @@ def test_a_setting_need_not_stand_in_the_yaml_file() -> None:
     assert config.hardware.threads == 2
 
 
-def test_templates_need_no_quotes_of_their_own() -> None:
-    (config,) = compose(["task.prompt={code} isn't {name}, is it?"], multirun=False)
-    assert config.task.prompt == "{code} isn't {name}, is it?"
-
-
 def test_lora_and_qlora_differ_in_the_base_alone() -> None:
     lora, qlora = compose(["method=lora,qlora"], multirun=True)
     assert lora.method.adapter == qlora.method.adapter
@@ -151,11 +146,6 @@ def test_a_comma_separates_paths_in_a_sweep_alone(tmp_path: Path, monkeypatch) -
     asked = ["task=jsonl", "model=tiny-random", "task.train_file=a,b c"]
     assert [config.task.train_file for config in compose(asked, multirun=True)] == ["a", "b c"]
     assert [config.task.train_file for config in compose(asked, multirun=False)] == ["a,b c"]
-
-
-def test_a_mistake_inside_a_key_is_found() -> None:
-    with pytest.raises(ConfigurationError, match=r"did you mean 'method\.adapter\.rank'"):
-        compose(["method=lora", "method.adaptr.rank=8"], multirun=False)
 
 
 def test_the_default_learning_rate_goes_by_the_size_of_the_model() -> None:

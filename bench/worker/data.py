@@ -88,18 +88,8 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     problems = _count_problems(config, loaded)
     if problems:
         raise ConfigurationError(problems)
-    dropped = Counter(loaded.dropped)
-    splits: dict[str, list[Record]] = {}
-    shots: Shots | None = None
-    spent_seconds: list[float] = []
-    for split in SPLITS:
-        splits[split], found = tokenize_split(config, tokenizer, split, loaded.splits[split], shots, dropped)
-        problems += found
-        if split == "train" and config.method.shots and splits["train"]:
-            by_id = {example.example_id: example for example in loaded.splits["train"]}
-            shots = _shots(config, [by_id[record.example_id] for record in splits["train"]], spent_seconds)
-    if problems:
-        raise ConfigurationError(problems)
+    dropped, spent_seconds = Counter(loaded.dropped), list[float]()
+    splits = _tokenize(config, tokenizer, loaded, dropped, spent_seconds)
     source = loaded.source
     if config.task.format == "chat" and "strftime_now" in str(tokenizer.chat_template):
         source += f"; the chat template is told the date {config.model.template.get('date', chat.DATE)}"
@@ -111,6 +101,22 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
         summary = replace(summary, retrieval_seconds=sum(spent_seconds))
     make_once(folder, lambda target: _write(target, splits, summary), cache)
     return load_prepared(folder).summary
+
+
+def _tokenize(
+    config: RunConfig, tokenizer: Any, loaded: Loaded, dropped: Counter[str], spent_seconds: list[float]
+) -> dict[str, list[Record]]:
+    """The records of every split; adds to `dropped` by reason, and the seconds of each retrieval to the last."""
+    splits, problems, shots = dict[str, list[Record]](), list[str](), None
+    for split in SPLITS:
+        splits[split], found = _tokenize_split(config, tokenizer, split, loaded.splits[split], shots, dropped)
+        problems += found
+        if split == "train" and config.method.shots and splits["train"]:
+            by_id = {example.example_id: example for example in loaded.splits["train"]}
+            shots = _shots(config, [by_id[record.example_id] for record in splits["train"]], spent_seconds)
+    if problems:
+        raise ConfigurationError(problems)
+    return splits
 
 
 Shots = Callable[[Example], Sequence[Example]]  # the solved examples that are shown before a question
@@ -196,19 +202,11 @@ def _write(target: Path, splits: dict[str, list[Record]], summary: DataSummary) 
 _UNREADABLE_SHOWN = 3  # examples that the chat template refuses, of a split: others mostly fail for the same cause
 
 
-def tokenize_split(
+def _tokenize_split(
     config: RunConfig, tokenizer: Any, split: str, examples: Sequence[Example], shots: Shots | None,
     dropped: Counter[str],
 ) -> tuple[list[Record], list[str]]:  # fmt: skip
-    """The first `task.SPLIT_examples` examples that fit, and what is wrong.
-
-    Args:
-        split: train, validation or test; shots are shown in test prompts only.
-        dropped: counts by reason; added to here.
-
-    Raises:
-        ConfigurationError: from `render`, for a chat template that does not work.
-    """
+    """The first `task.SPLIT_examples` examples that fit, and what is wrong; shots are shown in test prompts only."""
     wanted: int | None = getattr(config.task, f"{split}_examples")
     records: list[Record] = []
     problems: list[str | None] = []

@@ -60,8 +60,6 @@ def run(context: Context) -> TrainResult:
     memory = context.measure_on(resolved)
     model, head, tokenizer = load_trainable(context, resolved, memory)
     resolved = replace(resolved, attention=model.config._attn_implementation)  # what the model took
-    if broken := models.not_finite(model):
-        raise DivergedError(f"{broken[0]} is not finite", step=0)
     models.stop_at(model, {ids[-1] for ids in rows.test["answer_ids"]})
     parameters, costs = parameter_counts(config, model), linear_costs(model)  # before anything is cut
     heldout = list(rows.validation)[: config.train.heldout_examples]
@@ -146,7 +144,7 @@ def order_of(config: RunConfig, rows: data.Prepared) -> list[int]:
 
 
 def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[Any, SupervisedHead, Any]:
-    """(trainable model, its output head, tokenizer) on the device."""
+    """(trainable model, its output head, tokenizer) on the device. DivergedError: a weight is not finite."""
     config = context.config
     context.progress.phase("load")
     memory.enter("load")
@@ -169,6 +167,8 @@ def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[
         device.compile_layers(model)
     else:
         methods.add_adapters_in_fp32(model, config.method)
+    if broken := models.not_finite(model):
+        raise DivergedError(f"{broken[0]} is not finite", step=0)
     return model, head, tokenizer
 
 

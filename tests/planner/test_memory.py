@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,6 @@ from bench.planner.memory import (
     Terms,
     estimate,
     moments,
-    residual_element,
-    saved_by_layer,
 )
 from bench.planner.tensors import (
     adapter_tensors,
@@ -51,19 +48,6 @@ def test_the_architecture_of_every_model_gives_its_number_of_parameters(name: st
     assert config.model.parameters in (None, total)
 
 
-def test_the_adapter_by_hand() -> None:
-    # width 64, feed-forward 128, 2 layers, keys and values 32 wide
-    config = config_of("method=lora", "method.adapter.rank=8")
-    architecture, adapter = architecture_of(config.model), config.method.adapter
-    assert adapter is not None
-    assert trained_parameters(architecture, config.method) == 2 * 8 * (128 + 2 * 96 + 128 + 3 * 192)
-    pair = replace(adapter, target_modules=["q_proj", "v_proj"])
-    assert sum(adapter_tensors(architecture, pair)) == 2 * 8 * (128 + 96)
-    pattern = replace(adapter, target_modules=r".*\.mlp\.(gate|up)_proj")
-    assert sum(adapter_tensors(architecture, pattern)) == 2 * 8 * 2 * 192
-    assert sum(adapter_tensors(architecture, replace(pair, use_dora=True))) == 2 * (8 * (128 + 96) + 64 + 32)
-
-
 def test_an_unknown_target_is_answered_with_the_allowed_ones() -> None:
     config = config_of("method=lora", "method.adapter.target_modules=[q_proj,w_proj]")
     with pytest.raises(ConfigurationError, match=r"called w_proj.*all-linear or q_proj, k_proj"):
@@ -93,39 +77,6 @@ def test_static_terms_are_those_that_the_reference_runs_measured(method: str) ->
     step, measured = step_of("model=smollm2-135m", f"method={method}"), train.breakdown
     assert trained_parameters(step.architecture, step.method) == train.parameters_trainable
     assert step.static == Terms(measured.weights_bytes, measured.gradients_bytes, measured.optimizer_bytes)
-
-
-def test_what_a_layer_keeps_by_hand() -> None:
-    # Full, eager: fp32 stream and normalized copies, a 16-bit copy of each input, a 16-bit feed-forward part.
-    attention = 2 * 64 + 2 * 2 * 32 + 2 * 64 + 4 * 4
-    saved = saved_by_layer(step_of("method=full"))
-    assert sum(saved.values()) == 20 * (4 * 4 * 64 + 2 * 4 + 5 * 2 * 64 + attention + 4 * 2 * 128)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "compiled", "expected"),
-    [
-        (["method=lora"], False, 4),
-        (["method=lora"], True, 2),
-        (["method=lora", "method.adapter.add_in_fp32=false"], False, 2),
-        (["method=lora", "method.adapter.target_modules=[q_proj,v_proj]"], False, 2),
-        (["method=full"], True, 4),
-        (["method=full_bf16"], False, 2),
-    ],
-)
-def test_the_stream_is_fp32_where_the_branch_is_added_in_fp32(
-    overrides: list[str], compiled: bool, expected: int
-) -> None:
-    assert residual_element(step_of(*overrides, compiled=compiled)) == expected
-
-
-def test_eager_attention_keeps_the_scores() -> None:
-    long = Batch(rows=2, length=1000, supervised=5)
-    fused, eager = (
-        sum(saved_by_layer(step_of("method=lora", f"hardware.attention={name}", batch=long)).values())
-        for name in ("auto", "eager")
-    )
-    assert eager - fused == pytest.approx(2 * 4 * 1000 * 1000 * 6, rel=0.01)
 
 
 def peak_of(*overrides: str, batch: Batch = LONG, **more: object) -> Terms:

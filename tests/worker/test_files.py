@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from bench.config import TaskConfig
@@ -55,39 +53,6 @@ def test_one_prompt_with_two_answers_stays_on_one_side(tmp_path: Path) -> None:
     prompts = [{e.prompt for e in splits[name]} for name in ("train", "validation", "test")]
     assert sum(map(len, prompts)) == len(set.union(*prompts))
     assert sum(map(len, splits.values())) == 200
-
-
-def test_duplicates_are_dropped_and_counted_when_a_file_is_cut(tmp_path: Path) -> None:
-    loaded = files.load(task(train_file=write(tmp_path / "a.jsonl", questions(0, 50) * 2)))
-    assert loaded.dropped == {"train: duplicate": 50}
-    assert sum(map(len, loaded.splits.values())) == 50
-
-
-def test_examples_in_two_given_files_are_refused(tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", questions(0, 50))
-    test = write(tmp_path / "test.jsonl", questions(47, 60))
-    (problem,) = problems_of(train_file=train, test_file=test)
-    assert "overlap: 3 examples" in problem
-    assert "train.jsonl:48 = test.jsonl:1" in problem
-    assert "task.test_file=null" in problem
-
-
-@pytest.mark.parametrize("extension", ["jsonl", "json", "csv", "parquet"])
-def test_every_format_gives_the_same_examples(tmp_path: Path, extension: str) -> None:
-    records = [{"q": 'Say "hi",\ntwice', "a": "hi hi"}, *questions(0, 20)]
-    path = tmp_path / f"data.{extension}"
-    if extension == "jsonl":
-        write(path, records)
-    elif extension == "json":
-        path.write_text(json.dumps(records))
-    elif extension == "csv":
-        rows = ['"{}","{}"'.format(r["q"].replace('"', '""'), r["a"]) for r in records]
-        path.write_text("q,a\n" + "\n".join(rows) + "\n")
-    else:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
-    splits = files.load(task(train_file=str(path))).splits
-    found = {(e.prompt, e.target) for examples in splits.values() for e in examples}
-    assert found == {(r["q"], r["a"]) for r in records}
 
 
 def test_csv_lines_are_counted_through_quoted_newlines(tmp_path: Path) -> None:
@@ -154,25 +119,12 @@ def test_label_numbers_become_names(tmp_path: Path) -> None:
     assert {e.target for e in splits["train"]} == {"no", "yes"}
 
 
-def test_bytes_that_are_not_text_are_located(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(b'{"q": "x", "a": "y"}\n{"q": "\xff", "a": "y"}\n')
-    (problem,) = problems_of(train_file=str(path))
-    assert problem.startswith(f"{path}:2: byte 0xff is not UTF-8")
-    assert problem.endswith("save the file as UTF-8")
-
-
-def test_half_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"q": "\\ud83d", "a": "y"}\n')
-    (problem,) = problems_of(train_file=str(path))
-    assert "surrogate" in problem
-
-
 def test_examples_of_two_files_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
     train, test = write(tmp_path / "train.jsonl", questions(0, 50)), write(tmp_path / "test.jsonl", questions(40, 60))
     (problem,) = problems_of(train_file=train, test_file=test)
-    assert "10 examples" in problem
+    assert "overlap: 10 examples" in problem
+    assert "train.jsonl:41 = test.jsonl:1" in problem
+    assert "task.test_file=null" in problem
     assert "task.overlap=drop" in problem
     loaded = files.load(task(train_file=train, test_file=test, overlap="drop"))
     assert loaded.dropped == {"train: also in test": 10}

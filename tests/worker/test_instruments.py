@@ -220,20 +220,6 @@ def test_cpu_memory_sees_what_is_allocated_within_1_percent(mib: int) -> None:
     assert peaks["full"].peak_bytes - peaks["empty"].peak_bytes == pytest.approx(mib * MIB, rel=0.01)
 
 
-def test_a_peak_belongs_to_its_phase() -> None:
-    memory = Memory(CpuMeter())
-    memory.enter("big")
-    block = np.ones(200 * MIB, dtype=np.uint8)
-    del block
-    memory.enter("small")
-    block = np.ones(20 * MIB, dtype=np.uint8)
-    del block
-    memory.enter("big")  # entered again with less: keeps the larger peak
-    peaks = memory.read()
-    assert list(peaks) == ["big", "small"]
-    assert peaks["big"].peak_bytes - peaks["small"].peak_bytes == pytest.approx(180 * MIB, rel=0.01)
-
-
 def test_the_time_line_shows_what_is_held_and_the_peak_so_far() -> None:
     memory = Memory(CpuMeter())
     assert memory.now() == (None, None)
@@ -484,15 +470,6 @@ def test_frozen_weights_need_no_weight_gradient(shared_cache: Path, method: str,
 def test_needed_flops_add_up() -> None:
     costs = LinearCosts(per_token=10, per_supervised_token=100, per_attended_pair=1000)
     assert needed_flops(costs, tokens=3, supervised_tokens=2, attended_pairs=6) == 30 + 200 + 6000
-
-
-def test_energy_is_a_difference_of_readings_by_phase() -> None:
-    readings = iter([1000.0, 8200.0, 11800.0, 99999.0])
-    energy = Energy(lambda: next(readings))
-    energy.enter("train")
-    energy.enter("heldout")
-    energy.stop()
-    assert energy.read() == {"train": 2.0, "heldout": 1.0}
 
 
 def test_energy_so_far_is_read_while_another_phase_runs() -> None:
