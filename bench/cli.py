@@ -326,7 +326,7 @@ def gate(given: Given) -> int:
                                                                         -0.01, -1.0, 0.9, 1.1, as far as measured
     arm=NAME,...                these arms; default: all that were trained
     allow_different=NAME,...    compare runs that differ in these (bench report --help lists them)
-    to=FOLDER                   for gate.xml (JUnit) and gate.md; default: gate
+    to=FOLDER                   for gate.xml (JUnit) and gate.md; default: results/gate
     """
     from bench.report.gate import junit, markdown  # pandas takes a second to import
     from bench.report.gate import sentence as sentence_of
@@ -344,7 +344,7 @@ def gate(given: Given) -> int:
     checks = gates.gate(load(baseline), load(candidate), limits, arms, allowed)
     for check in checks:
         console.say(sentence_of(check))
-    folder = Path(own.get("to", "gate"))
+    folder = Path(own.get("to", "results/gate"))
     write_atomic(folder / "gate.xml", junit(checks))
     write_atomic(folder / "gate.md", markdown(checks, str(baseline), str(candidate)))
     code = gates.exit_code(checks)

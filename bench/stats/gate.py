@@ -42,6 +42,7 @@ MEANING = {
 }
 SIDES = BASELINE, CANDIDATE = "baseline", "candidate"
 _WORST = 5  # examples that are named
+_REASONS = 2  # against a comparison, that are told
 Verdict = Literal["within", "worse", "not settled", "not comparable", "not measured"]
 
 
@@ -222,7 +223,8 @@ class _Arm:
         texts = [f"{r.text} (allow_different={r.name})" for r in reasons if r.name not in self._allowed]
         count = max(other_references(self._group, old.run_id, new.run_id) for old, new in self._pairs)
         texts += [f"{count} test examples have other reference answers"] if count and not trained else []
-        text = "; ".join(dict.fromkeys(texts))
+        first, more = list(dict.fromkeys(texts))[:_REASONS], len(set(texts)) - _REASONS
+        text = "; ".join([*first, *([f"and {more} more"] if more > 0 else [])])
         return Check(self._name, limit, bound, "not comparable", reason=text) if text else None
 
     def _scored(self, limit: str, bound: float, measure: Measure | None, unit: float) -> _Tested | Check:
