@@ -12,8 +12,8 @@ import sys
 
 MODULES = (
     "argparse ast asyncio datetime decimal email.utils inspect itertools json numpy.fft numpy.linalg os "
-    "pandas.plotting random scipy.ndimage scipy.signal scipy.sparse.linalg scipy.special scipy.stats shutil socket sqlite3 statistics "
-    "tarfile threading torch.fft torch.linalg torch.special urllib.parse zipfile"
+    "pandas.plotting random scipy.ndimage scipy.signal scipy.sparse.linalg scipy.special scipy.stats shutil "
+    "socket sqlite3 statistics tarfile threading torch.fft torch.linalg torch.special urllib.parse zipfile"
 )
 
 
