@@ -22,6 +22,7 @@ from bench.checkpoint import read_architecture
 from bench.compose import CONFIG_FOLDER, compose_beside
 from bench.config import ArchitectureConfig, HardwareConfig, MethodConfig, ModelConfig, RunConfig
 from bench.mistakes import ConfigurationError, all_of
+from bench.planner.calibration import peak_interval_bytes
 from bench.planner.memory import (
     Batch,
     Device,
@@ -79,6 +80,7 @@ class Plan:
     gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
     terms: Terms  # on one device, at the highest moment of a step
     peak_memory_bytes: int  # their sum, which is what a run measures as its `peak_memory_bytes`
+    peak_interval_bytes: tuple[int, int] | None  # 90%: `planner.calibration`; None: not known for this kind of device
     largest_term: str
     verdict: Verdict
     largest_micro_batch: int | None
@@ -153,6 +155,7 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         gradients_bytes=step.static.gradients,
         terms=terms,
         peak_memory_bytes=terms.total,
+        peak_interval_bytes=peak_interval_bytes(terms.total, machine.device),
         largest_term=max(terms.by_name().items(), key=lambda item: item[1])[0],
         verdict=found,
         largest_micro_batch=largest_micro_batch(config, options, machine) if known else None,

@@ -2,7 +2,7 @@
 
 >>> found = [forecast(config, 24.0, "cuda: NVIDIA GeForce RTX 4090") for config in pending]
 >>> refusal(found[0].config, found[0].plan)
-['llama-3.1-8b full, 24 GiB: does not fit, 147.9 GiB at 8 x 2,048 tokens, most of it optimizer 59.8; fits with ...']
+['llama-3.1-8b full, 24 GiB: does not fit, 150.7 GiB at 8 x 2,048 tokens, most of it optimizer 59.8; fits with ...']
 >>> found[1].seconds
 {'load': 24.1, 'train': 127.2, 'heldout': 43.3, 'generation': 35.2, 'suite': None}
 """
@@ -20,7 +20,7 @@ from bench.mistakes import ConfigurationError
 from bench.planner import disk
 from bench.planner.advice import Machine, Plan, architecture_of, device_kind, plan_of
 from bench.planner.past import PARTS, Counts, counts_of, earlier_runs, expected_seconds, prepared
-from bench.planner.table import UNKNOWN, gib, plan_note, verdict_of
+from bench.planner.table import UNKNOWN, gib, peak_of, plan_note, verdict_of
 from bench.planner.time import PlanConfig, planned_seconds
 from bench.record import Expected
 
@@ -84,8 +84,8 @@ def forecast(config: RunConfig, memory_gib: float | None, device: str | None) ->
 
 
 def _assumed_flops_per_second(config: RunConfig) -> float | None:
-    """Of one device: the middle of what training is assumed to reach of its data sheet; None: no data sheet."""
-    low, high = PlanConfig().utilization
+    """Of one device: the middle of what published runs reach of a data sheet; None: no data sheet."""
+    low, high = PlanConfig().utilization_range
     tflops = config.hardware.bf16_tflops
     return None if tflops is None else sqrt(low * high) * tflops * 1e12
 
@@ -105,13 +105,11 @@ def refusal(config: RunConfig, plan: Plan | None) -> list[str]:
 
 def forecast_table(found: Sequence[Forecast]) -> tuple[list[str], list[list[str]]]:
     """(headers, a row a method and model): the peak of one device, whether it fits, and what is downloaded."""
-    headers = ["model", "method", "runs", "download, GiB", "memory, GiB", "of", "verdict"]
+    headers = ["model", "method", "runs", "download, GiB", "memory, GiB (90%)", "of", "verdict"]
     rows: dict[tuple[str, ...], int] = {}
     for f in found:
         plan, known = f.plan, f.plan is not None and f.plan.memory_gib is not None
-        memory = (
-            [gib(plan.peak_memory_bytes), f"{plan.memory_gib:.4g}" if known else UNKNOWN] if plan else [UNKNOWN] * 2
-        )
+        memory = [peak_of(plan), f"{plan.memory_gib:.4g}" if known else UNKNOWN] if plan else [UNKNOWN] * 2
         row = (f.config.model.name, f.config.method.name, gib(f.download_bytes), *memory, verdict_of(plan))
         rows[row] = rows.get(row, 0) + 1
     return headers, [[*row[:2], str(count), *row[2:]] for row, count in rows.items()]

@@ -36,8 +36,9 @@ MIB = 2**20
 # CUDA: assumed. The context with its kernels, and cuBLAS' workspace (32 MiB on Hopper, 8 MiB before: PyTorch's notes
 # on CUBLAS_WORKSPACE_CONFIG).
 CUDA_PROCESS_BYTES = 600 * MIB
-# CUDA: assumed. What the caching allocator reserves beyond what is allocated, as a part of what comes and goes.
-CUDA_ALLOCATOR_SHARE = 0.05
+# CUDA: what the caching allocator reserves beyond what is allocated, as a part of what comes and goes: the median of
+# published runs with both numbers and a loss in chunks (python -m benchmarks.planner calibrate).
+CUDA_ALLOCATOR_SHARE = 0.1
 # CPU: measured, on Linux with glibc (docs/planner.md). The process: the peak of runs whose freed tensors go back to the
 # system at once, less the terms with a formula. The compiler, and what malloc keeps of freed tensors as a part of those
 # that come and go in the layers: the median of the compiled and of the eager runs of the 42M model, rounded.
@@ -101,6 +102,7 @@ class PlannedStep:
         compiled: what `train.compile=auto` stands for.
         accumulates: a step has several micro-batches, so that gradients are there while the next is computed.
         devices, strategy: how many share the step, and how.
+        loss_in_chunks: as the harness computes it; False: all logits at once, as others do.
     """
 
     config: RunConfig
@@ -111,6 +113,7 @@ class PlannedStep:
     accumulates: bool = True
     devices: int = 1
     strategy: Strategy = "ddp"
+    loss_in_chunks: bool = True
 
     @property
     def method(self) -> MethodConfig:
@@ -190,7 +193,8 @@ def moments(step: PlannedStep) -> list[Terms]:
     """The moments of which one is the highest: backward begins, its last layer, its first layer, the update."""
     a, trains_all, accumulates = step.architecture, step.trains_all, step.accumulates
     held = replace(step.static, gradients=step.static.gradients if accumulates else 0)
-    whole = step.devices > 1 and step.strategy in ("fsdp", "zero3")  # a head that is cut takes no chunks
+    # A head that is cut takes no chunks.
+    whole = not step.loss_in_chunks or (step.devices > 1 and step.strategy in ("fsdp", "zero3"))
     supervised, element = step.batch.supervised, residual_element(step)
     logits = min(supervised * a.vocab_size, supervised * a.vocab_size if whole else CHUNK_ELEMENTS)
     loss = 2 * 4 * logits  # fp32: the logits and their log-softmax or exponentials, then a gradient in place of one

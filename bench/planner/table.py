@@ -27,7 +27,7 @@ def plan_table(plans: Sequence[Plan]) -> tuple[list[str], list[list[str]]]:
     memories = list(dict.fromkeys(plan.memory_gib for plan in plans))
     timed = any(plan.duration.tokens_per_second for plan in plans)
     devices = ["device" if memory is None else f"{memory:.4g} GiB" for memory in memories]
-    headers = [*WORDS, *TERMS, "GiB", *devices, *(["tokens/s", "hours", "kWh", "USD"] if timed else [])]
+    headers = [*WORDS, *TERMS, "GiB (90%)", *devices, *(["tokens/s", "hours", "kWh", "USD"] if timed else [])]
     table = []
     for by_memory in rows.values():
         first = next(iter(by_memory.values()))
@@ -35,7 +35,7 @@ def plan_table(plans: Sequence[Plan]) -> tuple[list[str], list[list[str]]]:
         parts = [gib(sum(terms[name] for name in names)) for names in TERMS.values()]
         verdicts = [verdict_of(by_memory.get(memory)) for memory in memories]
         costs = [_range(r) for r in (cost.tokens_per_second, cost.hours, cost.kwh, cost.usd)] if timed else []
-        table.append([first.model, first.method, *parts, gib(first.peak_memory_bytes), *verdicts, *costs])
+        table.append([first.model, first.method, *parts, peak_of(first), *verdicts, *costs])
     return headers, table
 
 
@@ -64,6 +64,12 @@ def verdict_of(plan: Plan | None) -> str:
     if plan is None or plan.verdict == "unknown":
         return UNKNOWN
     return f"{plan.verdict} ({plan.largest_micro_batch})" if plan.largest_micro_batch else plan.verdict
+
+
+def peak_of(plan: Plan) -> str:
+    """GiB of the peak, and where nine of ten lie, if that is known."""
+    between = plan.peak_interval_bytes
+    return gib(plan.peak_memory_bytes) + (f" ({'-'.join(map(gib, between))})" if between else "")
 
 
 def gib(count: float) -> str:

@@ -1,4 +1,4 @@
-"""How long a run will take, from the arithmetic that it needs and an assumed share of the device's speed.
+"""How long a run will take, from the arithmetic that it needs and the share of the device's speed that others reached.
 
     seconds = FLOPs / (utilization x devices x hardware.bf16_tflops x 10^12)
 
@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.config import ArchitectureConfig, MethodConfig, PositiveInt, RunConfig
+from bench.planner.calibration import interval
 from bench.planner.memory import Strategy
 from bench.planner.past import Counts
 from bench.planner.tensors import adapter_tensors, base_parameters
@@ -42,7 +43,14 @@ class PlanConfig:
     padded: bool = True
     tokens_per_example: PositiveInt | None = None
     examples: PositiveInt | None = None
-    utilization: tuple[_Share, _Share] = (0.25, 0.5)
+    utilization: tuple[_Share, _Share] | None = None
+
+    @property
+    def utilization_range(self) -> tuple[float, float]:
+        """(low, high): as given, else between which nine of ten published runs lie."""
+        found = interval("cuda", "utilization")
+        assert found is not None
+        return self.utilization or (found.low, found.high)
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,9 @@ def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanC
         supervised_tokens=round(length * options.supervised_share),
         attended_pairs=length * (length + 1) // 2,
     )
-    low, high = (share * options.devices * hardware.bf16_tflops * 1e12 * length / done for share in options.utilization)
+    low, high = (
+        share * options.devices * hardware.bf16_tflops * 1e12 * length / done for share in options.utilization_range
+    )
     hours = None if tokens is None else (tokens / high / 3600, tokens / low / 3600)
 
     def times(rate: float | None) -> Range | None:

@@ -24,7 +24,7 @@ def test_what_does_not_fit_is_refused_and_what_hardly_fits_is_told(tmp_path: Pat
     full, lora, qlora = found(tmp_path, "method=full,lora,qlora")
     assert [f.plan and f.plan.verdict for f in (full, lora, qlora)] == ["does not fit", "tight", "fits"]
     (refused,) = refusal(full.config, full.plan)
-    for words in ("147.9 GiB at 8 x 2,048 tokens", "hardware.devices=16 hardware.strategy=fsdp", "method=qlora",
+    for words in ("150.7 GiB at 8 x 2,048 tokens", "hardware.devices=16 hardware.strategy=fsdp", "method=qlora",
                   "hardware.check_memory=false lets it try"):  # fmt: skip
         assert words in refused
     assert refusal(lora.config, lora.plan) == refusal(qlora.config, qlora.plan) == []
@@ -32,8 +32,8 @@ def test_what_does_not_fit_is_refused_and_what_hardly_fits_is_told(tmp_path: Pat
     assert "llama-3.1-8b lora, 24 GiB: tight" in told
     headers, rows = forecast_table([full, full, lora, qlora])
     assert dict(zip(headers, rows[0], strict=True)) == {
-        "model": "llama-3.1-8b", "method": "full", "runs": "2", "download, GiB": "15.0", "memory, GiB": "147.9",
-        "of": "24", "verdict": "does not fit",
+        "model": "llama-3.1-8b", "method": "full", "runs": "2", "download, GiB": "15.0",
+        "memory, GiB (90%)": "150.7 (126.4-191.3)", "of": "24", "verdict": "does not fit",
     }  # fmt: skip
     assert [row[-1] for row in rows] == ["does not fit", "tight (4)", "fits (8)"]
 
@@ -56,7 +56,10 @@ def test_what_the_planner_does_not_know_is_not_judged(tmp_path: Path) -> None:
     assert refusal(run.config, run.plan) == forecast_warnings([run]) == []
     (unknown,) = found(tmp_path, "method=full", memory_gib=None)
     assert refusal(unknown.config, unknown.plan) == []
-    assert [row[-3:] for row in forecast_table([run, unknown])[1]] == [["-", "-", "-"], ["147.9", "-", "-"]]
+    assert [row[-3:] for row in forecast_table([run, unknown])[1]] == [
+        ["-", "-", "-"],
+        ["150.7 (126.4-191.3)", "-", "-"],
+    ]
 
 
 def test_prepared_data_tell_the_longest_example(tmp_path: Path) -> None:

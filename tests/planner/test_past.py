@@ -14,7 +14,7 @@ from bench.outcome import Status
 from bench.planner.advice import architecture_of
 from bench.planner.forecast import forecast, time_notes, time_table
 from bench.planner.past import Counts, counts_of, earlier_runs, expected_seconds, measured_seconds
-from bench.planner.time import planned_seconds
+from bench.planner.time import PlanConfig, planned_seconds
 from bench.record import DataSummary, Record, to_json
 
 DATA = DataSummary("f", 1000, 300, 100, {}, tokens_per_example_mean=200.0, tokens_per_example_max=700, source="here")
@@ -112,7 +112,8 @@ def test_the_planner_fills_in_training_and_held_out_losses(tmp_path: Path) -> No
     run = forecast(config, 80.0, None)
     assert run.seconds["generation"] is run.seconds["load"] is run.total_seconds is None
     architecture = architecture_of(config.model)
-    rate = 989e12 * (0.25 * 0.5) ** 0.5
+    low, high = PlanConfig().utilization_range
+    rate = 989e12 * (low * high) ** 0.5
     planned = planned_seconds(config, architecture, run.counts, rate)
     assert (run.seconds["train"], run.seconds["heldout"]) == pytest.approx(planned)
     tokens = 1024 * 2 * 2000
