@@ -332,7 +332,7 @@ def _judged(check: Check, arms: tuple[str, ...], known: Mapping[Need, Drawn]) ->
 
 
 def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
-    """Memory is right to about a tenth; time and cost lie between the assumed utilizations, alike for all arms."""
+    """Memory is right to about a tenth; time and cost lie where published runs do, alike for all arms."""
     share = rng.uniform(size=DRAWS)
     known: dict[Need, Drawn] = {}
     labels = tuple(dict.fromkeys(str(arm) for _, arm in check.needs.values()))
