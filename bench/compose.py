@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,9 +31,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from bench import checkpoint
-from bench.config import FREE, RunConfig, flat, known_keys, roles, suggest
+from bench.config import FREE, RunConfig, flat, roles, suggest, to_mapping
 from bench.identity import content_of, run_id, tuning_key, weight_files
-from bench.mistakes import ConfigurationError, all_of, checked, first_mistake, from_mapping
+from bench.mistakes import ConfigurationError, all_of, checked, first_mistake, from_mapping, known_keys
 from bench.trust import masked
 
 T = TypeVar("T")
@@ -252,6 +252,21 @@ def is_search(overrides: list[str]) -> bool:
     `compose` then gives the runs with the searched settings at their defaults: enough to check and prepare the rest.
     """
     return any(text.startswith("hydra/sweeper=") and text != "hydra/sweeper=basic" for text in overrides)
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The run description with other values at dotted keys, each checked by itself.
+
+    >>> with_settings(config, {"method.learning_rate": 1e-4, "seed": 2})
+    """
+    mapping = to_mapping(config)
+    for key, value in settings.items():
+        *path, name = key.split(".")
+        owner = mapping
+        for part in path:
+            owner = owner[part]
+        owner[name] = value
+    return TypeAdapter(RunConfig).validate_python(mapping)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:

@@ -474,28 +474,6 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """The run description with other values at dotted keys, each checked by itself.
-
-    >>> with_settings(config, {"method.learning_rate": 1e-4, "seed": 2})
-    """
-    mapping = to_mapping(config)
-    for key, value in settings.items():
-        *path, name = key.split(".")
-        owner = mapping
-        for part in path:
-            owner = owner[part]
-        owner[name] = value
-    return TypeAdapter(RunConfig).validate_python(mapping)
-
-
-def known_keys(path: list[str]) -> list[str]:
-    """The settings allowed below a dotted path (a list of its parts); empty where there is no such part."""
-    prefix = "".join(f"{part}." for part in path)
-    below = [key.removeprefix(prefix) for key in roles() if key.startswith(prefix)]
-    return [key for key in below if "." not in key]
-
-
 def suggest(given: str, allowed: list[str]) -> str:
     """' (did you mean x?); allowed: ...' for an unknown name."""
     close = difflib.get_close_matches(given, allowed, n=1)

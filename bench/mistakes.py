@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.config import DEEPSPEED, RunConfig, known_keys, suggest
+from bench.config import DEEPSPEED, RunConfig, roles, suggest
 from bench.metrics import normalised_label
 from bench.own_metrics import column_name
 from bench.trust import shortened
@@ -107,6 +107,13 @@ def checked(kind: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
     except ValidationError as error:
         explained = [_explain(kind, name, e) for e in error.errors(include_url=False)]
         raise ConfigurationError(explained) from None
+
+
+def known_keys(path: list[str]) -> list[str]:
+    """The settings allowed below a dotted path (a list of its parts); empty where there is no such part."""
+    prefix = "".join(f"{part}." for part in path)
+    below = [key.removeprefix(prefix) for key in roles() if key.startswith(prefix)]
+    return [key for key in below if "." not in key]
 
 
 _UNION_MEMBERS = ("str", "list[str]", "constrained-int", "literal['auto']")  # as pydantic names what it tried

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "report"))  # tests are no package; pyte
 
 import synthetic  # noqa: E402
 
-from bench.config import with_settings  # noqa: E402
+from bench.compose import with_settings  # noqa: E402
 
 _TRAINED = ("full", "lora", "qlora")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.compose import compose
-from bench.config import RunConfig, flat, known_keys, roles, to_mapping, with_settings
-from bench.mistakes import ConfigurationError, from_mapping
+from bench.compose import compose, with_settings
+from bench.config import RunConfig, flat, roles, to_mapping
+from bench.mistakes import ConfigurationError, from_mapping, known_keys
 
 TWO = ("hardware.devices=2", "hardware.strategy=fsdp")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.compose import compose
-from bench.config import RunConfig, with_settings
+from bench.compose import compose, with_settings
+from bench.config import RunConfig
 from bench.fairness import (
     REQUIREMENTS,
     Group,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.compose import compose
-from bench.config import RunConfig, flat, roles, to_mapping, with_settings
+from bench.compose import compose, with_settings
+from bench.config import RunConfig, flat, roles, to_mapping
 from bench.fairness import REQUIREMENTS, requirement_of
 from bench.identity import artifact_folder, comparison_key, data_key, names_of_arms, run_id, training_key, tuning_key
 

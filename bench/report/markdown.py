@@ -23,8 +23,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bench.checkpoint import Manifest, ScoreInterval
 from bench.metrics import Scale
-from bench.record import Sample, ServedAnswer
+from bench.record import Sample
 from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent
+from bench.served import ServedAnswer
 from bench.stats.paired import means
 from bench.stats.reading import read_record, read_rows
 from bench.trust import LONGEST_TEXT, printable, shortened

@@ -48,8 +48,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from bench.compose import CONFIG_FOLDER
-from bench.config import suggest, with_settings
+from bench.compose import CONFIG_FOLDER, with_settings
+from bench.config import suggest
 from bench.mistakes import ConfigurationError, all_of, checked
 from bench.planner.advice import MARGIN, plan_of, planned_runs, preset
 from bench.stats.evidence import DRAWS

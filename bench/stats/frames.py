@@ -35,10 +35,10 @@ from bench.record import (
     Record,
     RegressionItem,
     Sample,
-    ServedAnswer,
     Step,
     TrainResult,
 )
+from bench.served import ServedAnswer
 from bench.stats.reading import Problem, read_record, read_rows
 
 _RUN = ["run_id", "arm", "method", "seed"]

@@ -26,7 +26,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from bench.record import Fidelity, Generation, Record, ServedForm, ServeResult
+from bench.record import Record, ServeResult
+from bench.served import Fidelity, Generation, ServedForm
 from bench.stats.compare import margin_of
 from bench.stats.frames import Group
 from bench.stats.measures import measure_tables, primary_measure

@@ -30,7 +30,8 @@ from transformers.pytorch_utils import Conv1D
 from bench.config import QuantizationConfig, RunConfig
 from bench.identity import data_folder, make_once, weight_files
 from bench.metrics import means
-from bench.record import (
+from bench.record import ServeResult
+from bench.served import (
     AdapterGeneration,
     Adapters,
     Fidelity,
@@ -38,7 +39,6 @@ from bench.record import (
     LogitDifference,
     ServedAnswer,
     ServedForm,
-    ServeResult,
     Way,
 )
 from bench.worker import data, device, methods, models, reach

@@ -13,20 +13,8 @@ from pathlib import Path
 import numpy as np
 from synthetic import ENVIRONMENT, EXAMPLES, MIB, build_sweep, make_samples
 
-from bench.record import (
-    AdapterGeneration,
-    Adapters,
-    Fidelity,
-    Generation,
-    LogitDifference,
-    PhaseMemory,
-    Record,
-    ServedAnswer,
-    ServedForm,
-    ServeResult,
-    from_json,
-    to_json,
-)
+from bench.record import PhaseMemory, Record, ServeResult, from_json, to_json
+from bench.served import AdapterGeneration, Adapters, Fidelity, Generation, LogitDifference, ServedAnswer, ServedForm
 
 SETTINGS = {"name": "full", "prompt_tokens": [64], "batch_sizes": [1, 8], "new_tokens": 16, "repetitions": 5,
             "rounds": 2, "fidelity_examples": None, "adapters": [1, 2, 4]}  # fmt: skip

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.compose import Trial, Tuning
-from bench.config import RunConfig, with_settings
+from bench.compose import Trial, Tuning, with_settings
+from bench.config import RunConfig
 from bench.identity import tuning_key
 from bench.outcome import NEXT_STEP, Failure, Status
 from bench.record import (

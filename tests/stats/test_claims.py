@@ -13,8 +13,7 @@ import yaml
 from served import served
 from synthetic import ENVIRONMENT, MIB, make_items, make_record, make_samples, make_steps, make_tuning, with_rate
 
-from bench.compose import Trial
-from bench.config import with_settings
+from bench.compose import Trial, with_settings
 from bench.mistakes import ConfigurationError
 from bench.planner.time import PlanConfig
 from bench.record import Record, Step

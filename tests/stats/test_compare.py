@@ -10,7 +10,7 @@ import pytest
 from made_up import group_of, runs, sweep_of
 from synthetic import make_record, make_samples
 
-from bench.config import with_settings
+from bench.compose import with_settings
 from bench.fairness import reasons_against
 from bench.record import Environment, Record
 from bench.stats.compare import Findings, compare

@@ -11,7 +11,7 @@ import pytest
 from made_up import sweep_of
 from synthetic import ENVIRONMENT, make_record, make_train
 
-from bench.config import with_settings
+from bench.compose import with_settings
 from bench.record import HeldoutPoint, Record, Step, TrainResult
 from bench.stats.curves import Curve, curve_of, reach_frame
 from bench.stats.frames import groups

@@ -11,7 +11,7 @@ import pytest
 from made_up import group_of, levels, runs, sweep_of
 from synthetic import METHODS, MIB, make_failure
 
-from bench.config import with_settings
+from bench.compose import with_settings
 from bench.mistakes import ConfigurationError
 from bench.record import Record
 from bench.stats.decide import decide, sureness_against

@@ -16,7 +16,7 @@ import pytest
 from made_up import runs, sweep_of
 from synthetic import build_sweep, make_steps, write_run
 
-from bench.config import with_settings
+from bench.compose import with_settings
 from bench.mistakes import ConfigurationError
 from bench.record import DataSummary, Record
 from bench.stats.frames import Sweep

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from synthetic import make_record, make_tuning, with_rate
 
-from bench.compose import Trial
-from bench.config import with_settings
+from bench.compose import Trial, with_settings
 from bench.record import Record
 from bench.stats import rates
 from bench.stats.frames import Group, Sweep, groups

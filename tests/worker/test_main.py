@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.config import RunConfig, with_settings
+from bench.compose import with_settings
+from bench.config import RunConfig
 from bench.identity import WEIGHTS, artifact_folder, checksums, data_folder, make_once, write_atomic
 from bench.mistakes import ConfigurationError
 from bench.record import Record, from_json, to_json
