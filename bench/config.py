@@ -70,6 +70,10 @@ def _measured_along(config: RunConfig) -> bool:
     return bool(config.evaluation.points) and not config.untrained
 
 
+def _weighed(config: RunConfig) -> bool:
+    return config.evaluation.weights and not config.untrained
+
+
 def _several_devices(config: RunConfig) -> bool:
     return not config.untrained and config.hardware.devices > 1
 
@@ -106,6 +110,7 @@ _BUDGET = Role("training", "budget", applies=_trained)
 _MEASURE = Role("training", "budget", keeps_rate=True, applies=_trained)
 _TRAINING_NUMERICS = Role("training", "numerics", keeps_rate=True, applies=_trained)
 _NUMERICS = Role("training", "numerics", keeps_rate=True)
+_ALONG = Role("evaluation", applies=_measured_along)
 _SHARING = Role("training", "device", keeps_rate=True, applies=_several_devices)
 
 
@@ -324,16 +329,20 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class EvaluationConfig:
-    """What is measured along training, for the learning-forgetting frontier; the base and the end always are."""
+    """What is measured beside the test split and the suite: along training (the base and the end always are), and of
+    the weights."""
 
     # shares of the optimizer steps behind which the weights are kept and measured; empty: nothing along training
     points: Annotated[
         list[Annotated[float, Field(gt=0, le=1)]], Role("training", keeps_rate=True, applies=_measured_along)
     ] = field(default_factory=list)
-    suite_items: PositiveInt = 20  # of each task of the suite, the first
+    suite_items: Annotated[PositiveInt, _ALONG] = 20  # of each task of the suite, the first
     # of validation, the first: held-out loss, and KL from the base at their answers
-    examples: Annotated[int, Field(gt=1)] = 64
-    answers: bool = False  # score greedy answers to these too
+    examples: Annotated[Annotated[int, Field(gt=1)], _ALONG] = 64
+    answers: Annotated[bool, _ALONG] = False  # score greedy answers to these too
+    weights: bool = False  # ranks of what training changed in each matrix, and its intruder dimensions:
+    intruder_vectors: PositiveInt = 10  # among so many leading singular vectors,
+    intruder_threshold: Fraction = 0.5  # those whose largest cosine with the base's is below
 
 
 DeviceName = Literal["auto", "cpu", "cuda", "xpu", "mps"]  # cuda: AMD's by ROCm too
@@ -445,7 +454,7 @@ class RunConfig:
     # true: a trial of `tune`, which trains and measures held-out loss, evaluates nothing and keeps no weights
     trial: Annotated[Literal[True] | None, Role("training", "budget", keeps_rate=True)] = None
     serve: Annotated[ServeConfig, Role("serving")] = field(default_factory=ServeConfig)
-    evaluation: Annotated[EvaluationConfig, Role("evaluation", applies=_measured_along)] = field(
+    evaluation: Annotated[EvaluationConfig, Role("evaluation", applies=_weighed)] = field(
         default_factory=EvaluationConfig
     )
     content: Annotated[ContentConfig, Role("data", "task")] = field(default_factory=ContentConfig)

@@ -42,7 +42,7 @@ _MEASURED = {  # requirement -> the facts of a stage's environment that it is ab
     "software": {"torch": "torch"},
     "numerics": {"compute_dtype": "compute_dtype", "attention": "attention"},
 }
-STAGES = ("train", "evaluate", "regression", "frontier", "serve")
+STAGES = ("train", "evaluate", "regression", "frontier", "weights", "serve")
 # Above these a stage's speed is in doubt. Threads of a CPU run wait for one another: 0.13 processors taken by others
 # cost matrix products 9%; an idle machine read up to 0.06 (`python -m benchmarks.busy`). A GPU run needs few of them.
 BUSY_CORES, BUSY_SHARE_BESIDE_GPU = 0.1, 0.05

@@ -144,6 +144,7 @@ _MODEL = ("tokenizer", "architecture", "weights")
 _READS = {  # stage -> the parts of `ContentConfig` that it reads; others read all
     "train": _MODEL, "export": _MODEL, "evaluate": (*_MODEL, "metrics"), "serve": (*_MODEL, "metrics"),
     "regression": (*_MODEL, "suite"), "frontier": (*_MODEL, "suite", "metrics"),
+    "weights": _MODEL,
 }  # fmt: skip
 _PARTS = tuple(part.name for part in fields(ContentConfig))
 

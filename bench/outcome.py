@@ -13,8 +13,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 Stage = Literal[
-    "bundle", "fetch", "prepare", "train", "evaluate", "regression", "frontier", "serve", "export", "check", "doctor"
-]
+    "bundle", "fetch", "prepare", "train", "evaluate", "regression", "frontier", "weights", "serve", "export", "check",
+    "doctor",
+]  # fmt: skip
 
 
 class Status(StrEnum):

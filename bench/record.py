@@ -9,6 +9,7 @@ Names carry their units. Unknown is `None`, never zero. Files beside the record 
     steps.jsonl                 one `Step` a line
     samples.jsonl.gz            one `Sample` a line: test predictions with scores
     regression_items.jsonl.gz   one `RegressionItem` a line
+    weights.json, weight_changes.jsonl.gz       where evaluation.weights is set; one `MatrixChange` a line
     frontier.json, frontier_items.jsonl.gz      where evaluation.points is set; one `PointItem` a line
     serve.json, served_answers.jsonl.gz         where serving was asked for; one `ServedAnswer` a line
     train.log evaluate.log regression.log       what the child printed
@@ -258,6 +259,32 @@ class FrontierResult:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class MatrixChange:
+    """One line of `weight_changes.jsonl.gz`: what training changed in one matrix. None: no change, or too large."""
+
+    name: str
+    layer: int | None
+    rows: int
+    columns: int
+    relative_norm: float  # Frobenius norm of the change / of the base's matrix
+    stable_rank: float | None  # squared Frobenius norm / squared largest singular value
+    effective_rank: float | None  # exponential of the entropy of the singular values' shares (Roy and Vetterli 2007)
+    rank_90: int | None  # leading singular values that hold 90% of their squares' sum
+    intruders: int  # of the tuned matrix's leading singular vectors, those that are none of the base's
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WeightsResult:
+    """The weights stage."""
+
+    matrices: int  # that were trained
+    memory: list[PhaseMemory]
+    spans_seconds: dict[str, float]
+    environment: Environment
+    made: Made | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ServeResult:
     """The serving stage: every form of the result, timed and set against the one that was evaluated."""
 
@@ -393,6 +420,7 @@ class Record:
     evaluate: EvaluateResult | None = None
     regression: RegressionResult | None = None
     frontier: FrontierResult | None = None
+    weights: WeightsResult | None = None
     failure: Failure | None = None
     stage_wall_seconds: dict[str, float] = field(default_factory=dict)  # child start to exit, by stage, reused ones too
     reused_stages: list[str] = field(default_factory=list)  # of an earlier, interrupted call, or of another sweep

@@ -74,6 +74,20 @@ SESSIONS: dict[str, list[tuple[str, str, int]]] = {
     ],
     "controls": [("python -m bench -m experiment=controls", f"{TINY} suite=quick suite.items_per_task=1", 3)],
     "equal_memory": [("python -m bench -m experiment=equal_memory", f"{TINY} train.batch_size=2", 3)],
+    "frontier": [
+        ("python -m bench -m experiment=frontier", f"{TINY} method=base,lora seed=0 evaluation.examples=2", 2)
+    ],
+    "paper_no_regret": [("python -m bench -m experiment=paper_no_regret", f"{TINY} method.learning_rate=1e-4,1e-3", 4)],
+    "paper_no_regret_rank": [
+        ("python -m bench -m experiment=paper_no_regret_rank", f"{TINY} method.learning_rate=1e-3", 2)
+    ],
+    "paper_no_regret_attention": [
+        ("python -m bench -m experiment=paper_no_regret_attention", f"{TINY} method.learning_rate=1e-3", 2)
+    ],
+    "paper_learns_less": [("python -m bench -m experiment=paper_learns_less", f"{TINY} seed=0", 3)],
+    "paper_illusion": [("python -m bench -m experiment=paper_illusion", f"{TINY} seed=0", 2)],
+    "paper_variants": [("python -m bench -m experiment=paper_variants", f"{TINY} method.learning_rate=1e-3", 5)],
+    "paper_nf4": [("python -m bench -m experiment=paper_nf4", f"{TINY} seed=0", 2)],
     "smoke": [("python -m bench -m experiment=smoke method=full,lora,qlora", SMOKE, 3)],
 }
 

@@ -66,6 +66,8 @@ def changed_keys(base: RunConfig, setting: str, value: Any) -> str:
         ("sweep", "other", ""),
         ("serve.repetitions", 9, ""),
         ("evaluation.points", [0.5], "training run"),
+        ("evaluation.weights", True, "run"),
+        ("evaluation.intruder_vectors", 3, ""),  # nor without weights
         ("evaluation.examples", 9, ""),  # of no use without points
     ],
 )

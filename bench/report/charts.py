@@ -270,6 +270,31 @@ def frontier_chart(points: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     return drawn.add_params(of, shown).properties(height=HEIGHT, title=_chosen_title(of))
 
 
+def layers_chart(changes: pd.DataFrame, arms: Sequence[str]) -> Drawing:
+    """A quantity of the trained weights that the reader chooses, by layer; bands from the lowest to the highest seed.
+
+    Args:
+        changes: arm, layer, quantity, value, low, high.
+    """
+    of, (colour, shape) = (
+        _choice("of", "of the change", list(dict.fromkeys(changes["quantity"]))),
+        _looks(arms, changes),
+    )
+    x = alt.X("layer:Q", title="layer", axis=alt.Axis(format="d"))
+    y, low = (alt.Y(f"{name}:Q", title=None, scale=alt.Scale(zero=True)) for name in ("value", "low"))
+    described = _tooltips({"arm": "", "layer": "d", "value": ".3~g", "low": ".3~g", "high": ".3~g"})
+    every = alt.Chart(changes).transform_filter("datum.quantity == of").encode(x=x, color=colour)
+    return (
+        alt.layer(
+            every.mark_area(opacity=0.18).encode(y=low, y2="high:Q"),
+            every.mark_line(strokeWidth=2).encode(y=y),
+            every.mark_point(size=40, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=described),
+        )
+        .add_params(of)
+        .properties(height=HEIGHT, title=_chosen_title(of))
+    )
+
+
 def _faded(shown: alt.Parameter, opacity: float = 1.0) -> Any:
     """`opacity` for the arm that was clicked in the legend, next to nothing for the others."""
     return alt.when(shown).then(alt.value(opacity)).otherwise(alt.value(opacity * 0.12))

@@ -31,6 +31,7 @@ from bench.record import (
     DataSummary,
     EvaluateResult,
     HeldoutPoint,
+    MatrixChange,
     PointItem,
     Record,
     RegressionItem,
@@ -60,13 +61,14 @@ class Sweep:
 
     folders: list[Path]
     records: list[Record] = field(default_factory=list)
-    step_rows: dict[str, list[Step]] = field(default_factory=dict)  # by run_id, as the next four
+    step_rows: dict[str, list[Step]] = field(default_factory=dict)  # by run_id, as the next three
     sample_rows: dict[str, list[Sample]] = field(default_factory=dict)
     regression_rows: dict[str, list[RegressionItem]] = field(default_factory=dict)
     answer_rows: dict[str, list[ServedAnswer]] = field(default_factory=dict)  # of every served form
-    point_rows: dict[str, list[PointItem]] = field(default_factory=dict)  # of every point along training
     problems: list[Problem] = field(default_factory=list)
     tunings: list[Tuning] = field(default_factory=list)  # searches of learning rates, from the folders' rates.yaml
+    point_rows: dict[str, list[PointItem]] = field(default_factory=dict)  # by run_id, of every point along training
+    change_rows: dict[str, list[MatrixChange]] = field(default_factory=dict)  # of every matrix that was trained
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -209,6 +211,7 @@ def load(*folders: str | Path) -> Sweep:
             RegressionItem, run / "regression_items.jsonl.gz", sweep.problems
         )
         sweep.answer_rows[record.run_id] = read_rows(ServedAnswer, run / "served_answers.jsonl.gz", sweep.problems)
+        sweep.change_rows[record.run_id] = read_rows(MatrixChange, run / "weight_changes.jsonl.gz", sweep.problems)
         sweep.point_rows[record.run_id] = read_rows(PointItem, run / "frontier_items.jsonl.gz", sweep.problems)
     sweep.records.extend(known.values())
     for folder in sweep.folders:

@@ -10,8 +10,9 @@ losses are drawn by the engine of the decision (`paired.draws`), amounts by `evi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from bench.fairness import disturbances
 from bench.metrics import METRICS
 from bench.record import Record
 from bench.stats.compare import match
-from bench.stats.curves import reach_frame
+from bench.stats.curves import FORGETTING, paths, reach_frame
 from bench.stats.evidence import DRAWS, amount_draws
 from bench.stats.frames import Group, family
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
 from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, means
 from bench.stats.rates import best_of_rates, optimum_cell, optimum_draws, tried
 from bench.stats.serving import forms_frame, forms_of, latency_ratios, results_of, timed_answers
+from bench.stats.weights import changes_frame
 
 SERVED = ("unmerged_latency_ratio", "merged_latency_ratio", "merged_size_ratio", "merge_logit_difference",
           "adapter_swap_seconds")  # fmt: skip
@@ -38,14 +40,17 @@ INSTRUCTION_TASKS = ("instructions", "ifeval")  # of the regression suite
 ARMS = ("base", "base_4bit", "full", "lora", "qlora")
 # Quantities: of examples or steps; one number a run (columns of the runs frame); of these counts, which are exact.
 EXAMPLES = ("score", *(f"score_{metric}" for metric in METRICS), "test_loss", "regression_mean",
-            "instruction_following", "gradient_spike_share")  # fmt: skip
+            "instruction_following", "gradient_spike_share", "forgotten_at_equal_learning", "intruder_dimensions",
+            "effective_rank")  # fmt: skip
 AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_to_target", "cost_usd", "energy_wh")
 COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",
           "weights_bytes", "gradients_bytes", "optimizer_bytes")  # fmt: skip
 QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, "best_learning_rate")
 SETTINGS = {"rank": "adapter.rank", "target_modules": "adapter.target_modules", "scheme": "quantization.scheme",
-             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype"}  # fmt: skip
-_PUBLISHED = {"adapter.use_dora": False, "adapter.use_rslora": False, "adapter.init": "default"}  # LoRA, not a variant
+             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype",
+             "use_dora": "adapter.use_dora", "use_rslora": "adapter.use_rslora", "init": "adapter.init",
+             "loraplus_lr_ratio": "adapter.loraplus_lr_ratio"}  # fmt: skip
+_PUBLISHED = {"use_dora": False, "use_rslora": False, "init": "default", "loraplus_lr_ratio": None}  # no variant
 Need = tuple[str, "Arm"]  # a quantity of an arm
 Drawn = tuple[float, Floats, str]  # its value, its draws, what they rest on
 Runs = dict["Arm", list[Record]]
@@ -86,7 +91,8 @@ def _fits(arm: Arm, record: Record) -> bool:
     if family(record) != arm.family or record.config.method.control:
         return False
     has = flat(asdict(record.config.method))
-    published = all(has.get(setting) in (None, usual) for setting, usual in _PUBLISHED.items())
+    plain = {name: usual for name, usual in _PUBLISHED.items() if name not in dict(arm.settings)}
+    published = all(has.get(SETTINGS[name]) in (None, usual) for name, usual in plain.items())
     return published and all(_equal(wanted, has.get(SETTINGS[name])) for name, wanted in arm.settings)
 
 
@@ -167,11 +173,12 @@ def drawn(
     if name in SERVED:
         return [_served(group, name, of_arm, rng) for of_arm in arms]
     if name in EXAMPLES:
-        known = _spikes(group, arms) if name == "gradient_spike_share" else _examples(group, name, arms)
+        special, unit = _SPECIAL.get(name, (partial(_examples, name=name), "examples"))
+        known = special(group, arms=arms)
         if known.examples < FEWEST_EXAMPLES:
             raise NotMeasuredError(f"only {known.examples} examples")
         sampled = draws(known, rng, DRAWS, alike=[not of_arm[0].config.untrained for of_arm in arms])
-        basis = f"{known.examples} {'steps' if name == 'gradient_spike_share' else 'examples'}, {runs}"
+        basis = f"{known.examples} {unit}, {runs}"
         return [(float(known.mean[i]), sampled[:, i], basis) for i in range(len(arms))]
     values = _by_run(group, name, arms, at_equal)
     if name in COUNTS:
@@ -180,7 +187,7 @@ def drawn(
     return [(float(v.mean()), sampled[:, i], runs) for i, v in enumerate(values)]
 
 
-def _examples(group: Group, name: str, arms: Sequence[list[Record]]) -> Means:
+def _examples(group: Group, arms: Sequence[list[Record]], name: str) -> Means:
     tables = measure_tables(group)
     kind, _, metric = name.partition("_")
     if kind == "score":
@@ -210,6 +217,38 @@ def _spikes(group: Group, arms: Sequence[list[Record]]) -> Means:
     if len({of_arm.shape[1] for of_arm in rows}) > 1:
         raise NotMeasuredError("the runs' steps are not equally many")
     return means(rows)
+
+
+def _at_equal_learning(group: Group, arms: Sequence[list[Record]]) -> Means:
+    """What of the suite's mean was forgotten, over the range of learning that all runs of the arms reached."""
+    known = paths(group, next(iter(FORGETTING)))
+    sides = [[known.of_arm.get(group.arm_of[run.run_id], {}).get(run.seed) for run in of_arm] for of_arm in arms]
+    measured = [[path for path in side if path] for side in sides]
+    if any(len(side) < len(of_arm) for side, of_arm in zip(measured, arms, strict=True)):
+        raise NotMeasuredError("learning and forgetting were not measured along training (experiment=frontier)")
+    found = known.at_equal_learning(measured)[2]
+    if found is None:
+        raise NotMeasuredError("the arms have no range of learning in common")
+    return found
+
+
+def _of_matrices(group: Group, arms: Sequence[list[Record]], column: str) -> Means:
+    """A quantity of `MatrixChange`, over the matrices that all runs trained."""
+    table = changes_frame(group).pivot(index="name", columns="run_id", values=column)
+    if missing := [run.run_id for of_arm in arms for run in of_arm if run.run_id not in table]:
+        raise NotMeasuredError(f"the weights of {', '.join(missing)} were not measured (evaluation.weights=true)")
+    rows = [np.stack([table[run.run_id].to_numpy() for run in of_arm]) for of_arm in arms]
+    if not np.isfinite(np.concatenate(rows)).all(axis=0).any():
+        raise NotMeasuredError("the arms trained no matrix in common")
+    return means(rows)
+
+
+_SPECIAL: dict[str, tuple[Callable[..., Means], str]] = {  # quantity over something other than examples -> over what
+    "gradient_spike_share": (_spikes, "steps"),
+    "forgotten_at_equal_learning": (_at_equal_learning, "items"),
+    "intruder_dimensions": (partial(_of_matrices, column="intruders"), "matrices"),
+    "effective_rank": (partial(_of_matrices, column="effective_rank"), "matrices"),
+}
 
 
 def _by_run(group: Group, name: str, arms: Sequence[list[Record]], at_equal: str | None) -> list[Floats]:

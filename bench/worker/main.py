@@ -42,6 +42,7 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "evaluate": ("evaluate", "run"),
     "regression": ("regression", "run"),
     "frontier": ("frontier", "run"),
+    "weights": ("weights", "run"),
     "serve": ("serve", "run"),
     "export": ("prepare", "export"),
     "check": ("prepare", "check"),
@@ -204,7 +205,7 @@ def refuse_changed_inputs(config: RunConfig, folder: Path, stage: str) -> None:
         problems.append(
             f"{data_folder(config)}: prepared data are gone or changed; the same command prepares them again"
         )
-    if stage in ("evaluate", "regression", "frontier", "serve") and not config.untrained:
+    if stage in ("evaluate", "regression", "frontier", "weights", "serve") and not config.untrained:
         trained, weights = from_json(TrainResult, (folder / "train.json").read_bytes()), artifact_folder(config)
         lost = ", ".join(damaged(weights, trained.weights, kept))
         problems += [f"{weights}: not as training wrote it: {lost}; the same command trains again"] if lost else []

@@ -16,7 +16,22 @@ from bench.report.sections import (
     rates,
     serving,
     speed,
+    weights,
 )
 
-_ORDER = (quality, learning, memory, speed, forgetting, frontier, serving, claims, rates, data, examples, fairness)
+_ORDER = (
+    quality,
+    learning,
+    memory,
+    speed,
+    forgetting,
+    frontier,
+    weights,
+    serving,
+    claims,
+    rates,
+    data,
+    examples,
+    fairness,
+)
 SECTIONS = tuple(module.section for module in _ORDER)
