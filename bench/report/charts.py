@@ -259,13 +259,14 @@ def frontier_chart(points: pd.DataFrame, arms: Sequence[str]) -> Drawing:
     x = alt.X("learned:Q", title="learned: held-out loss below the base's, nats per token")
     scale = alt.Scale(reverse=True, nice=True)
     y, low = (alt.Y(f"{name}:Q", title="forgotten (down: more)", scale=scale) for name in ("forgotten", "low"))
-    every = alt.Chart(points).transform_filter("datum.measure == of").encode(x=x, color=colour, order="step:Q")
+    every = alt.Chart(points).transform_filter("datum.measure == of").encode(x=x, color=colour)
+    path = every.encode(y=y, order="step:Q")
     numbers = dict.fromkeys(("learned", "forgotten", "low", "high"), ".3f")
     described = _tooltips({"arm": "", "step": "d"} | numbers)
     drawn = alt.layer(
         every.mark_area().encode(y=low, y2="high:Q", opacity=_faded(shown, 0.18)),
-        every.mark_line(strokeWidth=2.6).encode(y=y, opacity=_faded(shown)),
-        every.mark_point(size=60, filled=True).encode(y=y, shape=shape, opacity=_faded(shown), tooltip=described),
+        path.mark_line(strokeWidth=2.6).encode(opacity=_faded(shown)),
+        path.mark_point(size=60, filled=True).encode(shape=shape, opacity=_faded(shown), tooltip=described),
     )
     return drawn.add_params(of, shown).properties(height=HEIGHT, title=_chosen_title(of))
 
@@ -280,7 +281,7 @@ def layers_chart(changes: pd.DataFrame, arms: Sequence[str]) -> Drawing:
         _choice("of", "of the change", list(dict.fromkeys(changes["quantity"]))),
         _looks(arms, changes),
     )
-    x = alt.X("layer:Q", title="layer", axis=alt.Axis(format="d"))
+    x = alt.X("layer:Q", title="layer", axis=alt.Axis(format="d", tickMinStep=1))
     y, low = (alt.Y(f"{name}:Q", title=None, scale=alt.Scale(zero=True)) for name in ("value", "low"))
     described = _tooltips({"arm": "", "layer": "d", "value": ".3~g", "low": ".3~g", "high": ".3~g"})
     every = alt.Chart(changes).transform_filter("datum.quantity == of").encode(x=x, color=colour)

@@ -185,11 +185,8 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
 
 # --- Forgetting at equal learning ---
 
-FORGETTING = {  # what is forgotten, as a `Measure`; the first is what a limit is about
-    "suite's mean": Measure("regression", SUITE_MEAN, False, "share"),
-    "KL, general text": Measure("divergence", "general text", False, "nats/token"),
-    "KL, the task's prompts": Measure("divergence", TASK_KL, False, "nats/token"),
-}
+SUITE, ON_TASK = "suite's mean", "KL, the task's prompts"
+FORGETTING = (SUITE, "KL, general text", ON_TASK)  # what is forgotten
 NO_OVERLAP = "no overlap"
 _WORDS = {"better": "forgets less", "worse": "forgets more"}
 
@@ -252,7 +249,7 @@ class Paths:
 
 @lru_cache(maxsize=32)
 def paths(group: Group, name: str) -> Paths:
-    """Every trained run but controls that was measured along training, for one of `FORGETTING`."""
+    """Every trained run but controls that was measured along training, for one kind of forgetting."""
     found: dict[str, dict[int, pd.DataFrame]] = {}
     for arm, runs in group.by_arm.items():
         for record in runs:
@@ -265,7 +262,7 @@ def paths(group: Group, name: str) -> Paths:
         return Paths({})
     index = items.index
     task = pd.factorize(index.get_level_values("task"))[0]
-    of_suite = name == next(iter(FORGETTING))
+    of_suite = name == SUITE
     of_arm = {
         arm: {seed: _path(frame, _forgotten(frame, group, name), index) for seed, frame in of_seed.items()}
         for arm, of_seed in found.items()
@@ -277,8 +274,8 @@ def paths(group: Group, name: str) -> Paths:
 def _forgotten(rows: pd.DataFrame, group: Group, name: str) -> pd.DataFrame:
     """task, item_id (index), step, value (forgotten; NaN: not finite) and weight of the items that show it."""
     kl = rows["metric"] == KL_METRIC
-    if name != next(iter(FORGETTING)):
-        own = rows[kl & ((rows["task"] == TASK_KL) == (FORGETTING[name].name == TASK_KL))]
+    if name != SUITE:
+        own = rows[kl & ((rows["task"] == TASK_KL) == (name == ON_TASK))]
         return own.assign(value=own["score"].astype(float)).set_index(["task", "item_id"])
     results = (record.frontier for record in group.records if record.frontier)
     rising = {task.task for found in results for task in found.points[0].values if task.higher_is_better}
@@ -327,7 +324,8 @@ def equal_learning(group: Group) -> pd.DataFrame:
     "not settled", `NO_OVERLAP`; by Holm over the pairs).
     """
     rows: list[dict[str, Any]] = []
-    for name, measure in FORGETTING.items():
+    for name in FORGETTING:
+        measure = Measure("regression", SUITE_MEAN) if name == SUITE else Measure("divergence", name, False)
         known, own = paths(group, name), list[tuple[dict[str, Any], Estimate | None, float]]()
         for arm, baseline in _pairs(group, list(known.of_arm)):
             seeds = [(left.seed, right.seed) for left, right in match(group, arm, baseline).pairs]
@@ -363,8 +361,8 @@ def forgetting_sentences(group: Group, allowed_points: float) -> list[str]:
     Args:
         allowed_points: that the suite's mean may lose, of 100.
     """
-    name, frame, said = next(iter(FORGETTING)), equal_learning(group), list[str]()
-    for row in frame[frame["measure"] == name].to_dict("records"):
+    frame, said = equal_learning(group), list[str]()
+    for row in frame[frame["measure"] == SUITE].to_dict("records"):
         arm, baseline = row["arm"], row["baseline"]
         if row["verdict"] == NO_OVERLAP:
             said.append(f"Forgetting at equal learning: {arm} and {baseline} have no range of learning in common.")
@@ -373,7 +371,7 @@ def forgetting_sentences(group: Group, allowed_points: float) -> list[str]:
         more = f"{abs(middle):.1f} points {'more' if middle > 0 else 'less'}"
         said.append(f"At equal learning {arm} forgets {more} than {baseline} [{low:+.1f}, {high:+.1f}].")
     points = frontier_frame(group)
-    for arm, path in points[points["measure"] == name].groupby("arm", sort=False):
+    for arm, path in points[points["measure"] == SUITE].groupby("arm", sort=False):
         *before, last = path.sort_values("step").to_dict("records")
         within = [point for point in before[1:] if 100 * point["forgotten"] <= allowed_points]
         if within and 100 * last["forgotten"] > allowed_points:

@@ -23,7 +23,7 @@ from bench.fairness import disturbances
 from bench.metrics import METRICS
 from bench.record import Record
 from bench.stats.compare import match
-from bench.stats.curves import FORGETTING, paths, reach_frame
+from bench.stats.curves import SUITE, paths, reach_frame
 from bench.stats.evidence import DRAWS, amount_draws
 from bench.stats.frames import Group, family
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
@@ -221,7 +221,7 @@ def _spikes(group: Group, arms: Sequence[list[Record]]) -> Means:
 
 def _at_equal_learning(group: Group, arms: Sequence[list[Record]]) -> Means:
     """What of the suite's mean was forgotten, over the range of learning that all runs of the arms reached."""
-    known = paths(group, next(iter(FORGETTING)))
+    known = paths(group, SUITE)
     sides = [[known.of_arm.get(group.arm_of[run.run_id], {}).get(run.seed) for run in of_arm] for of_arm in arms]
     measured = [[path for path in side if path] for side in sides]
     if any(len(side) < len(of_arm) for side, of_arm in zip(measured, arms, strict=True)):

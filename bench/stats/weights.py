@@ -25,6 +25,7 @@ QUANTITIES = {  # as a reader sees it -> field of `MatrixChange`
     "intruder dimensions": "intruders",
 }
 FEWEST_RUNS = 5  # of a rank correlation
+_CLOSEST = 0.99  # that the middle of a correlation's interval may come to 1: few runs may agree in order by chance
 
 
 @lru_cache(maxsize=32)
@@ -76,6 +77,6 @@ def rank_correlation(left: Floats, right: Floats) -> tuple[float, float, float]:
         left, right: of the same runs, shape (runs,), at least `FEWEST_RUNS`; neither is the same for all.
     """
     found = float(stats.spearmanr(left, right).statistic)
-    middle = math.atanh(np.clip(found, -1 + 1e-9, 1 - 1e-9))
+    middle = math.atanh(np.clip(found, -_CLOSEST, _CLOSEST))
     error = float(stats.norm.ppf(0.975)) * math.sqrt((1 + found**2 / 2) / (len(left) - 3))
-    return found, math.tanh(middle - error), math.tanh(middle + error)
+    return found, min(math.tanh(middle - error), found), max(math.tanh(middle + error), found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bench.report.charts import Chart, frontier_chart
 from bench.report.section import UNKNOWN, Column, Section, difference, number, table_of
-from bench.stats.curves import FORGETTING, NO_OVERLAP, equal_learning, frontier_frame
+from bench.stats.curves import NO_OVERLAP, SUITE, equal_learning, frontier_frame
 from bench.stats.frames import Group
 
 _NOTE = (
@@ -27,10 +27,9 @@ def section(group: Group) -> Section | None:
     shown = frontier_frame(group)
     if shown.empty:
         return None
-    suite = next(iter(FORGETTING))
-    in_points = shown["measure"].map({suite: 100.0}).fillna(1.0)
+    in_points = shown["measure"].map({SUITE: 100.0}).fillna(1.0)
     shown = shown.assign(**{name: shown[name] * in_points for name in ("forgotten", "low", "high")})
-    shown["measure"] = shown["measure"].replace(suite, f"{suite}, points")
+    shown["measure"] = shown["measure"].replace(SUITE, f"{SUITE}, points")
     drawing = frontier_chart(shown, list(group.arms["arm"]))
     chart = Chart("frontier", drawing, "Forgetting of each method against its learning, along training.", shown)
     found = equal_learning(group)
@@ -48,7 +47,7 @@ def section(group: Group) -> Section | None:
 
 
 def _difference(measure: str, value: float, low: float, high: float) -> str:
-    return difference(value, low, high, *((1, 100) if measure == next(iter(FORGETTING)) else (3, 1)))
+    return difference(value, low, high, *((1, 100) if measure == SUITE else (3, 1)))
 
 
 def _range(low: float, high: float, word: str) -> str:
