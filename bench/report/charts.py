@@ -256,7 +256,7 @@ def frontier_chart(points: pd.DataFrame, arms: Sequence[str]) -> Drawing:
         alt.selection_point(fields=["arm"], bind="legend", name="shown"),
     )
     colour, shape = _looks(arms, points)
-    x = alt.X("learned:Q", title="learned: held-out loss below the base's, nats per token")
+    x = alt.X("learned:Q", title="learned: loss below the base's, nats/token")
     scale = alt.Scale(reverse=True, nice=True)
     y, low = (alt.Y(f"{name}:Q", title="forgotten (down: more)", scale=scale) for name in ("forgotten", "low"))
     every = alt.Chart(points).transform_filter("datum.measure == of").encode(x=x, color=colour)

@@ -34,7 +34,7 @@ from bench.record import HELDOUT, KL_METRIC, TASK_KL, PointItem, Record, Step, T
 from bench.stats.compare import comparable, margin_of, match, wanted_pairs
 from bench.stats.frames import Group
 from bench.stats.measures import SUITE_MEAN, Measure
-from bench.stats.paired import Estimate, Floats, Means, holm, means, verdict
+from bench.stats.paired import Estimate, Floats, Means, SeedPart, holm, means, verdict
 
 _COLUMNS = ["arm", "seed", "run_id", "set", "target", "status", "tokens", "seconds", "seconds_without_compiling",
             "energy_wh", "final_loss", "loss_at_equal_tokens", "loss_at_equal_seconds", "equal_tokens",
@@ -231,10 +231,10 @@ class Paths:
     weights: Floats | None = None
     strata: Any = None
 
-    def means(self, values: Sequence[Floats]) -> Means | None:
-        """Of arms, each of shape (seeds, items); None where they share no item."""
+    def means(self, values: Sequence[Floats], seeds: SeedPart | None = None) -> Means | None:
+        """Of arms, each of shape (seeds, items); None where they share no item. `seeds` as in `paired.means`."""
         shared = np.isfinite(np.concatenate(values)).all(axis=0).any()
-        return means(values, weights=self.weights, strata=self.strata) if shared else None
+        return means(values, weights=self.weights, strata=self.strata, seeds=seeds) if shared else None
 
     def at_equal_learning(self, sides: Sequence[Sequence[Path]]) -> tuple[float, float, Means | None]:
         """(range of learning that all runs reached, the means of the arms over it; None: there is no such range)."""
@@ -296,7 +296,10 @@ def _path(rows: pd.DataFrame, forgotten: pd.DataFrame, index: pd.Index) -> Path:
 
 
 def frontier_frame(group: Group) -> pd.DataFrame:
-    """arm, measure, step, learned, forgotten, low, high (95%, over seeds and items); one row a point of an arm."""
+    """arm, measure, step, learned, forgotten, low, high; one row a point of an arm.
+
+    The interval (95%) is over items, at the seeds at hand: two seeds alone would make it as wide as the chart.
+    """
     rows = []
     for name in FORGETTING:
         known = paths(group, name)
@@ -306,7 +309,7 @@ def frontier_frame(group: Group) -> pd.DataFrame:
                 for step, learned, values in zip(path.steps, path.learned, path.forgotten, strict=True):
                     by_step.setdefault(step, {}).setdefault(arm, []).append((learned, values))
         for step, of_arm in by_step.items():
-            together = known.means([np.stack([values for _, values in runs]) for runs in of_arm.values()])
+            together = known.means([np.stack([v for _, v in runs]) for runs in of_arm.values()], SeedPart())
             for place, (arm, runs) in enumerate(of_arm.items() if together else ()):
                 assert together
                 mean, learned = float(together.mean[place]), float(np.mean([learned for learned, _ in runs]))

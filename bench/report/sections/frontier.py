@@ -14,11 +14,11 @@ from bench.stats.frames import Group
 _NOTE = (
     "Learned: how far the loss of validation examples fell below the untouched base's. Forgotten: what the suite's "
     "mean lost, in points of 100, or KL(base || model) in nats a token, on general text or at the answers to the "
-    "task's own prompts; against the base in 16 bit, on a smaller suite than above. Bands and brackets: 95%, over "
-    "seeds and items. At equal learning: the mean over the range of learning that all runs of both methods reached by "
-    "training, in a line between two points; above 0 the first method forgets more. A point that had learned less than "
-    "one before it counts in the chart alone. The learning rate falls to 0 only at the end: a run stopped earlier is "
-    "not one that was planned to be as short."
+    "task's own prompts; against the base in 16 bit, on a smaller suite than above. Bands: 95% over items, at these "
+    "seeds; brackets: over seeds and items. At equal learning: the mean over the range of learning that all runs of "
+    "both methods reached by training, in a line between two points; above 0 the first method forgets more. A point "
+    "that had learned less than one before it counts in the chart alone. The learning rate falls to 0 only at the end: "
+    "a run stopped earlier is not one that was planned to be as short."
 )
 
 
