@@ -2,7 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep, its report and its answer
-    python -m bench COMMAND ...                                 report, plan, tune, data, gate, export, fetch, doctor
+    python -m bench COMMAND ...                                 report, plan, tune, settle, data, gate, export, fetch, doctor
 
 Paths are given by position, everything else as KEY=VALUE; the only flags are -m, --json and --help.
 
@@ -214,11 +214,11 @@ def _keep_plan(configs: list[RunConfig]) -> None:
             write_atomic(folder / FILE, to_json(groups))
 
 
-def _report(folder: Path, allowed: frozenset[str], config: RunConfig) -> bool:
+def _report(folder: Path, allowed: frozenset[str], config: RunConfig, limits: Limits | None = None) -> bool:
     """Write a sweep's report; two sweeps on one folder do so one after the other. False when it cannot be written."""
     try:
         with claim(folder.resolve()):
-            _write_report([folder], allowed)
+            _write_report([folder], allowed, limits=limits)
     except (OSError, ConfigurationError) as error:
         console.problem(f"The report could not be written: {error}. Every record is kept. {COMMAND_AGAIN}")
         return False
@@ -352,6 +352,42 @@ def gate(given: Given) -> int:
     return code
 
 
+def settle(given: Given) -> int:
+    """Run only as much of a sweep as a sure answer needs: seeds, test examples and methods as they are needed.
+
+    python -m bench settle method=base,full,lora,qlora                     at most seeds 0 to 4; settings of the sweep
+    python -m bench settle method=full,lora seed=0,1,2 sure=0.9 budget_minutes=120 memory_gib=24
+
+    sure=SHARE           stop when the answer is so sure, every look at the results paid for; default 0.95
+    budget_minutes=N     start no step that would take longer in all; default 60. The first look is made in any case
+
+    Limits as in report. Runs and report are in results/<sweep>-settle; the same command again goes on. Exit code 1:
+    not sure, or a run failed.
+    """
+    from bench.stats.limits import Limits, limits_from_words
+    from bench.sweep.settle import settle_sweep
+
+    own, others = take(given.settings, "sure", "budget_minutes")
+    _, overrides = take(others, *(limit.name for limit in fields(Limits)))
+    sure, minutes, limits = all_of(
+        lambda: _number("sure", own.get("sure", "0.95"), 0.5, 0.999),
+        lambda: _number("budget_minutes", own.get("budget_minutes", "60"), 0, math.inf),
+        lambda: limits_from_words([text for text in others if text not in overrides]),
+    )
+    config, found = settle_sweep(overrides, limits, sure, minutes, console)
+    reported = _report(sweep_folder(config), frozenset(), config, limits)
+    end = "Settled" if found.decided else "Not settled"
+    console.say(f"{end} after {found.looks} looks and {found.seconds / 60:.1f} minutes. {found.why}")
+    return 0 if reported and found.decided else 1
+
+
+def _number(name: str, text: str, least: float, most: float) -> float:
+    with suppress(ValueError):
+        if least <= float(text) <= most:
+            return float(text)
+    raise ConfigurationError([f"{name}={text}: a number from {least:g} to {most:g}"])
+
+
 def export(given: Given) -> int:
     """Export a tuned run as a folder for others, with its card and checksums; or check such a folder.
 
@@ -473,8 +509,8 @@ def _checked(folder: Path, refusals: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Given], int]] = {
-    "sweep": sweep, "report": report, "plan": plan, "tune": tune, "gate": gate, "export": export, "fetch": fetch,
-    "data": data, "doctor": doctor,
+    "sweep": sweep, "report": report, "plan": plan, "tune": tune, "settle": settle, "gate": gate, "export": export,
+    "fetch": fetch, "data": data, "doctor": doctor,
 }  # fmt: skip
 PATHS = {  # command -> (fewest, most, in words)
     "report": (1, sys.maxsize, "the folders of sweeps, such as results/default"),

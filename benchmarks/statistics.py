@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
 from bench.stats.decide import choose
-from bench.stats.evidence import COSTS, Evidence
+from bench.stats.evidence import COSTS, WALL, Evidence
 from bench.stats.limits import COLUMNS, Limits
 from bench.stats.measures import Measure
-from bench.stats.paired import SEED_SPREAD, Estimate, Floats, draws, holm, means
+from bench.stats.paired import SEED_SPREAD, Estimate, Floats, Means, draws, holm, means
+from bench.stats.settling import Design, first_design, settle
 
 SEEDS, PARTS = (1, 2, 3, 5), (0, 0.25, 1, 4, 16)  # seeds; their part in the error of a difference, in units of the rest
 SPREAD, ARM_BY_EXAMPLE, REST = 0.2, 0.06, 0.1  # of a ROUGE-L: of examples, of arms by example, of what is left
@@ -169,19 +172,72 @@ def ragged(scale: float, rng: np.random.Generator) -> Iterator[Row]:
         yield [chance, arms_agree, seeds, *shares(int(1000 * scale), experiment)]
 
 
+def evidence_from(known: Means, seconds: Sequence[float] = (), draw: np.random.Generator | None = None) -> Evidence:
+    """Of arms whose costs fall from arm to arm; `seconds`: of an arm's training and of an example's evaluation."""
+    size = len(known.mean)
+    costs = pd.DataFrame({"peak_memory_bytes": np.arange(size, 0.0, -1)}).reindex(columns=[*COSTS, *WALL])
+    if seconds:
+        costs["train_wall_seconds"], costs["evaluate_wall_seconds"] = seconds[0], seconds[1] * known.examples
+    needs = dict.fromkeys(COLUMNS, np.tile(costs["peak_memory_bytes"], (DRAWS, 1)))
+    drawn = draws(known, draw or np.random.default_rng(0), DRAWS)
+    arms = [str(place) for place in range(size)]
+    return Evidence(arms, [True] * size, known, Measure("score", "simulated"), drawn, needs, costs)
+
+
 def decided(
     rng: np.random.Generator, truth: Sequence[float], seeds: int, examples: int, spread: float
 ) -> tuple[int, float, bool]:
-    """(the chosen arm, how sure, whether it falls short by no more than the tolerance); costs fall from arm to arm."""
-    known, size = means(scores(rng, truth, seeds, examples, spread), value_range=(0.0, 1.0)), len(truth)
-    costs = pd.DataFrame({"peak_memory_bytes": np.arange(size, 0.0, -1)}).reindex(columns=COSTS)
-    needs = dict.fromkeys(COLUMNS, np.tile(costs["peak_memory_bytes"], (DRAWS, 1)))
-    arms = [str(place) for place in range(size)]
-    drawn = draws(known, rng, DRAWS)
-    evidence = Evidence(arms, [True] * size, known, Measure("score", "simulated"), drawn, needs, costs)
-    choice = choose(evidence, Limits(quality_tolerance=TOLERANCE))
+    """(the chosen arm, how sure, whether it falls short by no more than the tolerance)."""
+    known = means(scores(rng, truth, seeds, examples, spread), value_range=(0.0, 1.0))
+    choice = choose(evidence_from(known, draw=rng), Limits(quality_tolerance=TOLERANCE))
     assert choice.arm is not None
     return choice.arm, choice.sureness, max(truth) - truth[choice.arm] <= TOLERANCE
+
+
+def settled(scale: float, rng: np.random.Generator) -> Iterator[Row]:
+    """Adaptive sweeps of at most 5 seeds and 512 examples: true gaps as in "calibration", or all three arms equal, or
+    one a hair worse than the tolerance; seeds scatter so many times as supposed. % of all: sure, and wrong though sure;
+    of the sure: said and right; of all: right. Minutes (a training 5, scores on 128 examples 2) and looks, mean.
+    The whole sweep: its minutes, % right, and % 95% sure."""
+    for name, times, sweeps in (("drawn", 1, 1000), ("drawn", 3, 1000), ("drawn", 6, 1000), ("equal", 1, 250),
+                                ("hair", 1, 250)):  # fmt: skip
+        found = [_settled(rng, name, times) for _ in range(int(sweeps * scale))]
+        sure, right, said, minutes, looks, whole_right, whole_sure = np.array(found, dtype=float).T
+        of_sure = [100 * part[sure > 0].mean() if sure.any() else math.nan for part in (said, right)]
+        yield [name, times, 100 * sure.mean(), 100 * (sure * (1 - right)).mean(), *of_sure, 100 * right.mean(),
+               minutes.mean(), looks.mean(), _WHOLE_MINUTES, 100 * whole_right.mean(),
+               100 * whole_sure.mean()]  # fmt: skip
+
+
+_TRAIN_SECONDS, _EXAMPLE_SECONDS, _MOST = 300.0, 120 / 128, Design(("0", "1", "2"), 5, 512)
+_WHOLE_MINUTES = 3 * 5 * (_TRAIN_SECONDS + 512 * _EXAMPLE_SECONDS) / 60
+
+
+def _settled(rng: np.random.Generator, name: str, times: float) -> Sequence[float]:
+    spread = times * SEED_SPREAD * UNIT * np.exp(0.6 * rng.normal())
+    gaps = {"drawn": [0, *rng.normal(0, GAP, 2)], "equal": [0, 0, 0], "hair": [1.01 * TOLERANCE, 0, 0]}[name]
+    truth = BEST + rng.permutation(gaps)
+    values = scores(rng, list(truth), _MOST.seeds, _MOST.examples, spread)
+    spent, scored = 0.0, set[tuple[str, int, int]]()
+
+    def look(design: Design) -> tuple[Evidence, float]:
+        nonlocal spent
+        for run in itertools.product(design.arms, range(design.seeds)):
+            spent += 0 if any(run == other[:2] for other in scored) else _TRAIN_SECONDS
+            spent += 0 if (*run, design.examples) in scored else design.examples * _EXAMPLE_SECONDS
+            scored.add((*run, design.examples))
+        kept = [values[int(arm)][: design.seeds, : design.examples] for arm in design.arms]
+        found = evidence_from(means(kept, value_range=(0.0, 1.0)), (_TRAIN_SECONDS, _EXAMPLE_SECONDS))
+        costs = found.costs.assign(peak_memory_bytes=[3.0 - int(arm) for arm in design.arms])
+        return replace(found, arms=list(design.arms), costs=costs), spent
+
+    limits = Limits(quality_tolerance=TOLERANCE)
+    result = settle(look, first_design(_MOST), _MOST, limits, 0.95, math.inf)
+    whole = choose(evidence_from(means(values, value_range=(0.0, 1.0))), limits)
+    assert result.arm is not None
+    assert whole.arm is not None
+    short = [max(truth) - truth[int(arm)] <= TOLERANCE for arm in (result.arm, whole.arm)]
+    return result.decided, short[0], result.sureness, spent / 60, result.looks, short[1], whole.sureness >= 0.95
 
 
 def calibration(scale: float, rng: np.random.Generator) -> Iterator[Row]:
@@ -227,6 +283,8 @@ TABLES: dict[str, tuple[Callable[[float, np.random.Generator], Iterator[Row]], s
     "ragged": (ragged, "accuracy|arms agree|seeds|mean covered|difference covered|false positives|equivalent at -2"),
     "calibration": (calibration, "arms|seeds|all|" + "|".join(
         f"{100 * low:.0f}-{100 * high:.0f}" for low, high in itertools.pairwise(BINS))),
+    "settled": (settled, "truth|seeds scatter|sure|sure and wrong|said|right of sure|right|minutes|looks|"
+                "whole: minutes|right|sure"),
     "truths": (truths, "truth|seeds|examples|right|said|full|lora|qlora"),
 }  # fmt: skip
 

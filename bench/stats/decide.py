@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from bench.fairness import program_caveats
 from bench.mistakes import ConfigurationError
 from bench.stats.curves import forgetting_sentences
-from bench.stats.evidence import COSTS, WALL, Evidence, evidence_of
+from bench.stats.evidence import COSTS, Evidence, evidence_of
 from bench.stats.frames import Group, Sweep, groups
 from bench.stats.limits import COLUMNS, Limits
 from bench.stats.measures import Measure
-from bench.stats.paired import Floats, seed_variance
+from bench.stats.paired import Floats
 
 TOLERANCE = 0.05  # of the best score
 SURE = 0.95
@@ -251,25 +251,13 @@ def _to_be_sure(evidence: Evidence, limits: Limits) -> dict[str, float | None] |
     The errors of the draws shrink as the variance of a difference of two arms would.
     """
     known, trained = evidence.known, np.array(evidence.trained)
-    training, evaluation = evidence.costs.loc[trained, list(WALL)].sum()
     seeds = int(known.seeds[trained].min()) if trained.any() else 1
-    places = [place for place, yes in enumerate(trained) if yes or trained.sum() < 2]
-    pairs = itertools.combinations(places, 2)
-    items = float(np.mean([((known.influence[a] - known.influence[b]) ** 2).sum() for a, b in pairs])) / 2
-    of_seeds, rest = seed_variance(known) * trained.any(), min(known.seed_part.rest, 0.9 * items * seeds)
-
-    def variance(more: int, factor: float) -> float:
-        return (items - rest / seeds + rest / (seeds + more)) / factor + of_seeds / (seeds + more)
-
-    def seconds(more: int, factor: float) -> float:
-        return more * (training + factor * evaluation) + seeds * (factor - 1) * evaluation
-
     errors = evidence.scores - evidence.scores.mean(axis=0)
     plans = list(itertools.product(_MORE_SEEDS, _MORE_EXAMPLES))[1:]
-    for more, factor in sorted(plans, key=lambda p: (seconds(*p), p[0] + p[1])):
-        shrunk = math.sqrt(variance(more, factor) / variance(0, 1))
+    for more, factor in sorted(plans, key=lambda p: (evidence.seconds(*p), p[0] + p[1])):
+        shrunk = math.sqrt(evidence.variance(more, factor) / evidence.variance(0, 1))
         if choose(replace(evidence, scores=evidence.means + shrunk * errors), limits).sureness >= SURE:
-            minutes = seconds(more, factor) / 60 or None  # 0: no stage's time is known
+            minutes = evidence.seconds(more, factor) / 60 or None  # 0: no stage's time is known
             return {"examples": math.ceil(known.examples * factor), "seeds": seeds + more, "minutes": minutes}
     return None
 
@@ -367,7 +355,7 @@ def _surer(evidence: Evidence, arm: str, tolerance: float, more: dict[str, float
 
 
 def _caveats(group: Group, evidence: Evidence, choice: Choice) -> list[str]:
-    caveats = []
+    caveats = [*group.sweep.said]
     single = [arm for arm, seeds, trained in zip(evidence.arms, evidence.known.seeds, evidence.trained, strict=True)
               if seeds == 1 and trained]  # fmt: skip
     if single:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,11 +23,11 @@ from bench.stats.compare import comparable, match
 from bench.stats.frames import Group, family
 from bench.stats.limits import COLUMNS
 from bench.stats.measures import Measure, Table, means_of, measure_tables, primary_measure, suite_measure
-from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws
+from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, seed_variance
 
 DRAWS = 4000
 COSTS = ("peak_memory_bytes", "train_seconds", "checkpoint_bytes", "cost_usd")
-WALL = ("train_wall_seconds", "evaluate_wall_seconds")  # of an arm's stages
+WALL = ("train_wall_seconds", "regression_wall_seconds", "evaluate_wall_seconds")  # of an arm's stages
 _RUN_TO_RUN = 0.02  # prior of how far a cost scatters from run to run, relative, worth two degrees of freedom
 
 
@@ -54,6 +54,33 @@ class Evidence:
     def means(self) -> Floats:
         """The scores as measured, turned so that higher is better, shape (arms,)."""
         return self.measure.sign * self.known.mean
+
+    def variance(self, more_seeds: int, factor: float) -> float:
+        """Of a difference between two arms, averaged over them, with so many seeds more and times the examples."""
+        known, trained = self.known, np.array(self.trained)
+        seeds = int(known.seeds[trained].min()) if trained.any() else 1
+        places = [place for place, yes in enumerate(trained) if yes or trained.sum() < 2]
+        pairs = itertools.combinations(places, 2)
+        items = float(np.mean([((known.influence[a] - known.influence[b]) ** 2).sum() for a, b in pairs])) / 2
+        rest, more = min(known.seed_part.rest, 0.9 * items * seeds), seeds + more_seeds
+        return (items - rest / seeds + rest / more) / factor + seed_variance(known) * trained.any() / more
+
+    def seconds(self, more_seeds: int, factor: float) -> float:
+        """Wall time of so many seeds more and times the examples: with more examples, all runs are scored anew."""
+        wall, known = self.costs[list(WALL)].fillna(0).to_numpy(), self.known
+        scored = factor * wall[:, -1]
+        again = float(known.seeds @ scored) if factor > 1 else 0.0
+        return again + more_seeds * float((wall[:, :-1].sum(axis=1) + scored)[self.trained].sum())
+
+    def only(self, arms: Sequence[str]) -> Evidence:
+        """What is known of these arms."""
+        kept = [place for place, arm in enumerate(self.arms) if arm in arms]
+        known = replace(self.known, values=[self.known.values[i] for i in kept], seed_share=self.known.seed_share[kept])
+        return replace(
+            self, arms=[self.arms[i] for i in kept], trained=[self.trained[i] for i in kept], known=known,
+            scores=self.scores[:, kept], amounts={name: drawn[:, kept] for name, drawn in self.amounts.items()},
+            costs=self.costs.iloc[kept],
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from bench.compose import RATES_FILE, Tuning, read_rates
 from bench.config import RunConfig
@@ -38,10 +39,12 @@ from bench.record import (
     Sample,
     Step,
     TrainResult,
+    from_json,
 )
 from bench.served import ServedAnswer
 from bench.stats.reading import Problem, read_record, read_rows
 
+SETTLED_FILE = "settled.json"
 _RUN = ["run_id", "arm", "method", "seed"]
 _FAMILIES = ("base", "prompted", "base_4bit", "full", "lora", "qlora")  # in the order of tables and charts
 _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not say which stage it belongs to
@@ -53,6 +56,14 @@ _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not s
 }
 _NO_COLUMNS = {"heldout", "memory", "breakdown", "spans_seconds", "environment", "step_memory", "per_device",
                "resumed_at_steps"}  # fields of `TrainResult` with more than one value  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What `bench settle` writes beside the runs: folders of runs that its last look leaves out, and why, in words."""
+
+    runs: list[str]
+    said: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +80,7 @@ class Sweep:
     tunings: list[Tuning] = field(default_factory=list)  # searches of learning rates, from the folders' rates.yaml
     point_rows: dict[str, list[PointItem]] = field(default_factory=dict)  # by run_id, of every point along training
     change_rows: dict[str, list[MatrixChange]] = field(default_factory=dict)  # of every matrix that was trained
+    said: list[str] = field(default_factory=list)  # what `bench settle` did, a sentence each
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -196,6 +208,11 @@ def load(*folders: str | Path) -> Sweep:
     known: dict[str, Record] = {}
     within = ([d] if (d / "record.json").is_file() else sorted(d.iterdir()) for d in sweep.folders)
     for run in (run for runs in within for run in runs if run.is_dir()):
+    left_out = {folder: _left_out(folder) for folder in sweep.folders}
+    sweep.said.extend(text for found in left_out.values() for text in found.said)
+    for run in (run for folder in sweep.folders for run in sorted(folder.iterdir()) if run.is_dir()):
+        if run.name in left_out[run.parent].runs:
+            continue
         record = read_record(run, sweep.problems)
         if record is None:
             continue
@@ -224,6 +241,13 @@ def load(*folders: str | Path) -> Sweep:
             reason = f"unreadable rates: {first_mistake(error)}"
             sweep.problems.append(Problem(folder.name, RATES_FILE, reason, step))
     return sweep
+
+
+def _left_out(folder: Path) -> LeftOut:
+    try:
+        return from_json(LeftOut, (folder / SETTLED_FILE).read_bytes())
+    except (OSError, ValidationError):  # an ordinary sweep
+        return LeftOut([], [])
 
 
 # --- What a run is ---

@@ -259,13 +259,13 @@ def forecasts(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> list[
 def finished_stage(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, str]) -> Any:
     """A stage's result from an earlier call, else from an equal run of another sweep; None: it must be made.
 
-    Taken over from other sweeps are trainings, and the stages of untrained runs.
+    Taken over from other runs are trainings, regression suites of the same weights, and the stages of untrained runs.
 
     Args:
         inputs: what it would read now; a result that was made from other inputs is made again.
     """
     own = _whole_result(config, folder, stage, inputs)
-    if own is not None or not (stage == "train" or config.untrained):
+    if own is not None or not (stage in ("train", "regression") or config.untrained):
         return own
     return take_over(config, folder, stage, inputs)
 
@@ -383,7 +383,7 @@ def take_over(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, s
     Its files are copied into `folder`, weights are linked into the run's own folder of them: what one run deletes or
     writes anew, the other keeps.
     """
-    key, program = training_key if stage == "train" else run_id, provenance()
+    key, program = {"train": training_key, "regression": _suite_key}.get(stage, run_id), provenance()
     for plan in sorted(Path(config.paths.results).glob(f"*/{glob.escape(config.method.name)}-*/plan.json")):
         theirs = read_file(RunConfig, plan) if plan.parent != folder else None
         if theirs is None or key(theirs) != key(config):
@@ -398,6 +398,11 @@ def take_over(config: RunConfig, folder: Path, stage: Stage, inputs: dict[str, s
             write_atomic(folder / f"{stage}.json", to_json(result))
             return result
     return None
+
+
+def _suite_key(config: RunConfig) -> str:
+    """Equal for runs that differ in their number of test examples alone, which a suite does not read."""
+    return run_id(replace(config, task=replace(config.task, test_examples=None)))
 
 
 def _link(source: Path, target: Path) -> None:
