@@ -2,7 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep, its report and its answer
-    python -m bench COMMAND ...                                 report, plan, tune, settle, data, gate, export, fetch, doctor
+    python -m bench COMMAND ...                                 report, plan, tune, settle, data, gate, export, ...
 
 Paths are given by position, everything else as KEY=VALUE; the only flags are -m, --json and --help.
 

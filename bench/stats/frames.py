@@ -206,12 +206,12 @@ def load(*folders: str | Path) -> Sweep:
     if missing := [folder for folder in sweep.folders if not folder.is_dir()]:
         raise FileNotFoundError(f"{missing[0]}: no such folder; a sweep's results are in results/<sweep>")
     known: dict[str, Record] = {}
+    settled = {folder: _left_out(folder) for folder in sweep.folders}
+    left_out = {folder / name for folder, found in settled.items() for name in found.runs}
+    sweep.said.extend(text for found in settled.values() for text in found.said)
     within = ([d] if (d / "record.json").is_file() else sorted(d.iterdir()) for d in sweep.folders)
     for run in (run for runs in within for run in runs if run.is_dir()):
-    left_out = {folder: _left_out(folder) for folder in sweep.folders}
-    sweep.said.extend(text for found in left_out.values() for text in found.said)
-    for run in (run for folder in sweep.folders for run in sorted(folder.iterdir()) if run.is_dir()):
-        if run.name in left_out[run.parent].runs:
+        if run in left_out:
             continue
         record = read_record(run, sweep.problems)
         if record is None:

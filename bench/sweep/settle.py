@@ -48,11 +48,10 @@ def settle_sweep(
     examples = some.task.test_examples or _examples(some)
     most = Design(tuple(arms), len(next(iter(arms.values()))), examples)
     first = first_design(most)
-    console.say(f"At most {len(arms)} arms with {most.seeds} seeds and {examples:,} test examples each; "
-                f"first {first.seeds} seed and {first.examples:,} examples.")  # fmt: skip
+    console.say(f"{len(arms)} arms with at most {_size(most)} each; first {_size(first)}.")
     keep_rates(some)
     found = settle(_look(arms, limits, console), first, most, limits, sure, 60 * budget_minutes)
-    known = f"{found.looks} looks, the last at {found.design.seeds} seeds and {found.design.examples:,} test examples"
+    known = f"{found.looks} looks, the last at {_size(found.design)}"
     end = f"{'sure enough' if found.decided else 'not sure enough'}, all looks counted (asked: {sure:.1%})"
     _leave_out(arms, found.design, [f"An adaptive sweep of {known}: {end}.", *found.dropped.values()])
     return some, found
@@ -104,8 +103,7 @@ def _look(arms: Arms, limits: Limits, console: Console) -> Callable[[Design], tu
     def look(design: Design) -> tuple[Evidence | str, float]:
         runs = _runs(arms, design)
         pending = [run for _, run in runs.values() if not is_finished(run)]
-        seeds = f"{design.seeds} seed{'s' if design.seeds > 1 else ''}"
-        console.say(f"{', '.join(design.arms)}: {seeds}, {design.examples:,} examples, {len(pending)} runs to do.")
+        console.say(f"{', '.join(design.arms)}: {_size(design)}, {len(pending)} runs to do.")
         prepare_all(pending, console)
         for run in pending:
             run_one(run, console)
@@ -121,6 +119,10 @@ def _look(arms: Arms, limits: Limits, console: Console) -> Callable[[Design], tu
         return evidence, sum(spent.values())
 
     return look
+
+
+def _size(design: Design) -> str:
+    return f"{design.seeds} seed{'s' if design.seeds > 1 else ''} and {design.examples:,} test examples"
 
 
 def _own_seconds(record: Record) -> float:
