@@ -42,12 +42,12 @@ def section(group: Group) -> Section | None:
         f"of the tuned matrix's {asked.intruder_vectors} leading left singular vectors, those whose largest cosine "
         f"with the base's is below {asked.intruder_threshold:g}"
     )
-    return Section("What training did to the weights", chart=chart, table=table_of(means, columns),
+    return Section("Weights", chart=chart, table=table_of(means, columns),
                    note=_NOTE.format(intruders), parts=[_correlation(group)])  # fmt: skip
 
 
 def _number(value: float) -> str:
-    return number(value, 4 if abs(value) < 0.1 else 1)
+    return number(value, 4 if 0 < abs(value) < 0.1 else 1)
 
 
 def _correlation(group: Group) -> Section:
