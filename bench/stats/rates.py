@@ -1,8 +1,9 @@
 """Learning rates: which is best, which to try next, which arms ran untuned, and how well the optimum is known.
 
 The loss against the rate is taken to have one valley. A search walks from the method's own rate towards lower loss
-until the best rate has a worse neighbour on both sides. The best rate has the lowest validation loss at the end of
-training; the test split is not asked. A run that diverged was tried, and cannot win.
+until the best rate has a worse neighbour on both sides, and then tries rates between them. The best rate is that of
+the parabola through the losses (`stats.optimum`), else the one of the lowest validation loss; the test split is not
+asked. A run that diverged was tried, and cannot win.
 
     >>> next_rate(TuneConfig(), middle=5e-5, trials=[])
     5e-05
@@ -68,19 +69,25 @@ def edge(trials: Sequence[Trial]) -> Edge | None:
 
 
 def next_rate(settings: TuneConfig, middle: float, trials: Sequence[Trial]) -> float | None:
-    """The rate to try next: first the grid from its middle outwards, then beyond the edge that the best is at.
+    """The rate to try next: first the grid from its middle outwards, then beyond the edge that the best is at, then,
+    once the best is inside, between it and its neighbours: every method gets as many trials.
 
     Returns:
-        None when the search is over: the best rate is inside, or `max_points` were tried.
+        None when the search is over: `max_points` were tried, or there is no rate beyond the edge.
     """
-    tried = {trial.learning_rate for trial in trials}
+    tried = sorted({trial.learning_rate for trial in trials})
     for rate in settings.rates or _grid(settings, middle):
         if rate not in tried:
             return rate
     if settings.rates is not None or len(tried) >= settings.max_points:
         return None
-    beyond = {"low": min(tried) / settings.factor, "high": max(tried) * settings.factor, None: math.inf}
-    rate = _rounded(beyond[edge(trials)])
+    end, winner = edge(trials), best(trials)
+    if end is None and winner is not None:
+        place = tried.index(winner.learning_rate)
+        wider = max((place + 1, place), key=lambda right: tried[right] / tried[right - 1])  # of the two gaps beside it
+        rate = _rounded(math.sqrt(tried[wider - 1] * tried[wider]))
+        return rate if rate not in tried else None
+    rate = _rounded(min(tried) / settings.factor if end == "low" else max(tried) * settings.factor)
     return rate if 0 < rate <= 1 else None
 
 

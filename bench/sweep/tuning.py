@@ -1,6 +1,7 @@
 """`bench tune`: the search of each method's own learning rate, by the loss on the validation split.
 
-A trial trains in a child process of its own, as a run of the sweep does, and measures the held-out loss. It never
+The rate is the minimum of a parabola through the losses, where there is one (`stats.optimum`), else the best that was
+tried. A trial trains in a child process of its own, as a run of the sweep does, and measures the held-out loss. It never
 reads the test split and keeps no weights. The chosen rates go to results/tune/<sweep>/rates.yaml, which a sweep reads
 with rates=FILE. The same command again runs only what is missing.
 
@@ -41,6 +42,8 @@ def tune(overrides: Sequence[str], console: Console) -> int:
     Raises:
         ConfigurationError: with all mistakes, before anything runs.
     """
+    from bench.stats import optimum  # scipy takes a second to import
+
     settings, arms = compose_tuning(overrides)
     firsts = [trial(arm, settings, next_rate(settings, arm.method.learning_rate or 1.0, []) or 1.0) for arm in arms]
     path = sweep_folder(firsts[0]) / RATES_FILE
@@ -59,7 +62,12 @@ def tune(overrides: Sequence[str], console: Console) -> int:
             tunings.append(tuning)
     for tuning in tunings:
         chosen = "none" if tuning.learning_rate is None else f"{tuning.learning_rate:g}"
-        console.say(f"{tuning.method}: learning rate {chosen}" + "".join(f"\n  {text}" for text in remarks(tuning)))
+        minutes = sum(tried.seconds for tried in tuning.trials) / 60
+        console.say(f"{tuning.method}: learning rate {chosen}; {len(tuning.trials)} trials, {minutes:.1f} minutes")
+        for text in (optimum.words(optimum.of_search(tuning.trials)), *remarks(tuning)):
+            console.say(f"  {text}")
+    for text in optimum.ratios({tuning.method: optimum.of_search(tuning.trials) for tuning in tunings}):
+        console.say(text)
     if tunings:
         methods = ",".join(dict.fromkeys(["base", *(t.method for t in tunings if t.learning_rate is not None)]))
         others = [text for text in overrides if not text.startswith(("method=", "tune."))]
@@ -70,6 +78,8 @@ def tune(overrides: Sequence[str], console: Console) -> int:
 
 def search(arm: RunConfig, settings: TuneConfig, console: Console) -> Tuning | None:
     """Try rates for one method until the search is over; None when a trial fails, as the others then would too."""
+    from bench.stats import optimum
+
     records: list[Record] = []
     trials: list[Trial] = []
     while (rate := next_rate(settings, arm.method.learning_rate or 1.0, trials)) is not None:
@@ -83,12 +93,14 @@ def search(arm: RunConfig, settings: TuneConfig, console: Console) -> Tuning | N
         shown = "not finite" if loss is None else f"{loss:.4f}"
         console.say(f"  {arm.method.name}  {rate:g}: held-out loss {shown}, {record.wall_seconds:.0f} s")
     winner, data, provenance = best(trials), records[0].data, records[0].provenance
+    fitted = optimum.of_search(trials)
+    found = winner.learning_rate if winner else None
     return Tuning(
         key=tuning_key(arm),
         method=arm.method.name,
         model=arm.model.name,
         task=arm.task.name,
-        learning_rate=winner.learning_rate if winner else None,
+        learning_rate=found if isinstance(fitted, str) else fitted.learning_rate,
         at_edge=edge(trials) if winner else None,
         trials=sorted(trials, key=lambda tried: tried.learning_rate),
         seed=settings.seed,
