@@ -1,7 +1,7 @@
 """`bench tune`: the search of each method's own learning rate, by the loss on the validation split.
 
-The rate is the minimum of a parabola through the losses, where there is one (`stats.optimum`), else the best that was
-tried. A trial trains in a child process of its own, as a run of the sweep does, and measures the held-out loss. It never
+The rate is the minimum of a parabola through the losses, where there is one (`stats.optimum`), else the best one tried.
+A trial trains in a child process of its own, as a run of the sweep does, and measures the held-out loss. It never
 reads the test split and keeps no weights. The chosen rates go to results/tune/<sweep>/rates.yaml, which a sweep reads
 with rates=FILE. The same command again runs only what is missing.
 
