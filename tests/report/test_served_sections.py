@@ -114,7 +114,7 @@ def test_claims_that_contradict_one_another_stand_side_by_side(reference: Group)
     assert sorted(v.claim.id for v in verdicts) == sorted(claim.id for claim in read_claims())
     place = {verdict.claim.id: number for number, verdict in enumerate(verdicts)}
     pairs = [(verdict.claim.id, other) for verdict in verdicts for other in verdict.claim.contradicts]
-    assert [abs(place[own] - place[other]) for own, other in pairs] == [1] * 3
+    assert [abs(place[own] - place[other]) for own, other in pairs] == [1] * len(pairs) != []
 
 
 def test_a_broken_file_of_claims_is_a_line_of_the_report(
