@@ -389,6 +389,16 @@ class DataSummary:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Speed:
+    """What a probe of the untouched base measured on a device (`worker.probe`); kept in the cache."""
+
+    load_seconds: float  # imports and weights, of one stage
+    forward_seconds_per_token: float  # of held-out losses, uncompiled; non-padding tokens
+    answers_seconds: float  # of one batch of answers that all have task.max_new_tokens
+    answers: int  # in that batch
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Expected:
     """What a run was expected to take before it started; None: unknown."""
 

@@ -19,9 +19,18 @@ from bench.config import RunConfig
 from bench.mistakes import ConfigurationError
 from bench.planner import disk
 from bench.planner.advice import Machine, Plan, architecture_of, device_kind, plan_of
-from bench.planner.past import PARTS, Counts, counts_of, earlier_runs, expected_seconds, prepared
+from bench.planner.past import (
+    PARTS,
+    Counts,
+    counts_of,
+    earlier_runs,
+    expected_seconds,
+    prepared,
+    probed,
+    probed_seconds,
+)
 from bench.planner.table import UNKNOWN, gib, peak_of, plan_note, verdict_of
-from bench.planner.time import PlanConfig, planned_seconds
+from bench.planner.time import PlanConfig, example_flops, forward_costs, planned_seconds
 from bench.record import Expected
 
 TIMES = ("load", "train", "held-out", "generation", "suite")  # `PARTS`, as a person reads them
@@ -68,26 +77,40 @@ def plan_before(config: RunConfig, memory_gib: float | None) -> Plan | None:
 def forecast(config: RunConfig, memory_gib: float | None, device: str | None) -> Forecast:
     """Of one run on a device, named as `Environment.device` has it; None: unknown.
 
-    Times are those of earlier runs of the same model and method on this device, scaled; else training and held-out
-    losses by the planner.
+    Times are those of earlier runs of the same model and method on this device, scaled; else a probe's; else training
+    and held-out losses by the planner.
     """
     earlier = earlier_runs(config, device, len(machine.allowed_cores()))
     counts = counts_of(config, prepared(config, earlier))
     seconds = expected_seconds(config, counts, earlier)
-    if (speed := _assumed_flops_per_second(config)) is not None:
-        with suppress(ConfigurationError):
-            by_planner = planned_seconds(config, architecture_of(config.model), counts, speed)
-            for part, of_part in zip(("train", "heldout"), by_planner, strict=True):
-                seconds[part] = of_part if seconds[part] is None else seconds[part]
+    for part, otherwise in (_by_probe(config, counts, device) or _by_planner(config, counts)).items():
+        seconds[part] = otherwise if seconds[part] is None else seconds[part]
     plan = plan_before(config, memory_gib)
     return Forecast(config, plan, disk.model_need(config).size_bytes, counts, seconds)
 
 
-def _assumed_flops_per_second(config: RunConfig) -> float | None:
-    """Of one device: the middle of what published runs reach of a data sheet; None: no data sheet."""
-    low, high = PlanConfig().utilization_range
-    tflops = config.hardware.bf16_tflops
-    return None if tflops is None else sqrt(low * high) * tflops * 1e12
+def _by_probe(config: RunConfig, counts: Counts, device: str | None) -> dict[str, float | None]:
+    """Seconds by part at the speed that a probe measured; training at its FLOPs a second. Empty: no probe."""
+    if (speed := probed(config, device)) is None:
+        return {}
+    seconds = probed_seconds(config, counts, speed)
+    with suppress(ConfigurationError):
+        architecture = architecture_of(config.model)
+        flops = example_flops(forward_costs(architecture), counts) / counts.tokens_per_example  # a token
+        rate = flops / speed.forward_seconds_per_token
+        seconds["train"], _ = planned_seconds(config, architecture, counts, rate)
+    return seconds
+
+
+def _by_planner(config: RunConfig, counts: Counts) -> dict[str, float | None]:
+    """Training and held-out losses at the middle of what published runs reach of a data sheet; empty: no data sheet."""
+    if (tflops := config.hardware.bf16_tflops) is not None:
+        low, high = PlanConfig().utilization_range
+        with suppress(ConfigurationError):
+            architecture, rate = architecture_of(config.model), sqrt(low * high) * tflops * 1e12
+            train, heldout = planned_seconds(config, architecture, counts, rate)
+            return {"train": train, "heldout": heldout}
+    return {}
 
 
 def forecast_warnings(found: Iterable[Forecast]) -> list[str]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.config import RunConfig
-from bench.identity import data_folder, data_key
+from bench.identity import data_folder, data_key, digest
 from bench.outcome import Status
-from bench.record import DataSummary, Record, TrainResult, from_json
+from bench.record import DataSummary, Record, Speed, TrainResult, from_json
 
 PARTS = ("load", "train", "heldout", "generation", "suite")
 _SPANS = {
@@ -39,6 +39,7 @@ class Counts:
     test: int | None  # answers
     tokens_per_example: float
     exact: bool  # from the prepared data; else from the settings, with the longest examples allowed
+    supervised_share: float = 1.0  # of the tokens
 
     @property
     def tokens(self) -> float | None:
@@ -69,7 +70,8 @@ def counts_of(config: RunConfig, data: DataSummary | None) -> Counts:
     heldout = None if test is None or (points and not known) else points * min(known, default=0) + test
     if config.trial:
         heldout, test = (points * min(known) if known else None), 0
-    return Counts(0 if config.untrained else trained, heldout, test, length, data is not None)
+    share = data.check.supervised_share if data is not None and data.check else 1.0
+    return Counts(0 if config.untrained else trained, heldout, test, length, data is not None, share)
 
 
 def measured_seconds(record: Record) -> dict[str, float]:
@@ -112,6 +114,30 @@ def _finished(results: str, method: str, model: str) -> list[Record]:
             if record.status is Status.OK:
                 records.append(record)
     return sorted(records, key=lambda record: record.started_at, reverse=True)
+
+
+def speed_path(config: RunConfig, device: str) -> Path:
+    """Where a probe keeps how fast a model is at a task's prompts on a device, named as `Environment.device` has it."""
+    name = digest([data_key(config), device, config.hardware.generate_batch, config.hardware.compute_dtype])[:12]
+    return Path(config.paths.cache) / "speed" / f"{config.model.name}-{name}.json"
+
+
+def probed(config: RunConfig, device: str | None) -> Speed | None:
+    """What a probe measured; None: there was none, or the device is not known."""
+    with suppress(OSError, ValueError):
+        return None if device is None else from_json(Speed, speed_path(config, device).read_bytes())
+    return None
+
+
+def probed_seconds(config: RunConfig, counts: Counts, speed: Speed) -> dict[str, float | None]:
+    """By part, as far as a probe tells; a part of a batch of answers takes its part of the time."""
+    losses = None if counts.heldout is None else counts.heldout * counts.tokens_per_example
+    stages = 2 - config.untrained + (config.suite.source != "none")
+    return {
+        "load": stages * speed.load_seconds,
+        "heldout": None if losses is None else losses * speed.forward_seconds_per_token,
+        "generation": None if counts.test is None else counts.test / speed.answers * speed.answers_seconds,
+    }
 
 
 def expected_seconds(config: RunConfig, counts: Counts, earlier: Sequence[Record]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ time at one utilization. Energy is the time at the device's full power, so at mo
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -140,21 +140,27 @@ def planned_seconds(
     config: RunConfig, architecture: ArchitectureConfig, counts: Counts, flops_per_second: float
 ) -> tuple[float | None, float | None]:
     """(training, held-out losses), a device computing so many FLOPs a second; None: the counts are not known."""
+    train = None if counts.train is None else counts.train * example_flops(done_costs(config, architecture), counts)
+    losses = None if counts.heldout is None else counts.heldout * example_flops(forward_costs(architecture), counts)
+    devices = config.hardware.devices
+    return train and train / flops_per_second / devices, losses and losses / flops_per_second
+
+
+def example_flops(costs: LinearCosts, counts: Counts) -> float:
+    """Of an example of the mean length."""
     length = counts.tokens_per_example
+    supervised, pairs = length * counts.supervised_share, length * (length + 1) / 2
+    return costs.per_token * length + costs.per_supervised_token * supervised + costs.per_attended_pair * pairs
 
-    def seconds(costs: LinearCosts, examples: int | None) -> float | None:
-        done = needed_flops(
-            costs,
-            tokens=round(length),
-            supervised_tokens=round(length),
-            attended_pairs=round(length * (length + 1) / 2),
-        )
-        return None if examples is None else examples * done / flops_per_second
 
-    trained = planned_costs(architecture, replace(config.method, trains="all_weights"))  # six a weight: a third forward
-    forward = LinearCosts(*(cost // 3 for cost in astuple(trained)))
-    train = seconds(done_costs(config, architecture), counts.train)
-    return None if train is None else train / config.hardware.devices, seconds(forward, counts.heldout)
+def forward_costs(architecture: ArchitectureConfig) -> LinearCosts:
+    """Of a loss alone: two a weight."""
+    a = architecture
+    return LinearCosts(
+        2 * base_parameters(a)["linear"],
+        2 * a.vocab_size * a.hidden_size,
+        attention_flops(a.num_hidden_layers * a.num_attention_heads * a.head_dim) // 3,
+    )
 
 
 def done_costs(config: RunConfig, architecture: ArchitectureConfig) -> LinearCosts:

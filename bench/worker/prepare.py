@@ -32,6 +32,7 @@ from bench.worker.check import of_documents, texts_of
 from bench.worker.divergence import reference_of
 from bench.worker.instruments.memory import release
 from bench.worker.main import Context
+from bench.worker.probe import keep_speed
 from bench.worker.sources import hub
 from bench.worker.suites.local import check_suite
 
@@ -55,6 +56,8 @@ def run(context: Context) -> dict[str, Any]:
         context.progress.phase("reference")
         with suppress(torch.OutOfMemoryError):  # then the regression stage says so
             reference_of(config, source, tokenizer, resolved)
+    if config.trial is None:
+        keep_speed(context, source, tokenizer, resolved)
     return result
 
 

@@ -13,11 +13,14 @@ from bench.config import RunConfig
 from bench.outcome import Status
 from bench.planner.advice import architecture_of
 from bench.planner.forecast import forecast, time_notes, time_table
-from bench.planner.past import Counts, counts_of, earlier_runs, expected_seconds, measured_seconds
+from bench.planner.past import Counts, counts_of, earlier_runs, expected_seconds, measured_seconds, speed_path
 from bench.planner.time import PlanConfig, planned_seconds
-from bench.record import DataSummary, Record, to_json
+from bench.record import DataSummary, Record, Speed, to_json
 
 DATA = DataSummary("f", 1000, 300, 100, {}, tokens_per_example_mean=200.0, tokens_per_example_max=700, source="here")
+
+
+CPU = "cpu: synthetic"
 
 
 def lora(*overrides: str) -> RunConfig:
@@ -132,3 +135,20 @@ def test_a_sharded_run_takes_its_part_of_the_time() -> None:
     )
     assert one[0] == pytest.approx(2 * (two[0] or 0))
     assert one[1] == two[1]
+
+
+def test_a_probe_fills_in_what_no_earlier_run_tells(tmp_path: Path) -> None:
+    own = [f"paths.{name}={tmp_path}" for name in ("results", "cache")]
+    config = lora("task.train_examples=2000", "task.validation_examples=300", "task.test_examples=100", *own)
+    speed = Speed(load_seconds=7.0, forward_seconds_per_token=0.001, answers_seconds=20.0, answers=50)
+    path = speed_path(config, CPU)
+    path.parent.mkdir(parents=True)
+    path.write_text(to_json(speed))
+    assert forecast(config, 16.0, "cpu: another").total_seconds is None
+    run = forecast(config, 16.0, CPU)
+    heldout = (4 * 256 + 100) * 1024 * 0.001
+    assert run.seconds | {"train": None} == {
+        "load": 3 * 7.0, "train": None, "heldout": heldout, "generation": 40.0, "suite": None,
+    }  # fmt: skip
+    losses = 2 * 2000 * 1024 * 0.001  # two epochs of forward passes
+    assert run.seconds["train"] == pytest.approx(2 * losses, rel=0.15)  # a frozen base: four a weight for two; adapter

@@ -39,8 +39,8 @@ _NOTE = (
 
 EXPECTED = ("load, s", "train, s", "held-out, s", "generation, s", "suite, s", "all, s", "peak memory, GiB")
 _EXPECTED_NOTE = (
-    "Expected / measured (error), mean over seeds. Expected from earlier runs on this device, else training and "
-    "held-out losses from the planner; load is what is left of the stages. Peak: planned for the longest examples."
+    "Expected / measured (error), mean over seeds. Expected from earlier runs on this device, else from a probe, else "
+    "from the planner; load is what is left of the stages. Peak: planned for the longest examples."
 )
 
 

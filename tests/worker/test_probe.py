@@ -1,0 +1,63 @@
+"""The probe of a model's speed: kept once, by device and task, with the numbers that a sweep plans by."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import in_process
+from transformers import AutoModelForCausalLM
+
+from bench.compose import compose
+from bench.machine import device_name
+from bench.planner.past import probed, speed_path
+from bench.sweep import fetching
+from bench.worker import device, models, probe
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "run_stage", in_process)
+
+
+def test_preparing_probes_once(here, smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (config,) = compose(smoke("method=lora", f"paths.cache={tmp_path / 'cache'}"), multirun=False)
+    assert probed(config, device_name("cpu")) is None
+    fetching.prepare(config)
+    speed = probed(config, device_name("cpu"))
+    assert speed is not None
+    assert min(speed.load_seconds, speed.forward_seconds_per_token, speed.answers_seconds) > 0
+    assert speed.answers == 4  # the whole test split
+    assert speed_path(config, "cuda: another") != speed_path(config, str(device_name("cpu")))
+    monkeypatch.setattr(probe, "probe", None)  # would fail
+    fetching.prepare(config)
+
+
+def test_a_model_that_does_not_fit_is_not_probed(here, smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(probe, "probe", too_large)
+    (config,) = compose(smoke("method=lora", f"paths.cache={tmp_path / 'cache'}"), multirun=False)
+    fetching.prepare(config)
+    assert probed(config, device_name("cpu")) is None
+
+
+@pytest.mark.parametrize(("new_tokens", "steps"), [(8, 6), (2, 2), (1, 1)])
+def test_seconds_of_answers_by_hand(smoke, monkeypatch: pytest.MonkeyPatch, new_tokens: int, steps: int) -> None:
+    """A clock that ticks once a look: one second for the first token and one for each other; six steps."""
+    (config,) = compose(smoke(), multirun=False)
+    model = AutoModelForCausalLM.from_pretrained(models.locate(config.model, Path(config.paths.cache))).eval()
+    ticks, looks = count(), []
+
+    def clock() -> float:
+        looks.append(next(ticks))
+        return float(looks[-1])
+
+    monkeypatch.setattr(probe.time, "perf_counter", clock)
+    monkeypatch.setattr(probe, "_SECONDS", 4.5)
+    seconds = probe._answers_seconds(model, [[1, 2, 3], [4]], new_tokens, 0, device.resolve(config))
+    assert seconds == float(new_tokens)
+    assert len(looks) == 1 + steps
