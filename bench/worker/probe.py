@@ -10,11 +10,12 @@ it to say how long runs will take (`planner.forecast`). Nothing compiled is meas
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+import traceback
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
@@ -33,13 +34,18 @@ _STEPS, _FEWEST, _SECONDS = 16, 6, 3.0  # of decoding: most and fewest, and afte
 
 
 def keep_speed(context: Context, source: str, tokenizer: Any, resolved: Device) -> None:
-    """Probe once; a base that does not fit the device in 16 bit is not probed."""
-    path = speed_path(context.config, f"{resolved.type}: {name_of(resolved.type)}")
-    if not path.exists():
-        context.progress.phase("probe")
-        with suppress(torch.OutOfMemoryError):
-            write_atomic(path, to_json(probe(context, source, tokenizer, resolved)))
-        release()
+    """Probe once, where memory is plenty. A probe that fails costs a sweep its estimate, and nothing else."""
+    path, config = speed_path(context.config, f"{resolved.type}: {name_of(resolved.type)}"), context.config
+    weights_bytes = 4 * (config.model.parameters or 0)  # at most
+    is_roomy = resolved.type != "cpu" or weights_bytes < psutil.virtual_memory().available / 2
+    if path.exists() or config.hardware.memory_limit_gib is not None or not is_roomy:
+        return
+    context.progress.phase("probe")
+    try:
+        write_atomic(path, to_json(probe(context, source, tokenizer, resolved)))
+    except Exception:
+        traceback.print_exc()  # into the log
+    release()
 
 
 def probe(context: Context, source: str, tokenizer: Any, resolved: Device) -> Speed:

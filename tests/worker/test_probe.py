@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,11 +36,12 @@ def test_preparing_probes_once(here, smoke, tmp_path: Path, monkeypatch: pytest.
     fetching.prepare(config)
 
 
-def test_a_model_that_does_not_fit_is_not_probed(here, smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(*_: object) -> None:
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, OSError])
+def test_a_probe_that_fails_stops_nothing(here, smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+    def failing(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(probe, "probe", too_large)
+    monkeypatch.setattr(probe, "probe", failing)
     (config,) = compose(smoke("method=lora", f"paths.cache={tmp_path / 'cache'}"), multirun=False)
     fetching.prepare(config)
     assert probed(config, device_name("cpu")) is None
@@ -61,3 +63,13 @@ def test_seconds_of_answers_by_hand(smoke, monkeypatch: pytest.MonkeyPatch, new_
     seconds = probe._answers_seconds(model, [[1, 2, 3], [4]], new_tokens, 0, device.resolve(config))
     assert seconds == float(new_tokens)
     assert len(looks) == 1 + steps
+
+
+def test_no_memory_is_risked_for_it(here, smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "probe", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr(probe.psutil, "virtual_memory", lambda: SimpleNamespace(available=1, total=1))
+    (config,) = compose(
+        smoke("method=lora", f"paths.cache={tmp_path / 'cache'}", "model.parameters=90000"), multirun=False
+    )
+    fetching.prepare(config)
+    assert not (tmp_path / "cache" / "speed").exists()
