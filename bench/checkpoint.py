@@ -84,7 +84,7 @@ def positions(content: Mapping[str, Any]) -> int | None:
     >>> positions({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 4.0}})
     16384
     """
-    text = _text_part(content)
+    text = text_part(content)
     stated = next((text[name] for name in _POSITIONS if isinstance(text.get(name), int)), None)
     rope = text.get("rope_scaling") or text.get("rope_parameters")
     if stated is None or not isinstance(rope, Mapping) or not isinstance(rope.get("factor"), (int, float)):
@@ -94,12 +94,12 @@ def positions(content: Mapping[str, Any]) -> int | None:
 
 def window(content: Mapping[str, Any]) -> int | None:
     """How many tokens back a layer with local attention sees; None: every layer sees all."""
-    text = _text_part(content)
+    text = text_part(content)
     size = text.get("sliding_window")
     return size if isinstance(size, int) and text.get("use_sliding_window", True) else None
 
 
-def _text_part(content: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_part(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the language model, which stand in a part of their own where a model reads images too."""
     return next(
         (content[name] for name in ("text_config", "llm_config") if isinstance(content.get(name), dict)), content
@@ -158,7 +158,12 @@ def _file_problems(folder: Path) -> list[str]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """Tensor name -> its dtype, by safetensors' names ("BF16"), from a file's header alone.
+    """Tensor name -> its dtype, by safetensors' names ("BF16"), from a file's header alone. Errors: `tensors`."""
+    return {name: str(tensor["dtype"]) for name, tensor in tensors(path).items()}
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """Tensor name -> its "dtype" and "shape", from a safetensors file's header alone.
 
     Raises:
         ValueError: not such a file, or not all of it; the message says what it is and what to do.
@@ -177,12 +182,12 @@ def read_header(path: Path) -> dict[str, str]:
             header = json.loads(file.read(size))
             header.pop("__metadata__", None)
             end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-            dtypes = {name: str(tensor["dtype"]) for name, tensor in header.items()}
+            found = {name: {key: tensor[key] for key in ("dtype", "shape")} for name, tensor in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise ValueError("has a damaged header; copy it again") from None
     if path.stat().st_size != 8 + size + end:
         raise ValueError(f"has {path.stat().st_size} bytes, but its header says {8 + size + end}; copy it again")
-    return dtypes
+    return found
 
 
 def read_architecture(content: Mapping[str, Any]) -> ArchitectureConfig:

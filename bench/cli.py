@@ -2,7 +2,7 @@
 
     python -m bench method=lora                                 one run
     python -m bench -m method=base,full,lora,qlora seed=0,1     a sweep, its report and its answer
-    python -m bench COMMAND ...                                 report, plan, tune, settle, data, gate, export, ...
+    python -m bench COMMAND ...                                 report, plan, tune, settle, judge, gate, data, ...
 
 Paths are given by position, everything else as KEY=VALUE; the only flags are -m, --json and --help.
 
@@ -40,7 +40,7 @@ from bench.planner.advice import plans
 from bench.planner.forecast import Forecast
 from bench.planner.table import WORDS, plan_notes, plan_table
 from bench.record import to_json as record_json
-from bench.sweep import exporting, fetching, launchers, tuning
+from bench.sweep import exporting, fetching, judging, launchers, tuning
 from bench.sweep.console import Console
 from bench.sweep.execute import COMMAND_AGAIN, EXPECTED, claim, forecasts, is_finished, read_record, run_one
 from bench.sweep.tracking import track_report
@@ -322,14 +322,12 @@ def gate(given: Given) -> int:
     python -m bench gate results/last results/next                      two sweeps, or the folders of two runs
     python -m bench gate results/last results/next quality=-0.01 speed=0.9 arm=lora
 
-    quality=CHANGE regression=POINTS speed=SHARE memory=SHARE           limits; a named one must be settled. None named:
-                                                                        -0.01, -1.0, 0.9, 1.1, as far as measured
+    quality=CHANGE regression=POINTS speed=SHARE memory=SHARE    limits; none named: -0.01, -1.0, 0.9, 1.1
     arm=NAME,...                these arms; default: all that were trained
     allow_different=NAME,...    compare runs that differ in these (bench report --help lists them)
     to=FOLDER                   for gate.xml (JUnit) and gate.md; default: results/gate
     """
-    from bench.report.gate import junit, markdown  # pandas takes a second to import
-    from bench.report.gate import sentence as sentence_of
+    from bench.report.gate import write  # pandas takes a second to import
     from bench.stats import gate as gates
     from bench.stats.frames import load
 
@@ -339,17 +337,36 @@ def gate(given: Given) -> int:
         lambda: names_in("allow_different", own.get("allow_different"), REQUIREMENTS),
         lambda: gates.limits_of(words),
     )
-    arms = [name.strip() for name in own["arm"].split(",")] if "arm" in own else []
     baseline, candidate = given.paths
+    arms = [name.strip() for name in own["arm"].split(",")] if "arm" in own else []
     checks = gates.gate(load(baseline), load(candidate), limits, arms, allowed)
-    for check in checks:
-        console.say(sentence_of(check))
-    folder = Path(own.get("to", "results/gate"))
-    write_atomic(folder / "gate.xml", junit(checks))
-    write_atomic(folder / "gate.md", markdown(checks, str(baseline), str(candidate)))
-    code = gates.exit_code(checks)
-    console.say(f"Gate: {('passed', 'worse', 'not settled or not comparable')[code]}. {folder / 'gate.md'}")
-    return code
+    for line in write(checks, baseline, candidate, Path(own.get("to", "results/gate"))):
+        console.say(line)
+    return gates.exit_code(checks)
+
+
+def judge(given: Given) -> int:
+    """Judge what others trained: adapters, checkpoints and predictions as arms, with the tests and report of a sweep.
+
+    python -m bench judge base=llama-3.2-1b task=gsm8k suite=general arms="{a: path/to/adapter, b: path/to/full}"
+    python -m bench judge base=path/to/folder task=... arms="{c: hub/name, x: predictions.jsonl}"
+    python -m bench judge base=old,new task=... arms="{a: path/to/adapter}"     does it hold on an updated base?
+
+    A base is one of conf/model, or a folder. An arm is a LoRA adapter of PEFT, a full checkpoint, a model's name on the
+    hub, or a .jsonl file with {"id": ..., "prediction": ...} for each test example. Other settings as in a sweep.
+    """
+    from bench.report.gate import sentence as told  # pandas takes a second to import
+
+    own, overrides = take(given.settings, "base", "arms", "allow_different")
+    allowed, configs = all_of(
+        lambda: names_in("allow_different", own.get("allow_different"), REQUIREMENTS),
+        lambda: judging.judged(own.get("base"), own.get("arms"), overrides),
+    )
+    judging.run(configs, allowed, console)
+    reported = _report(sweep_folder(configs[0]), allowed, configs[0])
+    for check in judging.drift(configs):
+        console.say(told(check))
+    return 0 if reported and all(map(is_finished, configs)) else 1
 
 
 def settle(given: Given) -> int:
@@ -509,8 +526,8 @@ def _checked(folder: Path, refusals: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Given], int]] = {
-    "sweep": sweep, "report": report, "plan": plan, "tune": tune, "settle": settle, "gate": gate, "export": export,
-    "fetch": fetch, "data": data, "doctor": doctor,
+    "sweep": sweep, "report": report, "plan": plan, "tune": tune, "settle": settle, "judge": judge, "gate": gate,
+    "export": export, "fetch": fetch, "data": data, "doctor": doctor,
 }  # fmt: skip
 PATHS = {  # command -> (fewest, most, in words)
     "report": (1, sys.maxsize, "the folders of sweeps, such as results/default"),

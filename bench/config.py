@@ -62,8 +62,12 @@ def _seeded(config: RunConfig) -> bool:
     return not config.untrained or _drawn(config)
 
 
+def _loaded(config: RunConfig) -> bool:
+    return config.method.loaded_from is not None
+
+
 def _all_weights(config: RunConfig) -> bool:
-    return config.method.trains == "all_weights"
+    return config.method.trains == "all_weights" and not _loaded(config)
 
 
 def _measured_along(config: RunConfig) -> bool:
@@ -217,7 +221,10 @@ class MethodConfig:
     """What is trained, and how the frozen rest is kept. The only place where the methods differ."""
 
     name: Name
-    trains: Literal["nothing", "all_weights", "adapter"]
+    trains: Literal["nothing", "all_weights", "adapter", "unknown"]  # unknown: its predictions are all there is of it
+    # of `judge`: the folder or the file of predictions that somebody else's training left, in place of a training
+    loaded_from: Annotated[str | None, NO_RESULT] = None
+    other_base: Annotated[bool, NO_RESULT] = False  # of `judge` with several bases: it was trained on one of them
     weights_dtype: Dtype = "bfloat16"  # of the loaded weights; the master weights when all are trained
     quantization: QuantizationConfig | None = None
     adapter: AdapterConfig | None = None
@@ -430,6 +437,7 @@ class ContentConfig:
     weights: Annotated[str | None, _WEIGHTS] = None
     suite: Annotated[str | None, Role("evaluation", "suite")] = None  # files, or versions of the packages read
     metrics: Annotated[str | None, Role("evaluation", "task")] = None  # code of metrics of the user's own
+    loaded: Annotated[str | None, Role("evaluation", applies=_loaded)] = None  # of `method.loaded_from`
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -461,8 +469,8 @@ class RunConfig:
 
     @property
     def untrained(self) -> bool:
-        """Whether the run trains nothing: the base model as it is."""
-        return self.method.trains == "nothing"
+        """Whether the run trains nothing: the base model as it is, or what was trained elsewhere."""
+        return self.method.trains == "nothing" or self.method.loaded_from is not None
 
 
 # --- Reading and writing ---

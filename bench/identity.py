@@ -142,8 +142,8 @@ _ARCHITECTURE = ("config.json", "generation_config.json")
 _FILE_NAMES = re.compile(r"[^\s'\"\[\]{},]+\.\w+")  # in an lm-eval task: its data files
 _MODEL = ("tokenizer", "architecture", "weights")
 _READS = {  # stage -> the parts of `ContentConfig` that it reads; others read all
-    "train": _MODEL, "export": _MODEL, "evaluate": (*_MODEL, "metrics"), "serve": (*_MODEL, "metrics"),
-    "regression": (*_MODEL, "suite"), "frontier": (*_MODEL, "suite", "metrics"),
+    "train": _MODEL, "export": _MODEL, "evaluate": (*_MODEL, "metrics", "loaded"), "serve": (*_MODEL, "metrics"),
+    "regression": (*_MODEL, "suite", "loaded"), "frontier": (*_MODEL, "suite", "metrics"),
     "weights": _MODEL,
 }  # fmt: skip
 _PARTS = tuple(part.name for part in fields(ContentConfig))
@@ -198,6 +198,9 @@ def _files_of(config: RunConfig, parts: Collection[str]) -> dict[str, list[Path]
         texts = [path.read_text(encoding="utf-8", errors="replace") for path in own if path.suffix == ".yaml"]
         found["suite"] = own + [Path(word) for text in texts for word in _FILE_NAMES.findall(text)]  # relative to here
     found["metrics"] = code_files(task.metrics)
+    if config.method.loaded_from:
+        place = Path(config.method.loaded_from)
+        found["loaded"] = [place] if place.is_file() else [*weight_files(place), *place.glob("*.json")]
     return {
         name: sorted({f for f in files if f.is_file() and os.access(f, os.R_OK) and not f.name.startswith(".")})
         for name, files in found.items()

@@ -196,10 +196,10 @@ class EvaluateResult:
     examples: int
     scores: dict[str, float]  # name -> mean over the examples that have it; the first is the primary score
     heldout_loss: float | None  # test split, sum of token losses / supervised tokens
-    heldout_tokens: int
-    generated_tokens: int
+    heldout_tokens: int | None  # as the next three None of predictions that were given
+    generated_tokens: int | None
     generate_tokens_per_second: float | None
-    cut_at_limit: int  # predictions that reached max_new_tokens
+    cut_at_limit: int | None  # predictions that reached max_new_tokens
     memory: list[PhaseMemory]
     spans_seconds: dict[str, float]
     environment: Environment
@@ -312,7 +312,7 @@ class Sample:
     scores: dict[str, float]
     loss: float | None  # of the reference answer, nats summed over `loss_tokens`
     loss_tokens: int
-    cut_at_limit: bool
+    cut_at_limit: bool | None  # None: unknown
     unscored: dict[str, str] = field(default_factory=dict)  # metric -> why it gave no score
 
 
@@ -437,6 +437,8 @@ class Record:
     serve: ServeResult | None = None  # None: not asked for, or `serve_failure` says why not
     serve_failure: Failure | None = None  # serving that failed takes nothing from the run: its status stays ok
     expected: Expected | None = None  # None: nothing was expected: a search, or an older record
+    # what a folder that was trained elsewhere says of its training: fact (file) -> value; None: nothing says it
+    elsewhere: dict[str, str | None] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 

@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "bench").rglob("*.py"))
 RANK = {  # place -> its rank; a module imports only what ranks below it, or its own folder
     "own_metrics": -2, "metrics": -1, "trust": -1, "outcome": -1, "served": -1,
     "config": 0, "mistakes": 1, "identity": 1, "record": 1, "fairness": 2, "checkpoint": 2, "machine": 2,
-    "compose": 3, "planner": 4,
+    "compose": 3, "elsewhere": 3, "planner": 4,
     "stats": 5, "sweep": 6, "worker": 6, "report": 6, "bench": 7,
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm_eval"}

@@ -8,15 +8,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from xml.etree import ElementTree
 
+from bench.identity import write_atomic
 from bench.report.markdown import line
 from bench.stats.gate import Check, exit_code
 from bench.trust import printable
 
-OUTCOME = {0: "passed", 1: "worse", 2: "not settled"}
+OUTCOME = {0: "passed", 1: "worse", 2: "not settled, or not comparable"}
 _DIGITS = {"quality": 4, "regression": 2, "speed": 3, "memory": 3}
 _TAGS = {"worse": "failure", "not settled": "error", "not comparable": "error", "not measured": "skipped"}  # of JUnit
+
+
+def write(checks: Sequence[Check], baseline: Path, candidate: Path, folder: Path) -> list[str]:
+    """Write gate.xml and gate.md into a folder; returns what to say, a line each."""
+    write_atomic(folder / "gate.xml", junit(checks))
+    write_atomic(folder / "gate.md", markdown(checks, str(baseline), str(candidate)))
+    return [*map(sentence, checks), f"Gate: {OUTCOME[exit_code(checks)]}. {folder / 'gate.md'}"]
 
 
 def sentence(check: Check) -> str:

@@ -1,7 +1,8 @@
 """Arms against a baseline: what may be compared, paired differences with intervals, and a verdict in a word each.
 
-Every arm is compared with the base, every trained one with full fine-tuning, and an adapter over a quantized base with
-the same over a whole one. Runs are matched by seed; a single untrained run is the partner of every seed. Runs of
+Every arm is compared with the base, every trained one with full fine-tuning, an adapter over a quantized base with the
+same over a whole one, and what was trained elsewhere with each other such arm. Runs are matched by seed; a single
+untrained run is the partner of every seed. Runs of
 different budgets, data, machines or software are never compared silently: the reason is kept in `Findings.refusals`,
 and `--allow-different=NAME` is needed to compare them nonetheless.
 
@@ -15,6 +16,7 @@ beside them cost them no power.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -177,7 +179,9 @@ def wanted_pairs(group: Group) -> list[tuple[str, list[str]]]:
     bases, fulls, loras = plain("base") or untrained[:1], plain("full"), plain("lora")
     pairs = [(arm, bases) for arm in kinds if bases and arm not in bases]
     pairs += [(arm, fulls) for arm in kinds if fulls and arm not in fulls and arm not in untrained]
-    return pairs + [(arm, loras) for arm, kind in kinds.items() if loras and kind == "qlora"]
+    pairs += [(arm, loras) for arm, kind in kinds.items() if loras and kind == "qlora"]
+    loaded = [arm for arm, runs in group.by_arm.items() if runs[0].config.method.loaded_from]
+    return pairs + [(arm, [other]) for other, arm in itertools.combinations(loaded, 2)]
 
 
 def _fair_partner(group: Group, arm: str, candidates: Sequence[str]) -> tuple[str, Matching]:

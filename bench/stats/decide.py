@@ -122,7 +122,7 @@ def _decision(group: Group, limits: Limits, seed: int) -> Decision:
         nearest = min(range(len(misses)), key=lambda place: misses[place][0])
         return replace(found, reason=f"Nearest is {evidence.arms[nearest]}: it {misses[nearest][1]}.")
     arm = evidence.arms[choice.arm]
-    use = "Use" if evidence.trained[choice.arm] else "Do not tune: use"
+    use = "Do not tune: use" if evidence.free[choice.arm] else "Use"
     found = replace(found, arm=arm, sentence=f"{use} {arm}.")
     if len(evidence.arms) == 1:
         return replace(found, reason=f"Only {arm} was run and scored: it has no rival.")
@@ -227,7 +227,7 @@ def _cheapest(evidence: Evidence, among: list[int]) -> list[int]:
     """The arms that cost alike: within a tenth, or the noise, of the least memory, then of the least time and bytes."""
     limit_of = {column: limit for limit, (column, _) in COLUMNS.items()}
     for column in ("peak_memory_bytes", "train_seconds", "checkpoint_bytes"):
-        amount = np.where(evidence.trained, evidence.costs[column], 0.0)
+        amount = np.where(evidence.free, 0.0, evidence.costs[column])
         known = [i for i in among if math.isfinite(amount[i])]
         if known:
             least = min(known, key=lambda i: amount[i])
@@ -334,7 +334,7 @@ def _reason(evidence: Evidence, choice: Choice) -> str:
 
 
 def _cost(evidence: Evidence, place: int) -> str:
-    if not evidence.trained[place]:
+    if evidence.free[place]:
         return "needs no training"
     units = {"peak_memory_bytes": (2**30, "GiB"), "train_seconds": (60, "min")}
     known = [f"{needed / unit:.2f} {word}" for name, (unit, word) in units.items()

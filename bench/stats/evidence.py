@@ -41,7 +41,8 @@ class Evidence:
     """
 
     arms: list[str]
-    trained: list[bool]
+    trained: list[bool]  # by their runs
+    free: list[bool]  # nothing was ever trained
     known: Means
     measure: Measure  # of the scores
     scores: Floats
@@ -96,6 +97,7 @@ def evidence_of(group: Group, price_usd_per_hour: float | None = None, seed: int
     if primary is None or not runs:
         return "No arm was scored."
     trained = {arm: not of_arm[0].config.untrained for arm, of_arm in runs.items()}
+    free = [of_arm[0].config.method.trains == "nothing" for of_arm in runs.values()]
     seeds = [{run.seed for run in runs[arm]} for arm in runs if trained[arm]]
     common = set.intersection(*seeds) if seeds else set[int]()
     if len(common) < 2 or 2 * len(common) < max(map(len, seeds)):  # too few to decide by: each arm by its own
@@ -110,7 +112,7 @@ def evidence_of(group: Group, price_usd_per_hour: float | None = None, seed: int
         return f"Every method scored 0 in {primary.name}."
     rng = np.random.default_rng(seed)
     scores = primary.sign * draws(known, rng, DRAWS, alike=list(trained.values()))
-    amounts = {limit: _cost_draws(group, trained, column, price_usd_per_hour, rng)
+    amounts = {limit: np.where(free, 0.0, _cost_draws(group, list(runs), column, price_usd_per_hour, rng))
                for limit, (column, _) in COLUMNS.items() if limit != "forgetting_tolerance"}  # fmt: skip
     amounts["forgetting_tolerance"] = _forgetting_draws(group, tables, list(runs.values()), rng)
     amounts["mergeable"] = np.tile([_mergeable(of_arm, primary.name) for of_arm in runs.values()], (DRAWS, 1))
@@ -118,7 +120,7 @@ def evidence_of(group: Group, price_usd_per_hour: float | None = None, seed: int
     amounts["adapters"] = np.tile(whole, (DRAWS, 1))
     costs = group.arms.set_index("arm").reindex(index=list(runs), columns=[*COSTS, *WALL]).astype(float)
     floor = max(run.config.task.tolerance_floor for of_arm in runs.values() for run in of_arm)
-    return Evidence(list(runs), list(trained.values()), known, primary, scores, amounts, costs, floor, out)
+    return Evidence(list(runs), list(trained.values()), free, known, primary, scores, amounts, costs, floor, out)
 
 
 def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], dict[str, str]]:
@@ -154,16 +156,13 @@ def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], di
     return {arm: of_arm for arm, of_arm in runs.items() if arm in largest}, out
 
 
-def _cost_draws(
-    group: Group, trained: dict[str, bool], column: str, price: float | None, rng: np.random.Generator
-) -> Floats:
-    """Draws of what the next run of each arm needs, shape (draws, arms); 0 untrained, NaN where unknown."""
+def _cost_draws(group: Group, arms: list[str], column: str, price: float | None, rng: np.random.Generator) -> Floats:
+    """Draws of what the next run of each arm needs, shape (draws, arms); NaN where unknown."""
     latest = group.runs.sort_values("started_at").drop_duplicates(["arm", "seed"], keep="last")
     if column == "cost_usd" and price is not None and "train_seconds" in latest:
         latest = latest.assign(cost_usd=latest["train_seconds"] / 3600 * price)
     amounts = latest.reindex(columns=["arm", column]).dropna()
-    drawn = amount_draws([amounts.loc[amounts["arm"] == arm, column].to_numpy(float) for arm in trained], rng)
-    return np.where(list(trained.values()), drawn, 0.0)
+    return amount_draws([amounts.loc[amounts["arm"] == arm, column].to_numpy(float) for arm in arms], rng)
 
 
 def amount_draws(values: Sequence[Floats], rng: np.random.Generator) -> Floats:

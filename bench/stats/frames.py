@@ -46,7 +46,15 @@ from bench.stats.reading import Problem, read_record, read_rows
 
 SETTLED_FILE = "settled.json"
 _RUN = ["run_id", "arm", "method", "seed"]
-_FAMILIES = ("base", "prompted", "base_4bit", "full", "lora", "qlora")  # in the order of tables and charts
+_FAMILIES = (
+    "base",
+    "prompted",
+    "base_4bit",
+    "full",
+    "lora",
+    "qlora",
+    "predictions",
+)  # in the order of tables and charts
 _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not say which stage it belongs to
     "train_tokens_per_second": "tokens_per_second",
     "examples": "train_examples",
@@ -257,12 +265,14 @@ def family(record: Record) -> str:
     """The method by what is trained and how the base is kept, whatever its name.
 
     One of base, prompted (untrained, with solved examples in the prompt), base_4bit (untrained and quantized), full,
-    lora, qlora (an adapter over a quantized base).
+    lora, qlora (an adapter over a quantized base), predictions (of something unknown).
     """
     method = record.config.method
     quantized = method.quantization is not None
     if method.trains == "nothing":
         return "prompted" if method.shots else "base_4bit" if quantized else "base"
+    if method.trains == "unknown":
+        return "predictions"
     return "full" if method.trains == "all_weights" else "qlora" if quantized else "lora"
 
 
@@ -339,7 +349,7 @@ def _run_row(record: Record) -> dict[str, Any]:
         "group": " / ".join((record.model, record.task, record.suite)),
         "family": family(record),
         "trains": method.trains,
-        "untrained": record.config.untrained,
+        "untrained": method.trains == "nothing",
         "quantized": method.quantization is not None,
         "control": method.control,
         "status": str(record.status),
@@ -372,7 +382,7 @@ def _run_row(record: Record) -> dict[str, Any]:
 def _cost_of_an_answer(result: EvaluateResult, data: DataSummary | None) -> dict[str, float | None]:
     """As the test split was answered, many prompts at a time: tokens of the prompt, seconds with retrieval."""
     rate, retrieval = result.generate_tokens_per_second, (data.retrieval_seconds if data else None) or 0.0
-    seconds = result.generated_tokens / rate + retrieval if rate else None
+    seconds = (result.generated_tokens or 0) / rate + retrieval if rate else None
     return {
         "prompt_tokens_per_answer": None if result.prompt_tokens is None else result.prompt_tokens / result.examples,
         "answer_seconds": None if seconds is None else seconds / result.examples,

@@ -92,7 +92,7 @@ def measure_tables(group: Group) -> dict[Measure, Table]:
             rows_of[measure] = samples.assign(value=samples[f"score_{name}"], weight=1.0)
     if len(samples):
         tokens = pd.to_numeric(samples["loss_tokens"]).where(lambda count: count > 0)
-        rows = samples.assign(value=pd.to_numeric(samples["loss"]) / tokens, weight=tokens)
+        rows = samples.assign(value=pd.to_numeric(samples["loss"]) / tokens, weight=tokens)[tokens.notna()]
         rows_of[Measure("loss", "test", False, "nats/token")] = rows
     tasks = {task.task: task for record in group.records if record.regression for task in record.regression.tasks}
     items = items[items["task"].isin(list(tasks))].rename(columns={"score": "value"})

@@ -33,6 +33,7 @@ from pydantic import ValidationError
 
 from bench import machine
 from bench.config import RunConfig
+from bench.elsewhere import facts_of
 from bench.identity import (
     artifact_folder,
     checksums,
@@ -96,7 +97,8 @@ def stages(config: RunConfig) -> list[Stage]:
     if config.trial is not None:
         return ["train"]
     wanted: list[Stage] = ["evaluate"] if config.untrained else ["train", "evaluate"]
-    wanted += [] if config.suite.source == "none" else ["regression"]
+    answers = config.method.trains != "unknown"  # predictions that were given answer no suite
+    wanted += ["regression"] if answers and config.suite.source != "none" else []
     if config.untrained:
         return wanted
     more: dict[Stage, object] = {"frontier": config.evaluation.points, "weights": config.evaluation.weights}
@@ -171,6 +173,7 @@ def _run_stages(config: RunConfig, folder: Path, watch: Watch) -> Record:
         data=summary,
         fit=read_file(Fit, folder / "fit.json") if config.train.micro_batch == "auto" else None,
         expected=read_file(Expected, folder / EXPECTED),
+        elsewhere=facts_of(Path(config.method.loaded_from)) if config.method.loaded_from else {},
         failure=outcome.failure,
         stage_wall_seconds=wall_seconds,
         reused_stages=reused,

@@ -29,12 +29,15 @@ from bench.worker.device import Device
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead, example_losses, inference, mean_loss
 from bench.worker.main import Context, DivergedError, write_lines
+from bench.worker.sources import shortened
 
 
 def run(context: Context) -> EvaluateResult:
     """Score the test split: the loss of the reference answers, and greedy answers with every metric."""
     config, clock, progress = context.config, context.clock, context.progress
     rows = list(data.load_prepared(data_folder(config)).test)
+    if config.method.trains == "unknown":
+        return _given(context, rows)
     model, tokenizer, resolved, memory = load_tuned(context)
     how: dict[str, Any] = {"batch_size": config.hardware.generate_batch, "device": resolved}
     how["advance"] = progress.advance
@@ -75,6 +78,53 @@ def run(context: Context) -> EvaluateResult:
         unscored=_unscored(samples),
         blind=blind(config, rows),
         model_revision=getattr(model.config, "_commit_hash", None),
+    )
+
+
+def _given(context: Context, rows: Sequence[Mapping[str, Any]]) -> EvaluateResult:
+    """Score predictions that something else made: {"id": ..., "prediction": ...} a line, for each test example.
+
+    Raises:
+        ConfigurationError: a line that is none; ids that are missing, unknown or given twice.
+    """
+    config, found, problems = context.config, dict[str, str](), []
+    for number, line in enumerate(context.weights.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            identity, text = row["id"], row["prediction"]
+        except (ValueError, KeyError, TypeError):
+            problems.append(f"line {number} is not an object with id and prediction")
+            continue
+        problems += [f"line {number}: id {identity!r} is given twice"] if identity in found else []
+        problems += [] if isinstance(text, str) else [f"line {number}: prediction is no text"]
+        found[identity] = str(text)
+    wanted = [row["example_id"] for row in rows]
+    for what, ids in (("have no prediction", [i for i in wanted if i not in found]),
+                      ("are none of the test examples'", [i for i in found if i not in set(wanted)])):  # fmt: skip
+        problems += [f"{len(ids)} ids {what}, such as {ids[0]!r}"] if ids else []
+    if problems:
+        how = f"ids are those of samples.jsonl.gz of any run of the task, such as {wanted[0]!r}"
+        raise ConfigurationError([f"{context.weights}: {problem}; {how}" for problem in shortened(problems, 5)])
+    scored = score(config, rows, [found[identity] for identity in wanted])
+    samples = [
+        Sample(row["example_id"], row["prompt"], row["reference"], found[row["example_id"]], scores, None, 0, None, bad)
+        for row, scores, bad in zip(rows, scored.scores, scored.problems, strict=True)
+    ]
+    write_lines(context.folder / "samples.jsonl.gz", map(asdict, samples))
+    return EvaluateResult(
+        examples=len(samples),
+        scores=metrics.means(scored.scores),
+        heldout_loss=None,
+        heldout_tokens=None,
+        generated_tokens=None,
+        generate_tokens_per_second=None,
+        cut_at_limit=None,
+        memory=[],
+        spans_seconds=context.clock.read(),
+        environment=device.resolve(config).environment(context.load.read()),  # of the scoring
+        scales=scored.scales,
+        unscored=_unscored(samples),
+        blind=blind(config, rows),
     )
 
 

@@ -143,7 +143,8 @@ class Context:
 
     @property
     def weights(self) -> Path:
-        return artifact_folder(self.config)
+        given = self.config.method.loaded_from
+        return Path(given) if given else artifact_folder(self.config)
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ PEFT and bitsandbytes take seconds to import, and are imported by the methods th
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -23,6 +24,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 from transformers.pytorch_utils import Conv1D
 
 from bench.config import CUTS_WEIGHTS, AdapterConfig, MethodConfig, QuantizationConfig, RunConfig
+from bench.elsewhere import loaded_problems
+from bench.mistakes import ConfigurationError
 from bench.worker.instruments.tokens import elements, matrices
 from bench.worker.models import load_weights, local_folder, stored
 
@@ -219,6 +222,8 @@ def load_trained(
 ) -> Any:
     """The tuned model for evaluation: the saved weights, or the base with its adapter (not merged)."""
     method = config.method
+    if method.loaded_from and (wrong := loaded_problems(config, local_folder(config.model, source))):
+        raise ConfigurationError([f"{method.name}: {problem}" for problem in wrong])
     if method.trains == "all_weights":
         return load_weights(config.model, str(weights), dtype=compute_dtype, device_map={"": device}, **options)
     base = load_base(config, source, device, compute_dtype, **options)
@@ -226,12 +231,19 @@ def load_trained(
         # The same weights in bf16 products. bitsandbytes' own CPU inference kernel (AVX-512 bf16) is not used: it
         # was slower here and its rounding differs; see docs/design.md.
         base = base.dequantize(compute_dtype)
-    if method.adapter is None:
+    if method.trains != "adapter":
         return base
     from peft import PeftModel
 
     # In the base's dtype: autocast would round fp32 adapters to bf16 at each call, at a price and to the same numbers.
-    return PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=False).eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # the base has more layers
+            return PeftModel.from_pretrained(base, weights, autocast_adapter_dtype=False).eval()
+    except (RuntimeError, ValueError, UserWarning) as error:
+        if method.loaded_from is None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConfigurationError([f"{method.name}: does not fit {config.model.name}: {str(error)[:300]}"]) from error
 
 
 def load_as_stored(

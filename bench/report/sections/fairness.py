@@ -17,6 +17,13 @@ from bench.stats.frames import Group
 
 _ENVIRONMENT = ("device", "device_count", "threads", "cpus", "torch", "compute_dtype", "attention", "compiled")
 _SHOWN_DIGITS = 8
+_UNKNOWABLE = (
+    "These arms were evaluated alike: the same prompts by the base's tokenizer and chat template, examples, suite and "
+    "machine (of predictions, machine, prompts and decoding are unknown). How they were trained is known as far as "
+    "their folders say. It cannot be known whether an arm saw test examples in training, or was trained on the same "
+    "data, budget or chat template as another; and a single checkpoint tells nothing of other seeds. So differences "
+    "are those of these weights, not of methods."
+)
 
 
 def section(group: Group) -> Section:
@@ -27,6 +34,7 @@ def section(group: Group) -> Section:
     rows = [[setting, *(values.get(arm, "-") for arm in arms)] for setting, values in different.items()]
     found = compare(group)
     parts = [
+        *_elsewhere(group),
         *_refusals(found.refusals, "Not compared"),
         *_refusals(found.exceptions, "Compared in spite of a difference, as asked"),
         Section("What differed", table=Table(["setting", *arms], rows, text_columns=len(arms) + 1)),
@@ -34,6 +42,19 @@ def section(group: Group) -> Section:
     ]
     lead = "No comparison was refused." if not found.refusals else ""
     return Section("Fairness", lead=lead, parts=parts, fold=not found.refusals)
+
+
+def _elsewhere(group: Group) -> list[Section]:
+    """What is known, and what cannot be, of arms that were trained elsewhere; none where all were trained here."""
+    loaded = {arm: runs[0] for arm, runs in group.by_arm.items() if runs[0].config.method.loaded_from}
+    if not loaded:
+        return []
+    what = {"adapter": "an adapter", "all_weights": "a checkpoint", "unknown": "predictions"}
+    rows = [["judged", *(what[run.config.method.trains] for run in loaded.values())]]
+    for fact in dict.fromkeys(fact for run in loaded.values() for fact in run.elsewhere):
+        rows.append([fact, *(run.elsewhere.get(fact) or "unknown" for run in loaded.values())])
+    table = Table(["fact (its source)", *loaded], rows, text_columns=len(loaded) + 1)
+    return [Section("Trained elsewhere", lead=_UNKNOWABLE, table=table)]
 
 
 def _refusals(found: Sequence[Refusal], title: str) -> list[Section]:
@@ -52,7 +73,7 @@ def _described(record: Record) -> dict[str, str | None]:
     if train := record.train:
         measured = {"trainable_dtype": train.trainable_dtype, "steps": train.steps, "micro_batch": train.micro_batch}
         measured[f"data_stream_sha256 (seed {record.seed})"] = train.data_stream_sha256[:_SHOWN_DIGITS]
-    if stage := record.train or record.evaluate:
+    if (stage := record.train or record.evaluate) and record.config.method.trains != "unknown":
         measured |= {name: getattr(stage.environment, name) for name in _ENVIRONMENT}
     measured["commit"] = str(record.provenance.get("git_commit") or "")[:_SHOWN_DIGITS] or None
     found |= {f"measured.{name}": value for name, value in measured.items() if value is not None}
