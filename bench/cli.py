@@ -349,7 +349,6 @@ def judge(given: Given) -> int:
     """Judge what others trained: adapters, checkpoints and predictions as arms, with the tests and report of a sweep.
 
     python -m bench judge base=llama-3.2-1b task=gsm8k suite=general arms="{a: path/to/adapter, b: path/to/full}"
-    python -m bench judge base=path/to/folder task=... arms="{c: hub/name, x: predictions.jsonl}"
     python -m bench judge base=old,new task=... arms="{a: path/to/adapter}"     does it hold on an updated base?
 
     A base is one of conf/model, or a folder. An arm is a LoRA adapter of PEFT, a full checkpoint, a model's name on the
