@@ -424,10 +424,10 @@ def export(given: Given) -> int:
         return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
     run = exporting.exportable(folder, own.get("form"), own)
     target = Path(own.get("to", Path("exports") / run.name))
-    from bench.report.markdown import card, own_scores  # pandas and jinja2: only when there is work
+    from bench.report.markdown import card_of, own_scores  # pandas and jinja2: only when there is work
 
     with console.stage(f"export {run.record.run_id}") as watch:
-        scores = own_scores(run.folder, run.form)
+        scores, card = own_scores(run.folder, run.form), card_of(run.folder)
         manifest = exporting.export(run, target, scores=scores, license=own.get("license"), card=card, watch=watch)
     size_bytes = sum(file.bytes for file in manifest.files.values())
     console.say(f"Exported to {target}: {len(manifest.files)} files, {size_bytes / 2**20:.1f} MiB.")

@@ -123,7 +123,8 @@ def test_every_setting_has_a_role_and_a_known_requirement() -> None:
     assert free == {
         "method.shots",
         "method.retrieval",
-    }  # whatever changes data or evaluation must agree, but for solved examples and what is measured along training
+        "content.loaded",
+    }  # what changes data or evaluation must agree, but for solved examples, judged arms, measures along training
 
 
 @pytest.mark.parametrize(

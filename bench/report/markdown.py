@@ -13,7 +13,8 @@ base_model: ...
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from bench.metrics import Scale
 from bench.record import Sample
 from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent
 from bench.served import ServedAnswer
+from bench.stats.decide import decide
+from bench.stats.frames import groups, load
 from bench.stats.paired import means
 from bench.stats.reading import read_record, read_rows
 from bench.trust import LONGEST_TEXT, printable, shortened
@@ -136,12 +139,25 @@ def own_scores(run: Path, form: str | None = None) -> dict[str, ScoreInterval]:
     return found
 
 
-def card(manifest: Manifest) -> str:
-    """The whole text of the card."""
+def card_of(run: Path) -> Callable[[Manifest], str]:
+    """`card`, with what the run's sweep says to use, how sure that is and why, where it has rivals."""
+    sweep = load(run.parent)
+    group = next((group for group in groups(sweep) if run.name in group.arm_of), None)
+    decision = decide(group) if group else None
+    if group is None or decision is None or decision.sureness is None:
+        return card
+    arms, sure = ", ".join(map(str, decision.arms["arm"])), f"{percent(decision.sureness)} sure"
+    told = f"{decision.sentence} ({sure}, of {arms}; this is {group.arm_of[run.name]}.) {decision.reason}"
+    return partial(card, decided=told)
+
+
+def card(manifest: Manifest, decided: str | None = None) -> str:
+    """The whole text of the card; `decided`: the decision of the sweep that the run is from."""
     loader = jinja2.PackageLoader("bench.report")
     environment = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined)
     environment.filters |= {"cell": line, "fenced": fenced}
-    text = environment.get_template("card.md.j2").render(manifest=manifest, method=manifest.config.method)
+    told = {"manifest": manifest, "method": manifest.config.method, "decided": decided}
+    text = environment.get_template("card.md.j2").render(told)
     content = f"---\n{_metadata(manifest).to_yaml()}\n---\n\n{text}"
     return str(ModelCard(re.sub(r"\n{3,}", "\n\n", content)))
 

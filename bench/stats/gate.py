@@ -157,7 +157,7 @@ def _arms(sweep: Sweep, wanted: Collection[str]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in sorted(sweep.records, key=lambda record: record.started_at):
         method, name = record.config.method, names[record.run_id]
-        if name in wanted or not (wanted or method.control or record.config.untrained):
+        if name in wanted or not (wanted or method.control or method.trains == "nothing"):
             place = f"{record.model} / {record.task} / {record.suite} / " if several else ""
             found.setdefault(place + name, []).append(record)
     return found

@@ -280,3 +280,12 @@ def test_an_adapter_of_trl(root: Path) -> None:
     trainer.train()
     trainer.save_model(str(root / "trl"))
     assert judge(root, {"trl": root / "trl"}, "base", "sweep=trl") == 0
+
+
+def test_the_gate_takes_judged_checkpoints(judged: Path, tmp_path: Path) -> None:
+    """Predictions that are the references against an adapter of random tensors, either way round."""
+    plain, given = (next(judged.glob(f"{name}-*")) for name in ("plain", "given"))
+    settings = ["quality=-0.01", f"to={tmp_path}"]
+    assert main(["gate", str(plain), str(given), *settings]) == 0
+    assert main(["gate", str(given), str(plain), *settings]) == 1
+    assert "plain against given, quality: worse" in (tmp_path / "gate.md").read_text()
