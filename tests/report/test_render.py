@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from bench.checkpoint import Base, Evaluated, Manifest, PromptFormat
 from bench.report import html, markdown
 from bench.report.charts import Chart, memory_chart
 from bench.report.section import (
@@ -26,6 +28,7 @@ from bench.report.section import (
     percent,
     table_of,
 )
+from bench.stats.reading import read_record
 
 HOSTILE = [
     "<script>window.harmed=1</script>",
@@ -175,3 +178,18 @@ def test_columns_of_which_nothing_is_known_are_left_out() -> None:
     table = table_of(frame, columns)
     assert table.headers == ["method", "size, GiB"]
     assert [list(row) for row in table.rows] == [["a", "1.00"], ["b", "-"]]
+
+
+def test_the_card_says_what_its_sweep_decided() -> None:
+    run = next((Path(__file__).parents[2] / "results/reference").glob("full-*"))
+    record = read_record(run, [])
+    assert record is not None
+    assert record.evaluate is not None
+    evaluated = Evaluated(128, markdown.own_scores(run), record.evaluate.heldout_loss, record.evaluate.environment)
+    base, prompt = Base("mine", "folder", "", None, "0" * 64), PromptFormat("0", "0", "0")
+    manifest = Manifest(
+        record.run_id, "model", record.config, base, prompt, evaluated, None, "bench", None, {}, "today", None, {}
+    )
+    assert "Which method to use" not in markdown.card(manifest)
+    answer = r"Use lora\. \(\d+% sure, of base, full, lora, qlora; this is full"
+    assert re.search(rf"Which method to use, by the sweep .*: {answer}", markdown.card_of(run)(manifest))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from bench.cli import main
 from bench.compose import compose
 from bench.identity import run_folder
 from bench.record import from_json
-from bench.report.markdown import card_of
 from bench.sweep import execute, exporting, fetching
 from bench.sweep.execute import read_record
 
@@ -144,16 +142,6 @@ def test_the_card_states_scores_base_data_and_command(exported) -> None:
     ):  # fmt: skip
         assert str(said) in body
     assert "not stated" in (exported["full"] / CARD).read_text()
-
-
-def test_the_card_says_what_the_sweep_decided(exported) -> None:
-    """Of 4 test examples nothing is decided; of a sweep with more the answer stands there with its sureness."""
-    assert "Which method to use" not in (exported["lora"] / CARD).read_text()
-    manifest = from_json(Manifest, (exported["lora"] / MANIFEST).read_bytes())
-    run = next((Path(__file__).parents[2] / "results/reference").glob("full-*"))
-    text = card_of(run)(manifest)
-    answer = r"Use lora\. \(\d+% sure, of base, full, lora, qlora; this is full"
-    assert re.search(rf"Which method to use, by the sweep .*: {answer}", text)
 
 
 def test_the_card_may_be_edited(copy) -> None:
