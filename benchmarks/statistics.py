@@ -181,7 +181,7 @@ def evidence_from(known: Means, seconds: Sequence[float] = (), draw: np.random.G
     needs = dict.fromkeys(COLUMNS, np.tile(costs["peak_memory_bytes"], (DRAWS, 1)))
     drawn = draws(known, draw or np.random.default_rng(0), DRAWS)
     arms = [str(place) for place in range(size)]
-    return Evidence(arms, [True] * size, known, Measure("score", "simulated"), drawn, needs, costs)
+    return Evidence(arms, [True] * size, [False] * size, known, Measure("score", "simulated"), drawn, needs, costs)
 
 
 def decided(
