@@ -199,8 +199,8 @@ def settled(scale: float, rng: np.random.Generator) -> Iterator[Row]:
     one a hair worse than the tolerance; seeds scatter so many times as supposed. % of all: sure, and wrong though sure;
     of the sure: said and right; of all: right. Minutes (a training 5, scores on 128 examples 2) and looks, mean.
     The whole sweep: its minutes, % right, and % 95% sure."""
-    for name, times, sweeps in (("drawn", 1, 1000), ("drawn", 3, 1000), ("drawn", 6, 1000), ("equal", 1, 250),
-                                ("hair", 1, 250)):  # fmt: skip
+    for name, times, sweeps in (("drawn", 1, 1000), ("drawn", 3, 250), ("drawn", 6, 250), ("equal", 1, 100),
+                                ("hair", 1, 100)):  # fmt: skip
         found = [_settled(rng, name, times) for _ in range(int(sweeps * scale))]
         sure, right, said, minutes, looks, whole_right, whole_sure = np.array(found, dtype=float).T
         of_sure = [100 * part[sure > 0].mean() if sure.any() else math.nan for part in (said, right)]
