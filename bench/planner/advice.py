@@ -298,13 +298,8 @@ def _candidates(
     if config.method.trains == "all_weights" and config.method.optimizer == "adamw":
         yield f"{words}method.optimizer=adamw_8bit", _with(lean, "method", optimizer="adamw_8bit"), options
     own = "plan" if options.devices > 1 and config.hardware.strategy == "none" else "hardware"
-    devices = 2 * options.devices  # the fewest on which the run fits, sharded
-    while devices <= MOST_DEVICES and lean.train.batch_size % (devices * lean.train.fitted_micro_batch) == 0:
-        sharded = replace(options, devices=devices, strategy="fsdp")
-        if _fits(lean, sharded, machine):
-            yield f"{words}{own}.devices={devices} {own}.strategy=fsdp", lean, sharded
-            break
-        devices *= 2
+    if sharded := _sharded(lean, options, machine):
+        yield f"{words}{own}.devices={sharded.devices} {own}.strategy=fsdp", lean, sharded
     lighter = ["qlora"] if config.method.quantization is None else []  # presets of conf/method/ that hold less
     for name in ["lora", *lighter] if config.method.trains == "all_weights" else lighter:
         of_method = [(text, replace(run, method=preset(name))) for text, run in (as_wide, (words, lean))]
@@ -314,6 +309,17 @@ def _candidates(
     while length >= SHORTEST:
         yield f"{words}train.max_length={length}", _with(lean, "train", max_length=length), options
         length //= 2
+
+
+def _sharded(config: RunConfig, options: PlanConfig, machine: Machine) -> PlanConfig | None:
+    """On the fewest devices on which the run fits, sharded; None: on none."""
+    devices = 2 * options.devices
+    while devices <= MOST_DEVICES and config.train.batch_size % (devices * config.train.fitted_micro_batch) == 0:
+        sharded = replace(options, devices=devices, strategy="fsdp")
+        if _fits(config, sharded, machine):
+            return sharded
+        devices *= 2
+    return None
 
 
 def preset(name: str) -> MethodConfig:

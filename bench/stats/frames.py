@@ -202,6 +202,16 @@ def _group(name: str, sweep: Sweep, records: list[Record], allowed: frozenset[st
 # --- Reading folders ---
 
 
+_DETAILS: dict[str, tuple[Any, str]] = {  # field of `Sweep` -> what a line of the file beside each record holds
+    "step_rows": (Step, "steps.jsonl"),
+    "sample_rows": (Sample, "samples.jsonl.gz"),
+    "regression_rows": (RegressionItem, "regression_items.jsonl.gz"),
+    "answer_rows": (ServedAnswer, "served_answers.jsonl.gz"),
+    "change_rows": (MatrixChange, "weight_changes.jsonl.gz"),
+    "point_rows": (PointItem, "frontier_items.jsonl.gz"),
+}
+
+
 def load(*folders: str | Path) -> Sweep:
     """Read every run below the folders, each that of a sweep or of a run; a run found twice is read once.
 
@@ -230,14 +240,8 @@ def load(*folders: str | Path) -> Sweep:
                 sweep.problems.append(Problem(run.name, "record.json", reason, "Report each sweep by itself."))
             continue
         known[record.run_id] = record
-        sweep.step_rows[record.run_id] = read_rows(Step, run / "steps.jsonl", sweep.problems)
-        sweep.sample_rows[record.run_id] = read_rows(Sample, run / "samples.jsonl.gz", sweep.problems)
-        sweep.regression_rows[record.run_id] = read_rows(
-            RegressionItem, run / "regression_items.jsonl.gz", sweep.problems
-        )
-        sweep.answer_rows[record.run_id] = read_rows(ServedAnswer, run / "served_answers.jsonl.gz", sweep.problems)
-        sweep.change_rows[record.run_id] = read_rows(MatrixChange, run / "weight_changes.jsonl.gz", sweep.problems)
-        sweep.point_rows[record.run_id] = read_rows(PointItem, run / "frontier_items.jsonl.gz", sweep.problems)
+        for rows, (kind, name) in _DETAILS.items():
+            getattr(sweep, rows)[record.run_id] = read_rows(kind, run / name, sweep.problems)
     sweep.records.extend(known.values())
     for folder in sweep.folders:
         try:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench.mistakes import ConfigurationError
 from bench.outcome import (
@@ -74,15 +74,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     oom_kills = _kernel_oom_kills()
     started = time.monotonic()
     with fresh_file(folder / f"{stage}.log") as log:
-        child = subprocess.Popen(
-            command(folder, stage, devices),
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible(os.environ.get("CUDA_VISIBLE_DEVICES"), seen)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            close_fds=False,  # it holds the locks of `execute.claim` too, and longer, should this process be killed
-            start_new_session=True,  # Ctrl-C reaches the parent only, which then stops the child in order
-        )
+        child = _started(command(folder, stage, devices), seen, log)
         try:
             timed_out, resident_bytes = _wait(child, folder, started + timeout_seconds, watch)
         finally:
@@ -101,6 +93,18 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     if killed_by_kernel and resident_bytes:  # host memory ran out, whatever the device's instrument said last
         failure = replace(failure, last_known_peak_bytes=resident_bytes)
     return Outcome(status, wall_seconds, failure)
+
+
+def _started(words: list[str], devices: int, log: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        words,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": visible(os.environ.get("CUDA_VISIBLE_DEVICES"), devices)},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        close_fds=False,  # it holds the locks of `execute.claim` too, and longer, should this process be killed
+        start_new_session=True,  # Ctrl-C reaches the parent only, which then stops the child in order
+    )
 
 
 def command(folder: Path, stage: Stage, devices: int) -> list[str]:

@@ -41,12 +41,7 @@ def run(context: Context) -> EvaluateResult:
     model, tokenizer, resolved, memory = load_tuned(context)
     how: dict[str, Any] = {"batch_size": config.hardware.generate_batch, "device": resolved}
     how["advance"] = progress.advance
-    memory.enter("heldout")
-    progress.phase("test loss", len(rows))
-    with clock.span("heldout"), inference(model, resolved):
-        losses = example_losses(model, SupervisedHead(model), rows, pad_id=tokenizer.pad_token_id, **how)
-    if not math.isfinite(mean_loss(losses)):
-        raise DivergedError("nothing more is evaluated: the test loss is not finite")
+    losses = _test_losses(context, memory, model, rows, pad_id=tokenizer.pad_token_id, **how)
     memory.enter("generate")
     progress.phase("generate", len(rows))
     with clock.span("generate"), inference(model, resolved):
@@ -126,6 +121,17 @@ def _given(context: Context, rows: Sequence[Mapping[str, Any]]) -> EvaluateResul
         unscored=_unscored(samples),
         blind=blind(config, rows),
     )
+
+
+def _test_losses(context: Context, memory: Memory, model: Any, rows: list[Any], **how: Any) -> list[tuple[float, int]]:
+    """(nats, tokens) of each reference answer; DivergedError where they are not finite."""
+    memory.enter("heldout")
+    context.progress.phase("test loss", len(rows))
+    with context.clock.span("heldout"), inference(model, how["device"]):
+        losses = example_losses(model, SupervisedHead(model), rows, **how)
+    if not math.isfinite(mean_loss(losses)):
+        raise DivergedError("nothing more is evaluated: the test loss is not finite")
+    return losses
 
 
 def score(config: RunConfig, rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> metrics.Scored:

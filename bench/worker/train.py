@@ -68,8 +68,6 @@ def run(context: Context) -> TrainResult:
     observer = Observer(context, config, steps, memory, open_energy(resolved.type), measure)
     ordered = [rows.train[i] for i in order]
     trainer = _trainer(context, config, resolved, steps, ordered, model, head, tokenizer.pad_token_id, observer)
-    if kept := point_steps(config.evaluation.points, steps):
-        trainer.add_callback(PointSaver(trainer, config, context, kept))
     context.load.start()
     trainer.keeper.train(trainer) if trainer.keeper else trainer.train()
     environment = resolved.environment(context.load.read())
@@ -106,7 +104,7 @@ def _trainer(
     kept = context.weights / resume.FOLDER
     keeper = Keeper(kept, config, resolved, observer, model) if config.train.checkpoint_every_steps else None
     arguments = training_arguments(config, resolved, steps, kept, context.team)
-    return SftTrainer(
+    trainer = SftTrainer(
         model=model,
         args=arguments,
         optimizers=(methods.make_optimizer(model, config.method, arguments), None),
@@ -121,6 +119,9 @@ def _trainer(
         team=context.team,
         keeper=keeper,
     )
+    if points := point_steps(config.evaluation.points, steps):
+        trainer.add_callback(PointSaver(trainer, config, context, points))
+    return trainer
 
 
 def _with_micro_batch(context: Context) -> RunConfig:
