@@ -22,12 +22,13 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import machine
+from bench.arguments import Given, Takes, is_true, number, parse, take, target_loss
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
 from bench.config import RunConfig, suggest
 from bench.fairness import FILE, REQUIREMENTS, groups_of, to_json
@@ -50,18 +51,7 @@ if TYPE_CHECKING:
     from bench.stats.limits import Limits
 
 _DOCTOR_SECONDS = 120  # for all its trials; they take about 20
-FLAGS = ("-m", "--json", "--help")
 console = Console()
-
-
-@dataclass(frozen=True)
-class Given:
-    """A command line, taken apart."""
-
-    command: str  # "sweep" where none is named
-    paths: list[Path]
-    settings: list[str]  # KEY=VALUE
-    flags: frozenset[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
     try:
-        given = parse(list(sys.argv[1:] if arguments is None else arguments))
+        given = parse(list(sys.argv[1:] if arguments is None else arguments), TAKES)
         if "--help" in given.flags:
             console.say(help_text(given.command))
             return 0
@@ -84,48 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.problem(f"Stopped. What was finished is kept. {COMMAND_AGAIN}")
         return 130
-
-
-def parse(arguments: Sequence[str]) -> Given:
-    """Take a command line apart.
-
-    Raises:
-        ConfigurationError: unknown commands or flags, and paths where none belong or none where some do.
-    """
-    if broken := [text for text in arguments if text.encode(errors="ignore").decode() != text]:
-        raise ConfigurationError([f"{text!a}: not valid UTF-8; write it in UTF-8" for text in broken])
-    flags = {"--help" if text == "-h" else text for text in arguments if text.startswith("-")}
-    words = [text for text in arguments if not text.startswith("-")]
-    settings = [text for text in words if "=" in text and not os.path.isdir(text)]  # Path's raises for a long name
-    paths = [text for text in words if text not in settings]
-    command = "sweep" if not paths or words[0] in settings else paths.pop(0)
-    if command not in COMMANDS:
-        raise ConfigurationError([f"{command}: no such command{suggest(command, [*COMMANDS])}"])
-    problems = [f"{flag}: no such flag{suggest(flag, [*FLAGS])}" for flag in sorted(flags - {*FLAGS})]
-    least, most, takes = PATHS.get(command, (0, 0, "no path"))
-    if not least <= len(paths) <= most and "--help" not in flags:
-        given = f"given {', '.join(paths)}" if paths else "none was given"
-        problems.append(f"{command}: takes {takes}; {given}. Settings have the form KEY=VALUE")
-    if problems:
-        raise ConfigurationError(problems)
-    return Given(command, [Path(path) for path in paths], settings, frozenset(flags))
-
-
-def take(settings: Sequence[str], *names: str) -> tuple[dict[str, str], list[str]]:
-    """(a command's own settings by name, the others as they were given)."""
-    own = {name: value for name, _, value in (text.partition("=") for text in settings) if name in names}
-    return own, [text for text in settings if text.partition("=")[0] not in names]
-
-
-def is_true(name: str, value: str) -> bool:
-    """A setting that is true or false.
-
-    Raises:
-        ConfigurationError: it is neither.
-    """
-    if value.lower() not in ("true", "false"):
-        raise ConfigurationError([f"{name}={value}: true or false"])
-    return value.lower() == "true"
 
 
 def help_text(command: str) -> str:
@@ -264,7 +212,7 @@ def report(given: Given) -> int:
     _, *options = all_of(
         lambda: _existing(given.paths),
         lambda: names_in("allow_different", own.get("allow_different"), REQUIREMENTS),
-        lambda: _loss(own.get("target_loss")),
+        lambda: target_loss(own.get("target_loss")),
         lambda: limits_from_words(words),
         lambda: names_in("export", own.get("export"), FORMATS),
     )
@@ -276,14 +224,6 @@ def _existing(folders: Sequence[Path]) -> None:
     missing = [folder for folder in folders if not os.path.isdir(folder)]
     if missing:
         raise ConfigurationError([f"{folder}: no such folder; sweeps are in results/<sweep>" for folder in missing])
-
-
-def _loss(text: str | None) -> float | None:
-    with suppress(ValueError):
-        value = None if text is None else float(text)
-        if value is None or 0 < value < math.inf:
-            return value
-    raise ConfigurationError([f"target_loss={text}: a loss in nats per token is above 0 and finite, such as 1.9"])
 
 
 def plan(given: Given) -> int:
@@ -386,8 +326,8 @@ def settle(given: Given) -> int:
     own, others = take(given.settings, "sure", "budget_minutes")
     _, overrides = take(others, *(limit.name for limit in fields(Limits)))
     sure, minutes, limits = all_of(
-        lambda: _number("sure", own.get("sure", "0.95"), 0.5, 0.999),
-        lambda: _number("budget_minutes", own.get("budget_minutes", "60"), 0, math.inf),
+        lambda: number("sure", own.get("sure", "0.95"), 0.5, 0.999),
+        lambda: number("budget_minutes", own.get("budget_minutes", "60"), 0, math.inf),
         lambda: limits_from_words([text for text in others if text not in overrides]),
     )
     config, found = settle_sweep(overrides, limits, sure, minutes, console)
@@ -395,13 +335,6 @@ def settle(given: Given) -> int:
     end = "Settled" if found.decided else "Not settled"
     console.say(f"{end} after {found.looks} looks and {found.seconds / 60:.1f} minutes. {found.why}")
     return 0 if reported and found.decided else 1
-
-
-def _number(name: str, text: str, least: float, most: float) -> float:
-    with suppress(ValueError):
-        if least <= float(text) <= most:
-            return float(text)
-    raise ConfigurationError([f"{name}={text}: a number from {least:g} to {most:g}"])
 
 
 def export(given: Given) -> int:
@@ -528,7 +461,7 @@ COMMANDS: dict[str, Callable[[Given], int]] = {
     "sweep": sweep, "report": report, "plan": plan, "tune": tune, "settle": settle, "judge": judge, "gate": gate,
     "export": export, "fetch": fetch, "data": data, "doctor": doctor,
 }  # fmt: skip
-PATHS = {  # command -> (fewest, most, in words)
+TAKES: dict[str, Takes] = dict.fromkeys(COMMANDS, (0, 0, "no path")) | {
     "report": (1, sys.maxsize, "the folders of sweeps, such as results/default"),
     "gate": (2, 2, "two folders, the baseline's and the candidate's: sweeps or runs"),
     "export": (1, 1, "one folder: results/<sweep>/<run>, or an export with check=true"),

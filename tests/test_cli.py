@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import COMMANDS, main, parse
+from bench.arguments import parse
+from bench.cli import COMMANDS, TAKES, main
 from bench.mistakes import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
@@ -18,14 +19,14 @@ HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "pandas", "scipy", "al
 
 
 def test_a_command_line_is_taken_apart(tmp_path: Path) -> None:
-    given = parse(["report", "results/a", "memory_gib=24", "results/b"])
+    given = parse(["report", "results/a", "memory_gib=24", "results/b"], TAKES)
     assert (given.command, given.paths) == ("report", [Path("results/a"), Path("results/b")])
     assert given.settings == ["memory_gib=24"]
-    assert parse(["-m", "method=base,lora"]).command == "sweep"
-    assert parse(["-h"]).flags == {"--help"}
+    assert parse(["-m", "method=base,lora"], TAKES).command == "sweep"
+    assert parse(["-h"], TAKES).flags == {"--help"}
     odd = tmp_path / "rank=8"
     odd.mkdir()
-    assert parse(["export", str(odd)]).paths == [odd]
+    assert parse(["export", str(odd)], TAKES).paths == [odd]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_mistakes_name_what_is_allowed(line: str, words: str, capfd) -> None:
     assert main(line.split()) == 2
     assert words in capfd.readouterr().err
     with pytest.raises(ConfigurationError):
-        parse(line.split())
+        parse(line.split(), TAKES)
 
 
 def test_all_mistakes_of_a_report_are_told_at_once(capfd) -> None:
