@@ -333,7 +333,8 @@ def settle(given: Given) -> int:
     config, found = settle_sweep(overrides, limits, sure, minutes, console)
     reported = _report(sweep_folder(config), frozenset(), config, limits)
     end = "Settled" if found.decided else "Not settled"
-    console.say(f"{end} after {found.looks} look{"s" * (found.looks != 1)} and {found.seconds / 60:.1f} minutes. {found.why}")
+    looks = "1 look" if found.looks == 1 else f"{found.looks} looks"
+    console.say(f"{end} after {looks} and {found.seconds / 60:.1f} minutes. {found.why}")
     return 0 if reported and found.decided else 1
 
 
