@@ -25,7 +25,6 @@ from bench.identity import data_folder
 from bench.mistakes import ConfigurationError
 from bench.record import EvaluateResult, Sample
 from bench.worker import data, device, methods, models
-from bench.worker.decode import decode
 from bench.worker.device import Device
 from bench.worker.instruments.memory import Memory
 from bench.worker.loss import SupervisedHead, example_losses, inference, mean_loss
@@ -262,10 +261,7 @@ def generate(
         input_ids = pad_sequence(rows, padding_value=tokenizer.pad_token_id, **left)  # (batch, length)
         mask = pad_sequence([torch.ones_like(row) for row in rows], **left)
         output = model.generate(
-            input_ids=input_ids.to(device.type),
-            attention_mask=mask.to(device.type),
-            generation_config=config,
-            custom_generate=decode,
+            input_ids=input_ids.to(device.type), attention_mask=mask.to(device.type), generation_config=config
         )
         for i, row in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
             stop = next((k for k, token in enumerate(row) if token in ends), None)
