@@ -195,6 +195,7 @@ def load_point(context: Context, source: str, tokenizer: Any, device: Device, we
     if not config.untrained:
         _refuse_another_base(context, getattr(model.config, "_commit_hash", None))
     stop_as_taught(model, config, tokenizer)
+    models.take_rows_together(model)
     return model
 
 

@@ -182,6 +182,16 @@ def _end_tokens(model: ModelConfig, source: str) -> GenerationConfig:
     return GenerationConfig()
 
 
+def take_rows_together(model: Any) -> None:
+    """Let a frozen head multiply the rows of a batch at once.
+
+    PyTorch folds (rows, 1, width) @ head into one product only where the rows lie side by side or the head is trained;
+    else it copies the head for each row: 2.6 GiB for 48 rows of the embedded model, in the first step of each answer.
+    """
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(lambda _, given: tuple(tensor.contiguous() for tensor in given))
+
+
 def stop_at(model: Any, tokens: Collection[int]) -> None:
     """Let answers end at these tokens, besides those that the model's own settings name; saved with the model."""
     generation = model.generation_config

@@ -172,6 +172,7 @@ def load(form: Form, at: Origin, *, as_evaluated: bool = False) -> Any:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, at.weights, autocast_adapter_dtype=False)
+    models.take_rows_together(model)
     return model.eval()
 
 

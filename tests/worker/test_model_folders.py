@@ -305,3 +305,15 @@ def test_a_gated_model_asks_for_licence_and_login(monkeypatch: pytest.MonkeyPatc
     model = ModelConfig(name="llama", source="hub", location="meta-llama/Llama-3.1-8B-Instruct")
     with pytest.raises(ConfigurationError, match=r"8B-Instruct is gated, .*hf auth login"):
         models.fetch(model, Path("cache"))
+
+
+def test_a_frozen_head_multiplies_the_rows_of_a_batch_at_once() -> None:
+    """Else PyTorch copies the head for each row: gigabytes, in the first step of each batch of answers."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, vocab_size=24)).requires_grad_(False).eval()
+    ids, seen = torch.arange(12).view(3, 4), list[bool]()
+    expected = model(ids, logits_to_keep=1).logits
+    models.take_rows_together(model)
+    model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    torch.testing.assert_close(model(ids, logits_to_keep=1).logits, expected)
+    assert seen == [True]
