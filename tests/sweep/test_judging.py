@@ -265,6 +265,7 @@ def test_drift_of_a_base(root: Path, adapter: Path, capsys: pytest.CaptureFixtur
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("default::FutureWarning")  # of TRL's own arguments
 def test_an_adapter_of_trl(root: Path) -> None:
     if importlib.util.find_spec("trl") is None:
         pytest.skip("TRL is not installed: pip install -c constraints.txt -e '.[peers]'")
