@@ -1,6 +1,6 @@
 """What other load costs a run: the slowdown of matrix products while another process takes a share of a processor.
 
-    python -m benchmarks.busy        the table of docs/fairness.md, in about two minutes
+    python -m benchmarks.busy        the figures of docs/numbers.md, in about two minutes
 
 The other process is no descendant, and works in slices of 20 ms. Shares alternate, so that a machine that grows slower
 meanwhile does so for all of them. `marked` is what `bench.fairness.busy` would say of the run.

@@ -1,6 +1,6 @@
 """What each optimization of the training step gives: tokens/s and peak memory, one added after the other.
 
-    python -m benchmarks.steps                          the table of docs/performance.md
+    python -m benchmarks.steps                          the table of docs/maintainers/performance.md
     python -m benchmarks.steps --method full --rounds 1
 
 Every row runs in a child process of its own, on the embedded model and task, rows alternating over the rounds. What the

@@ -20,7 +20,7 @@ from bench.planner.memory import Strategy
 from bench.planner.past import Counts
 from bench.planner.tensors import adapter_tensors, base_parameters
 
-COMPILE_REPAYS_FROM_STEPS = 20  # train.compile=auto; measured: docs/performance.md
+COMPILE_REPAYS_FROM_STEPS = 20  # train.compile=auto; measured: docs/maintainers/performance.md
 Range = tuple[float, float]  # (at the high utilization, at the low one) for costs; (low, high) for speeds
 _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(gt=0, le=1)]

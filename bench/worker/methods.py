@@ -229,7 +229,7 @@ def load_trained(
     base = load_base(config, source, device, compute_dtype, **options)
     if device == "cpu" and method.quantization is not None and method.quantization.scheme != "int8":
         # The same weights in bf16 products. bitsandbytes' own CPU inference kernel (AVX-512 bf16) is not used: it
-        # was slower here and its rounding differs; see docs/design.md.
+        # was slower here and its rounding differs.
         base = base.dequantize(compute_dtype)
     if method.trains != "adapter":
         return base

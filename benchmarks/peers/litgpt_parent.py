@@ -22,7 +22,7 @@ def train_litgpt(material: Material, python: str | None, output: Path) -> dict[s
         RuntimeError: there is no such environment, litgpt has no such method, or it failed.
     """
     if python is None:
-        raise RuntimeError("litgpt needs a Python of its own: --litgpt-python PATH; see docs/performance.md")
+        raise RuntimeError("litgpt needs an environment of its own: give --litgpt-python PATH")
     if material.quantization is not None:
         raise RuntimeError(NO_QLORA)
     shutil.rmtree(output, ignore_errors=True)
