@@ -1,13 +1,9 @@
 """The gate: may the candidate take the baseline's place? Non-inferiority within limits, by the paired engine.
 
-Score and suite are paired by example, speed by optimizer step (as the logarithm of its tokens a second); peak memory
-is a count of bytes and is compared as it is. Every limit ends in one of three ways: shown to be kept (one-sided test at
-5%), shown to be broken (one-sided test at 5%, adjusted by Holm over all limits and arms, as any alarm stops a release),
-or not settled. A pass needs every limit shown to be kept, so its tests need no adjustment (Berger 1982,
-intersection-union). A run against itself is within every limit without a test.
-
-How the candidate was trained is its own affair for score and suite: only the evaluation must be the same. Speed and
-memory are compared between runs that trained on the same data on the same machine.
+Every limit ends in one of three ways: shown to be kept (one-sided test at 5%), shown to be broken (the same, adjusted
+by Holm over all limits and arms, as any alarm stops a release), or not settled. A pass needs every limit shown to be
+kept, so its tests need no adjustment (Berger 1982, intersection-union). docs/judge.md says what is paired and what
+must be the same.
 
     >>> [(check.limit, check.verdict) for check in gate(load("results/last"), load("results/next"), limits_of([]))]
     [('quality', 'within'), ('regression', 'within'), ('speed', 'worse'), ('memory', 'within')]
@@ -17,33 +13,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import pandas as pd
+from pydantic import FiniteFloat
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from bench.config import suggest
 from bench.fairness import disturbances, reasons_against
 from bench.mistakes import ConfigurationError
 from bench.record import Record
 from bench.stats.compare import other_references
 from bench.stats.frames import Group, Sweep, arm_names, groups, peak_memory_bytes
+from bench.stats.limits import STRICT, Above0, from_words
 from bench.stats.measures import Measure, means_of, measure_tables, primary_measure, suite_measure
-from bench.stats.paired import ALPHA, FEWEST_EXAMPLES, Estimate, Means, holm, means
+from bench.stats.paired import ALPHA, FEWEST_EXAMPLES, Estimate, holm, means
 
 DEFAULTS = {"quality": -0.01, "regression": -1.0, "speed": 0.9, "memory": 1.1}
-MEANING = {
-    "quality": "least change of the first score, in its unit; of one for which lower is better its rise counts as loss",
-    "regression": "least change of the regression suite's mean, in points of 100",
-    "speed": "least training speed, as a share of the baseline's",
-    "memory": "largest peak memory of training, as a share of the baseline's",
-}
+_UNITS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {  # to the unit of the test, and back
+    "quality": (float, float), "regression": (lambda points: points / 100, lambda share: share * 100),
+    "speed": (math.log, math.exp),
+}  # fmt: skip
 SIDES = BASELINE, CANDIDATE = "baseline", "candidate"
 _WORST = 5  # examples that are named
 _REASONS = 2  # against a comparison, that are told
 Verdict = Literal["within", "worse", "not settled", "not comparable", "not measured"]
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Bounds:
+    """The limits; None: not set."""
+
+    quality: FiniteFloat | None = None  # least change of the first score, in its unit; where lower is better: of -score
+    regression: FiniteFloat | None = None  # least change of the regression suite's mean, in points of 100
+    speed: Above0 | None = None  # least training speed, as a share of the baseline's
+    memory: Above0 | None = None  # largest peak memory of training, likewise
 
 
 @dataclass(frozen=True)
@@ -81,28 +85,8 @@ class Check:
 
 
 def limits_of(words: Sequence[str]) -> dict[str, float]:
-    """Read `name=value` words; without any, the defaults.
-
-    Raises:
-        ConfigurationError: with every mistake.
-    """
-    found, problems = dict[str, float](), []
-    for text in words:
-        name, _, value = text.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if name not in DEFAULTS:
-            problems.append(f"{text}: the gate has no limit {name!r}{suggest(name, [*DEFAULTS])}")
-        elif not math.isfinite(number) or (name in ("speed", "memory") and number <= 0):
-            problems.append(f"{text}: expected a number{' above 0' if name in ('speed', 'memory') else ''}, such as "
-                            f"{name}={DEFAULTS[name]:g} ({MEANING[name]})")  # fmt: skip
-        else:
-            found[name] = number
-    if problems:
-        raise ConfigurationError(problems)
-    return found
+    """Those that `name=value` words set; raises `ConfigurationError` with every mistake."""
+    return {name: bound for name, bound in asdict(from_words(Bounds, words)).items() if bound is not None}
 
 
 def exit_code(checks: Sequence[Check]) -> int:
@@ -138,16 +122,17 @@ def gate(
     if len(olds) == len(news) == 1:
         ((name, old), (other, new)) = (*olds.items(), *news.items())
         pairs = {name if name == other else f"{other} against {name}": (old, new)}
-    bounds, judged = dict(limits) or DEFAULTS, list[_Judged]()
+    judged = list[tuple[Check, Estimate | None]]()
     for name, (old, new) in pairs.items():
         if new:
-            judged += _Arm(name, _together((baseline, old), (candidate, new)), frozenset(allowed)).checks(bounds)
-        else:
+            arm = _Arm(_together((baseline, old), (candidate, new)), frozenset(allowed), asked=bool(limits))
+        for limit, bound in (limits or DEFAULTS).items():
+            check = Check(name, limit, bound, "not comparable")
             reason = f"the candidate has no such arm (it has {', '.join(news) or 'none'}); choose by arm="
-            judged += [
-                (Check(name, limit, bound, "not comparable", reason=reason), None) for limit, bound in bounds.items()
-            ]
-    return _settled(judged, optional=not limits)
+            judged.append(arm.held(check) if new else (replace(check, reason=reason), None))
+    tests = [(change, _UNITS[check.limit][0](check.bound)) for check, change in judged if change]
+    words = iter(verdicts([change for change, _ in tests], [bound for _, bound in tests]))
+    return [_told(check, change, next(words)) if change else check for check, change in judged]
 
 
 def _arms(sweep: Sweep, wanted: Collection[str]) -> dict[str, list[Record]]:
@@ -177,99 +162,87 @@ def _together(*sides: tuple[Sweep, list[Record]]) -> Group:
     return groups(together)[0]
 
 
-@dataclass(frozen=True)
-class _Tested:
-    """A change with its error, in the unit of the test: `shown` makes that of the limit of it."""
-
-    estimate: Estimate
-    bound: float
-    shown: Callable[[float], float] = float
-    same_run: bool = False
-    doubt: str = ""  # why a broken limit may be the machine's fault
-    worst: Callable[[], list[Worse]] = list
-
-
-_Judged = tuple[Check, _Tested | None]  # None: the check's verdict stands
+class _UntestedError(Exception):
+    """What keeps a limit from being tested: a verdict, and the reason."""
 
 
 class _Arm:
-    """Two arms to be compared, and what keeps them from it."""
+    """Two arms to be compared. `asked`: the limits were named, so that each must be settled."""
 
-    def __init__(self, name: str, group: Group, allowed: frozenset[str]):
-        self._name, self._group = name, group
+    def __init__(self, group: Group, allowed: frozenset[str], asked: bool):
+        self._group, self._allowed, self._asked = group, allowed, asked
         self._runs = [[r for r in group.records if r.method == side] for side in SIDES]
         partners = {record.seed: record for record in self._runs[0]}
         self._pairs = [(partners.get(new.seed, self._runs[0][0]), new) for new in self._runs[1]]
-        self._allowed = allowed
         self._same_run = all(_identity(old) == _identity(new) for old, new in self._pairs)
 
-    def checks(self, bounds: Mapping[str, float]) -> list[_Judged]:
-        tables = measure_tables(self._group)
-        made: dict[str, Callable[[float], _Tested | Check]] = {
-            "quality": lambda bound: self._scored("quality", bound, primary_measure(tables), 1.0),
-            "regression": lambda bound: self._scored("regression", bound, suite_measure(tables), 100.0),
-            "speed": self._speed,
-            "memory": self._memory,
-        }
-        found = [(limit, bound, made[limit](bound)) for limit, bound in bounds.items()]
-        return [
-            (one, None) if isinstance(one, Check) else (Check(self._name, limit, bound, "not settled"), one)
-            for limit, bound, one in found
-        ]
+    def held(self, check: Check) -> tuple[Check, Estimate | None]:
+        """A check with its verdict; or the test that its verdict follows from, and the doubt and examples beside it."""
+        try:
+            if check.limit == "memory":
+                return self._memory(check), None
+            check, change, same = self._speed(check) if check.limit == "speed" else self._scored(check)
+        except _UntestedError as problem:
+            verdict, reason = problem.args
+            asked = verdict == "not measured" and self._asked
+            return replace(check, verdict="not comparable" if asked else verdict, reason=reason), None
+        if not same:
+            return check, change
+        zero, reason = _UNITS[check.limit][1](0.0), "the same run, or the same weights with the same answers"
+        found = Check(check.arm, check.limit, check.bound, "within", zero, zero, zero, change.examples, reason=reason)
+        return found, None
 
-    def _refused(self, limit: str, bound: float, *, trained: bool) -> Check | None:
-        """The first reasons against a comparison."""
+    def _refuse(self, *, trained: bool) -> None:
+        """Raise the first reasons against a comparison."""
         reasons = [reason for pair in self._pairs for reason in reasons_against(*pair, trained=trained)]
         texts = [f"{r.text} (allow_different={r.name})" for r in reasons if r.name not in self._allowed]
         count = max(other_references(self._group, old.run_id, new.run_id) for old, new in self._pairs)
         texts += [f"{count} test examples have other reference answers"] if count and not trained else []
         first, more = list(dict.fromkeys(texts))[:_REASONS], len(set(texts)) - _REASONS
-        text = "; ".join([*first, *([f"and {more} more"] if more > 0 else [])])
-        return Check(self._name, limit, bound, "not comparable", reason=text) if text else None
+        if first:
+            raise _UntestedError("not comparable", "; ".join([*first, *([f"and {more} more"] if more > 0 else [])]))
 
-    def _scored(self, limit: str, bound: float, measure: Measure | None, unit: float) -> _Tested | Check:
+    def _scored(self, check: Check) -> tuple[Check, Estimate, bool]:
+        tables = measure_tables(self._group)
+        measure = primary_measure(tables) if check.limit == "quality" else suite_measure(tables)
         if measure is None:
-            return Check(self._name, limit, bound, "not measured", reason="neither side has such a score")
-        table = measure_tables(self._group)[measure]
+            raise _UntestedError("not measured", "neither side has such a score")
+        table = tables[measure]
         runs = [[record for record in side if table.has(record)] for side in self._runs]
         if not all(runs):
-            missing = SIDES[0] if not runs[0] else SIDES[1]
-            return Check(self._name, limit, bound, "not measured", reason=f"the {missing} has no {measure.name}")
-        if refused := self._refused(limit, bound, trained=False):
-            return refused
+            raise _UntestedError("not measured", f"the {SIDES[bool(runs[0])]} has no {measure.name}")
+        self._refuse(trained=False)
         known = means_of(table, runs)
         if isinstance(known, str):
-            return Check(self._name, limit, bound, "not comparable", reason=known)
+            raise _UntestedError("not comparable", known)
         change = known.difference(1, 0) if measure.higher_is_better else known.difference(0, 1)
         same = change.identical and all(_weights(old) == _weights(new) for old, new in self._pairs)
-        worst = partial(_worst, self._group, measure)
-        return _Tested(change, bound / unit, lambda value: value * unit, self._same_run or same, worst=worst)
+        return replace(check, worst=_worst(self._group, measure)), change, self._same_run or same
 
-    def _speed(self, bound: float) -> _Tested | Check:
+    def _speed(self, check: Check) -> tuple[Check, Estimate, bool]:
+        """By the steps that were timed in every run."""
         steps = self._group.sweep.steps
         steps = steps[steps["timed"].astype(bool) & (steps["seconds"] > 0) & (steps["tokens"] > 0)]
         rates = np.log(steps["tokens"].astype(float) / steps["seconds"].astype(float))
         by_step = steps.assign(rate=rates).pivot_table("rate", "step", "run_id")
         if not all(record.run_id in by_step for side in self._runs for record in side):
-            return Check(self._name, "speed", bound, "not measured", reason="a run has no timed step")
-        if refused := self._refused("speed", bound, trained=True):
-            return refused
-        known = _means(by_step, self._runs)
-        if isinstance(known, str):
-            return Check(self._name, "speed", bound, "not comparable", reason=known)
+            raise _UntestedError("not measured", "a run has no timed step")
+        self._refuse(trained=True)
+        shared = by_step.dropna()
+        if shared.empty:
+            raise _UntestedError("not comparable", "no step was timed in every run")
+        known = means([shared[[record.run_id for record in side]].to_numpy().T for side in self._runs])
         busy = [text for side in self._runs for r in side if (text := disturbances(r).get("train"))]
         doubt = f"in doubt, as the machine was shared: {busy[0]}" if busy else ""
-        return _Tested(known.difference(1, 0), math.log(bound), math.exp, self._same_run, doubt)
+        return replace(check, reason=doubt), known.difference(1, 0), self._same_run
 
-    def _memory(self, bound: float) -> Check:
+    def _memory(self, check: Check) -> Check:
         peaks = [[p for r in side if r.train and (p := peak_memory_bytes(r.train))] for side in self._runs]
         if not all(peaks):
-            return Check(self._name, "memory", bound, "not measured", reason="no peak of the training phase")
-        if refused := self._refused("memory", bound, trained=True):
-            return refused
-        share = max(peaks[1]) / max(peaks[0])
-        verdict: Verdict = "within" if share <= bound else "worse"
-        return Check(self._name, "memory", bound, verdict, share, reason="highest of the seeds; a count, not a test")
+            raise _UntestedError("not measured", "no peak of the training phase")
+        self._refuse(trained=True)
+        share, reason = max(peaks[1]) / max(peaks[0]), "highest of the seeds; a count, not a test"
+        return replace(check, verdict="within" if share <= check.bound else "worse", change=share, reason=reason)
 
 
 def _identity(record: Record) -> tuple[str, str]:
@@ -280,14 +253,6 @@ def _weights(record: Record) -> object:
     """What is equal only for the same weights over the same base; unequal to all where they are unknown."""
     known = record.train.weights if record.train else None
     return (sorted(known.values()), record.config.content.weights) if known else object()
-
-
-def _means(by_step: pd.DataFrame, runs: Sequence[Sequence[Record]]) -> Means | str:
-    """Of the steps that were timed in every run."""
-    shared = by_step.dropna()
-    if shared.empty:
-        return "no step was timed in every run"
-    return means([shared[[record.run_id for record in side]].to_numpy().T for side in runs])
 
 
 def _worst(group: Group, measure: Measure) -> list[Worse]:
@@ -315,44 +280,18 @@ def verdicts(estimates: Sequence[Estimate], bounds: Sequence[float]) -> list[Ver
     ]  # fmt: skip
 
 
-def _settled(judged: Sequence[_Judged], *, optional: bool) -> list[Check]:
-    """The verdicts of all tests, together. A limit that was asked for by name and not measured is not settled."""
-    tests = [tested for _, tested in judged if tested is not None and not tested.same_run]
-    words = iter(verdicts([tested.estimate for tested in tests], [tested.bound for tested in tests]))
-    checks = []
-    for check, tested in judged:
-        if tested is None:
-            asked = check.verdict == "not measured" and not optional
-            checks.append(replace(check, verdict="not comparable") if asked else check)
-        elif tested.same_run:
-            zero, reason = tested.shown(0.0), "the same run, or the same weights with the same answers"
-            counted = replace(check, verdict="within", examples=tested.estimate.examples, reason=reason)
-            checks.append(replace(counted, change=zero, low=zero, high=zero))
-        else:
-            checks.append(_told(check, tested, next(words)))
-    return checks
-
-
-def _told(check: Check, tested: _Tested, verdict: Verdict) -> Check:
-    """A check with the outcome of its test."""
-    change, reason = tested.estimate, ""
-    if verdict == "worse" and tested.doubt:
-        verdict, reason = "not settled", tested.doubt
-    few = change.examples < FEWEST_EXAMPLES
-    if few:
+def _told(check: Check, change: Estimate, verdict: Verdict) -> Check:
+    """A check with the outcome of its test; its reason until here: why a broken limit may be the machine's fault."""
+    (_, shown), reason, settle = _UNITS[check.limit], "", None
+    if verdict == "worse" and check.reason:
+        verdict, reason = "not settled", check.reason
+    elif verdict == "not settled":
+        settle = change.examples_to_pass(_UNITS[check.limit][0](check.bound))
+        if settle is None:
+            reason = "more examples would not settle it, as the seeds scatter too much; more seeds may"
+    if change.examples < FEWEST_EXAMPLES:
         reason = f"fewer than {FEWEST_EXAMPLES} {'steps' if check.limit == 'speed' else 'examples'}"
-    low, high = (tested.shown(end) for end in change.interval(1 - 2 * ALPHA))
-    settle = change.examples_to_pass(tested.bound) if verdict == "not settled" and not tested.doubt else None
-    if verdict == "not settled" and not reason and settle is None:
-        reason = "more examples would not settle it, as the seeds scatter too much; more seeds may"
-    return replace(
-        check,
-        verdict=verdict,
-        change=tested.shown(change.mean),
-        low=low,
-        high=high,
-        examples=change.examples,
-        examples_to_settle=settle,
-        reason=reason,
-        worst=tested.worst() if verdict != "within" else [],
-    )
+    low, high = map(shown, change.interval(1 - 2 * ALPHA))
+    worst = [] if verdict == "within" else check.worst
+    return Check(check.arm, check.limit, check.bound, verdict, shown(change.mean), low, high, change.examples, settle,
+                 reason, worst)  # fmt: skip

@@ -170,21 +170,21 @@ def test_no_arm_meets_the_limits(clear: Group) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["memory_gb=24"], "there is no limit 'memory_gb' (did you mean 'memory_gib'?)"),
-        (["memory_gib=-1"], "expected a number above 0; given '-1'"),
+        (["memory_gb=24"], "memory_gb: no such setting (did you mean 'memory_gib'?)"),
+        (["memory_gib=-1"], "memory_gib: input should be greater than 0; given '-1'"),
         (["memory_gib=much"], "given 'much'"),
         (["memory_gib=2", "memory_gib=3"], "set twice"),
         (["quality_tolerance=-2"], "from 0 on"),
-        (["quality_tolerance=200%"], "at most 100"),
-        (["mergeable=perhaps"], "yes or no"),
-        (["adapters=0"], "a whole number"),
+        (["quality_tolerance=200%"], "given '200%'"),
+        (["mergeable=perhaps"], "a valid boolean"),
+        (["adapters=0"], "greater than 0"),
     ],
 )
 def test_wrong_words_name_the_mistake(words: list[str], text: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         limits_from_words([*words, "nothing=1"])
     assert len(error.value.problems) == 2
-    assert text in error.value.problems[0]
+    assert any(text in problem for problem in error.value.problems)
 
 
 def test_words_are_read_in_their_units() -> None:
