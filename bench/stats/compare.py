@@ -2,13 +2,11 @@
 
 Every arm is compared with the base, every trained one with full fine-tuning, an adapter over a quantized base with the
 same over a whole one, and what was trained elsewhere with each other such arm. Runs are matched by seed; a single
-untrained run is the partner of every seed. Runs of
-different budgets, data, machines or software are never compared silently: the reason is kept in `Findings.refusals`,
-and `--allow-different=NAME` is needed to compare them nonetheless.
+untrained run is the partner of every seed. Runs of different budgets, data, machines or software are never compared
+silently: the reason is kept in `Findings.refusals`, and allow_different=NAME is needed to compare them nonetheless.
 
-p-values are adjusted by Holm's method within families, as the page shows them. The two numbers that
-answer the question, the primary score and the suite's mean, are families of their own: more metrics and tasks shown
-beside them cost them no power.
+p-values are adjusted by Holm's method within families, as the page shows them. The two numbers that answer the
+question, the primary score and the suite's mean, are families of their own: more metrics and tasks cost no power.
 
     >>> findings = compare(group)
     >>> findings.comparisons[["arm", "baseline", "measure", "difference", "low", "high", "verdict"]]
@@ -17,7 +15,7 @@ beside them cost them no power.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -210,15 +208,13 @@ def match(group: Group, arm: str, baseline: str, allowed: frozenset[str] | None 
     refused: dict[Reason, list[str]] = {}
     excepted: dict[Reason, list[str]] = {}
     for record in group.by_arm[arm]:
-        partner = partners.get(record.seed) or single
-        if partner is None:
-            refused.setdefault(Reason("seed", "the baseline has no run of this seed"), []).append(str(record.seed))
-            continue
-        reasons = reasons_against(record, partner)
-        if count := other_references(group, record.run_id, partner.run_id):
-            reasons.append(Reason("references", f"{count} test examples have other reference answers"))
+        reasons = [Reason("seed", "the baseline has no run of this seed")]
+        if partner := partners.get(record.seed) or single:
+            reasons = reasons_against(record, partner)
+            if count := other_references(group, record.run_id, partner.run_id):
+                reasons.append(Reason("references", f"{count} test examples have other reference answers"))
         standing = [reason for reason in reasons if reason.name not in allowed]
-        if not standing:
+        if partner and not standing:
             pairs.append((record, partner))
         for reason in standing or reasons:
             (refused if standing else excepted).setdefault(reason, []).append(str(record.seed))
@@ -226,7 +222,7 @@ def match(group: Group, arm: str, baseline: str, allowed: frozenset[str] | None 
     return Matching(pairs, named[0], named[1])
 
 
-def comparable(arms: Sequence[str], fair: Callable[[str, str], bool]) -> list[str]:
+def comparable(arms: Iterable[str], fair: Callable[[str, str], bool]) -> list[str]:
     """The first of some arms, and each other one that may be compared with all before it."""
     members: list[str] = []
     for arm in arms:

@@ -46,15 +46,7 @@ from bench.stats.reading import Problem, read_record, read_rows
 
 SETTLED_FILE = "settled.json"
 _RUN = ["run_id", "arm", "method", "seed"]
-_FAMILIES = (
-    "base",
-    "prompted",
-    "base_4bit",
-    "full",
-    "lora",
-    "qlora",
-    "predictions",
-)  # in the order of tables and charts
+_FAMILIES = ("base", "prompted", "base_4bit", "full", "lora", "qlora", "predictions")  # in the order of tables
 _TRAIN = {  # field of `TrainResult` -> column, where the name alone would not say which stage it belongs to
     "train_tokens_per_second": "tokens_per_second",
     "examples": "train_examples",
@@ -224,26 +216,20 @@ def load(*folders: str | Path) -> Sweep:
     if missing := [folder for folder in sweep.folders if not folder.is_dir()]:
         raise FileNotFoundError(f"{missing[0]}: no such folder; a sweep's results are in results/<sweep>")
     known: dict[str, Record] = {}
-    settled = {folder: _left_out(folder) for folder in sweep.folders}
-    left_out = {folder / name for folder, found in settled.items() for name in found.runs}
-    sweep.said.extend(text for found in settled.values() for text in found.said)
-    within = ([d] if (d / "record.json").is_file() else sorted(d.iterdir()) for d in sweep.folders)
-    for run in (run for runs in within for run in runs if run.is_dir()):
-        if run in left_out:
-            continue
-        record = read_record(run, sweep.problems)
-        if record is None:
-            continue
-        if shown := known.get(record.run_id):
-            if record.started_at != shown.started_at:  # by another commit or later: not the same measurement
+    for folder in sweep.folders:
+        left_out = _left_out(folder)
+        sweep.said.extend(left_out.said)
+        for run in [folder] if (folder / "record.json").is_file() else sorted(folder.iterdir()):
+            record = None if run.name in left_out.runs else read_record(run, sweep.problems)
+            if record is None:
+                continue
+            shown = known.setdefault(record.run_id, record)
+            if shown is record:
+                for rows, (kind, name) in _DETAILS.items():
+                    getattr(sweep, rows)[record.run_id] = read_rows(kind, run / name, sweep.problems)
+            elif record.started_at != shown.started_at:  # by another commit or later: not the same measurement
                 reason = f"the same run, started {record.started_at}, is left out: that of {shown.started_at} is shown"
                 sweep.problems.append(Problem(run.name, "record.json", reason, "Report each sweep by itself."))
-            continue
-        known[record.run_id] = record
-        for rows, (kind, name) in _DETAILS.items():
-            getattr(sweep, rows)[record.run_id] = read_rows(kind, run / name, sweep.problems)
-    sweep.records.extend(known.values())
-    for folder in sweep.folders:
         try:
             sweep.tunings.extend(read_rates(folder / RATES_FILE).tunings)
         except FileNotFoundError:
@@ -252,6 +238,7 @@ def load(*folders: str | Path) -> Sweep:
             step = "Copy the file of `make tune` there again, or run the sweep's command again."
             reason = f"unreadable rates: {first_mistake(error)}"
             sweep.problems.append(Problem(folder.name, RATES_FILE, reason, step))
+    sweep.records.extend(known.values())
     return sweep
 
 

@@ -23,7 +23,6 @@ from bench.compose import Trial
 from bench.stats.paired import Floats
 
 FEWEST, MOST = 4, 5  # rates that a parabola is fitted to: with three, nothing is left to tell its error from
-
 WIDEST = 10.0  # of an interval's end: its log distance from the best rate that was tried
 
 
@@ -72,38 +71,32 @@ def fit(losses: Mapping[float, float | None]) -> Optimum | str:
     if len(ended) < FEWEST:
         return f"{len(ended)} rates ended with a finite loss, {FEWEST} are needed: raise tune.max_points"
     centre = min(ended, key=lambda rate: ended[rate])
-    outside = {min(ended): "lower", max(ended): "higher"}.get(centre)
-    if outside:
-        return (
-            f"the lowest loss is at an end of the rates, {centre:g}: try {outside} ones (tune.rates, tune.max_points)"
-        )
+    if outside := {min(ended): "lower", max(ended): "higher"}.get(centre):
+        beyond = f"try {outside} ones (tune.rates, tune.max_points)"
+        return f"the lowest loss is at an end of the rates, {centre:g}: {beyond}"
     near = sorted(ended, key=lambda rate: abs(math.log(rate / centre)))[:MOST]
-    x, y = np.log(np.array(near) / centre), np.array([ended[rate] for rate in near])
-    design, freedom = np.stack([np.ones_like(x), x, x**2], axis=1), len(near) - 3
-    coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
-    variance = float(((y - design @ coefficients) ** 2).sum()) / freedom
-    covariance = variance * np.linalg.inv(design.T @ design)
+    x, freedom = np.log(np.array(near) / centre), len(near) - 3
+    coefficients, covariance = np.polyfit(x, [ended[rate] for rate in near], 2, cov=True)
+    coefficients, covariance = coefficients[::-1], covariance[::-1, ::-1]  # of 1, x, x^2
     a, b, c = coefficients
     # Fieller: the places x at which a slope b + 2 c x of 0 is not rejected.
     square = float(stats.t.ppf(0.975, freedom)) ** 2
     second = 4 * (c**2 - square * covariance[2, 2])
     if c <= 0 or second <= 0:
         return "the losses scatter too much to show a minimum: try rates farther apart (tune.factor)"
-    half, last = 4 * (b * c - square * covariance[1, 2]) / 2, b**2 - square * covariance[1, 1]
-    root = math.sqrt(max(half**2 - second * last, 0.0))
+    half, last = 2 * (b * c - square * covariance[1, 2]), b**2 - square * covariance[1, 1]
+    ends = (-half + np.array([-1, 1]) * math.sqrt(max(half**2 - second * last, 0.0))) / second
     place = -b / (2 * c)
     if not x.min() <= place <= x.max():
         end = "lower" if place < 0 else "higher"
         return f"the parabola's minimum, {centre * math.exp(place):.2g}, is outside of the rates: try {end} ones"
-    slope_variance = covariance[1, 1] + 4 * place * covariance[1, 2] + 4 * place**2 * covariance[2, 2]
-    at = np.array([1, place, place**2])
+    at, slope = np.array([1, place, place**2]), np.array([0, 1, 2 * place])
     # A fitted minimum lies too low by c times the variance of its place, and the loss there too high by as much.
-    loss = float(a - b**2 / (4 * c) + slope_variance / (2 * c))
+    loss = float(a - b**2 / (4 * c) + slope @ covariance @ slope / (2 * c))
+    low, high = centre * np.exp(np.clip(ends, -WIDEST, WIDEST))
     return Optimum(
-        learning_rate=float(f"{centre * math.exp(place):.3g}"),
-        low=centre * math.exp(max((-half - root) / second, -WIDEST)),
-        high=centre * math.exp(min((-half + root) / second, WIDEST)),
-        loss=loss, error=math.sqrt(float(at @ covariance @ at)), optimism=loss - ended[centre],
+        float(f"{centre * math.exp(place):.3g}"), float(low), float(high), loss,
+        error=math.sqrt(float(at @ covariance @ at)), optimism=loss - ended[centre],
         rates=len(near), coefficients=coefficients, covariance=covariance, centre=centre, freedom=freedom,
     )  # fmt: skip
 

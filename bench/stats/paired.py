@@ -11,20 +11,14 @@ freedom instead of 2. The few degrees of freedom of that one number are the whol
 
 - An estimate of 0 is not knowledge. The variance among seeds has Box and Tiao's posterior (1973, section 5.2: a
   reference prior, truncated where the seeds would add nothing), an interval is a quantile of the mixture of Student's t
-  over it. So an interval holds the truth in at least 95%, whatever the seeds' part, and more where few seeds are known.
-- One seed tells nothing of it. Intervals and tests then speak of the seed at hand; `draws`, from which decisions are
-  made, puts a stated prior in its place (`SEED_SPREAD`).
+  over it: it holds the truth in at least 95%, whatever the seeds' part, and more where few seeds are known.
+- One seed tells nothing of it: intervals and tests then speak of the seed at hand, `draws` has a prior (`SEED_SPREAD`).
 
-Ragged layouts: an arm's mean is that over its own seeds. An arm that trains nothing has no seeds' part. Examples
-without a finite value in some run are left out of all. Weighted means (a loss by its tokens) are linearised. In a mean
-over tasks of unequal size (`strata`) every task counts alike, in its error, its degrees of freedom and its test.
-
-What was not seen may still happen. Where two arms differ in few examples, or in none, one changed example
-more is counted (half an example to each way of changing: Agresti and Min 2005), and an interval's end is the farthest
-truth that the data do not reject, with the variance that so much change would have: a score interval, as Wilson's of a
-proportion and Tango's of a paired difference. A mean is treated as its difference from the commonest value. The fewer
-examples are unchanged, the less of all this; where all differ, one seed gives the paired t-test. Changes are counted
-by example and not by seed and example, so that seeds which agree add none.
+What was not seen may still happen. Where two arms differ in few examples, or in none, one changed example more is
+counted (half an example to each way of changing: Agresti and Min 2005), and an interval's end is the farthest truth
+that the data do not reject, with the variance that so much change would have: a score interval, as Wilson's of a
+proportion and Tango's of a paired difference. Changes are counted by example and not by seed and example, so that seeds
+which agree add none. docs/statistics.md has the rules for ragged layouts.
 
     >>> result = means([full_scores, lora_scores]).difference(1, 0)      # each of shape (seeds, examples)
     >>> result.mean, result.interval(), result.p_value()
@@ -44,14 +38,12 @@ from scipy import optimize, special, stats
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.80
 FEWEST_EXAMPLES = 10  # below, normal theory does not hold: nothing is shown
-# Priors of `draws`, in units of the spread of one example's value (0.2 for a ROUGE-L, 0.4 for right and wrong at 80%).
-# The logarithm is Student's t of 4 degrees about the median: half lie within a factor of exp(0.74 x scale) of it, and
-# spreads far from it are soon believed when the data show them.
+# Priors of `draws`, in units of the spread of one example's value: the logarithm is Student's t of 4 degrees about the
+# median, so that spreads far from it are soon believed when the data show them (docs/statistics.md).
 SEED_SPREAD, SEED_SPREAD_LOG_SCALE = 0.035, 0.5  # how far a seed moves one run's mean
 ARM_SPREAD, ARM_SPREAD_LOG_SCALE = 0.20, 0.4  # how far the true means of trained arms lie from their mean
 _LOGS = np.linspace(-2, 4, 16)  # of spreads over their medians, where the priors are taken
-# Points of the posterior of the seeds' part: quantiles, dense where the variance is large, as small p-values lie there
-# (families!): the tail at p = 0.0001 holds within 2%, where as many equally likely points would give 0.
+# Points of the posterior of the seeds' part: quantiles, dense where the variance is large, as small p-values lie there.
 _EDGES = np.linspace(0, 1, 65) ** 4
 POINTS, WEIGHTS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
 MEDIAN = int(np.searchsorted(POINTS, 0.5))
@@ -81,34 +73,24 @@ class SeedPart:
         chi_square = 2 * special.gammaincinv(half, most * POINTS)
         return np.asarray(np.maximum(total / chi_square - self.rest, 0.0))
 
-    def log_likelihood(self, variance: Floats) -> Floats:
-        """Of values of the seeds' variance, up to a constant."""
-        expected = np.maximum(variance + self.rest, 1e-300)
-        return np.asarray(-self.degrees / 2 * (np.log(expected) + self.mean_square / expected))
-
 
 def seed_part(arms: Sequence[Floats], weights: Floats | None = None) -> SeedPart:
     """Pooled over arms, each of shape (seeds, examples); arms of one seed add nothing. Examples may differ by arm."""
-    square = rest = 0.0
-    degrees = 0
+    square, rest, degrees = 0.0, 0.0, 0
     for values in arms:
         kept = np.asarray(np.isfinite(values).all(axis=0))
         values = values[:, kept]
         seeds, examples = values.shape
         if seeds < 2 or examples < 2:
             continue
-        share = _normalised(weights, kept)
+        share = np.ones(examples) if weights is None else weights[kept]
+        share = share / share.sum()
         run_means = values @ share
         left = values - values.mean(axis=0) - (run_means - run_means.mean())[:, None]
         square += float(((run_means - run_means.mean()) ** 2).sum())
         rest += float((share**2 * left**2).sum()) * examples / (examples - 1)
         degrees += seeds - 1
     return SeedPart(square / degrees, rest / degrees, degrees) if degrees else SeedPart()
-
-
-def _normalised(weights: Floats | None, kept: NDArray[np.bool_]) -> Floats:
-    used = np.ones(int(kept.sum())) if weights is None else weights[kept]
-    return used / used.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +237,7 @@ def means(
     Raises:
         ValueError: for other shapes, weights that are not positive, or no example with a value in every run.
     """
-    values, kept = _usable(arms, weights)
-    share = _normalised(weights, kept)
+    values, share, kept = _usable(arms, weights)
     right_or_wrong = bool(all(np.isin(arm, (0.0, 1.0)).all() for arm in values))
     task = np.zeros(len(share), dtype=np.int64)
     if strata is not None and np.unique(strata[kept], return_counts=True)[1].min() > 1:
@@ -274,8 +255,8 @@ def means(
     )
 
 
-def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats], NDArray[np.bool_]]:
-    """The arms on the examples that have a finite value in every run, and which these are."""
+def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats], Floats, NDArray[np.bool_]]:
+    """The arms on the examples that have a finite value in every run, shares of these in the mean, which these are."""
     shapes = {values.shape[1:] for values in arms}
     if len(shapes) != 1 or any(values.ndim != 2 or values.size == 0 for values in arms):
         raise ValueError(f"arms: shapes {[v.shape for v in arms]}; expected (seeds, examples) with the same examples")
@@ -284,7 +265,8 @@ def _usable(arms: Sequence[Floats], weights: Floats | None) -> tuple[list[Floats
         raise ValueError("arms: no example has a finite value in every run")
     if weights is not None and not (np.isfinite(weights[kept]) & (weights[kept] > 0)).all():
         raise ValueError("weights: must be finite and positive; drop examples of weight 0")
-    return [np.asarray(arm, dtype=float)[:, kept] for arm in arms], kept
+    share = (np.ones(len(kept)) if weights is None else weights)[kept]
+    return [np.asarray(arm, dtype=float)[:, kept] for arm in arms], share / share.sum(), kept
 
 
 @dataclass(frozen=True)
@@ -327,18 +309,14 @@ class Estimate:
         widest = quantile * float(np.sqrt(self.variances.max())) + quantile**2 * self.growth
         if widest <= 0:
             return 0.0
-        return float(
-            optimize.brentq(
-                lambda half: self._nearer(half, side) - probability, 0.0, widest * (1 + 1e-9), xtol=1e-9 * widest
-            )
-        )
+        return float(optimize.brentq(self._nearer, 0.0, widest * (1 + 1e-9), (side, probability), xtol=1e-9 * widest))
 
-    def _nearer(self, half: float, side: int) -> float:
+    def _nearer(self, half: float, side: int, less: float = 0.0) -> float:
         """Probability of a mean nearer than `half` to the truth, which lies so far below (-1) or above (1) of it."""
         away = side * (self.mean - self.origin)  # positive: the truth lies farther from the origin than the mean
         passed = max(-2 * away, 0.0)  # beyond the origin, from as far on the other side
         variances = np.maximum(self.variances + self.growth * max(half - passed, 0.0), 1e-300)
-        return float(special.stdtr(self.freedom, half / np.sqrt(variances)) @ WEIGHTS)
+        return float(special.stdtr(self.freedom, half / np.sqrt(variances)) @ WEIGHTS) - less
 
     def p_beyond(self, bound: float, side: int) -> float:
         """One-sided p that is small where the truth is shown to lie above (1) or below (-1) of a bound."""
@@ -378,24 +356,22 @@ class Estimate:
     def examples_to_pass(self, bound: float) -> int | None:
         """Examples (same seeds) that would show on which side of a bound the truth lies, with 80% power, if it is the
         mean seen; None where more examples cannot."""
-        found = self._examples_for(abs(self.mean - bound) / (stats.norm.ppf(1 - ALPHA) + stats.norm.ppf(POWER)))
-        return None if found is None else max(found, FEWEST_EXAMPLES)
+        error = abs(self.mean - bound) / (stats.norm.ppf(1 - ALPHA) + stats.norm.ppf(POWER))
+        return self._examples_for(error, FEWEST_EXAMPLES)
 
-    def _examples_for(self, error: float) -> int | None:
+    def _examples_for(self, error: float, least: int = 2) -> int | None:
         """Examples that bring the standard error down to this; None where the seeds' part alone is larger."""
         allowed = error**2 - (float(self.variances[MEDIAN]) - self.item_variance)
         if allowed <= 0 or not np.isfinite(self.item_variance):
             return None
-        return max(2, int(np.ceil(self.examples * self.item_variance / allowed)))
+        return max(least, int(np.ceil(self.examples * self.item_variance / allowed)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (1979) over one family; order kept, each at most 1."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[int(index)] = largest
-    return adjusted
+    p, order = np.asarray(p_values, dtype=float), np.argsort(p_values, kind="stable")
+    rising = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1.0))
+    return list(map(float, rising[np.argsort(order)]))
 
 
 def verdict(result: Estimate, margin: float, *, p: float | None = None, higher_is_better: bool = True) -> str:
@@ -416,8 +392,10 @@ def verdict(result: Estimate, margin: float, *, p: float | None = None, higher_i
 
 def _seed_variances(known: Means) -> tuple[Floats, Floats]:
     """Values of the seeds' variance, and the logarithm of how likely each is: by the prior and what the seeds show."""
-    variances = (max(known.spread, 1e-12) * SEED_SPREAD * np.exp(_LOGS)) ** 2
-    return variances, _log_prior(SEED_SPREAD_LOG_SCALE) + known.seed_part.log_likelihood(variances)
+    variances, part = (max(known.spread, 1e-12) * SEED_SPREAD * np.exp(_LOGS)) ** 2, known.seed_part
+    expected = np.maximum(variances + part.rest, 1e-300)
+    log_likelihood = -part.degrees / 2 * (np.log(expected) + part.mean_square / expected)  # up to a constant
+    return variances, _log_prior(SEED_SPREAD_LOG_SCALE) + log_likelihood
 
 
 def _log_prior(scale: float) -> Floats:

@@ -10,6 +10,7 @@ losses are drawn by the engine of the decision (`paired.draws`), amounts by `evi
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from bench.stats.evidence import DRAWS, amount_draws
 from bench.stats.frames import Group, family
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
 from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, means
-from bench.stats.rates import best_of_rates, optimum_cell, optimum_draws, tried
+from bench.stats.rates import best_of_rates, optimum_cell, tried
 from bench.stats.serving import forms_frame, forms_of, latency_ratios, results_of, timed_answers
 from bench.stats.weights import changes_frame
 
@@ -153,8 +154,9 @@ def best_rate(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
     searches = tried(_matching(group, arm, searched=True), group.sweep.tunings)
     if len(searches) != 1:
         raise NotMeasuredError(f"{len(searches) or 'no'} searches of the learning rate of {arm}")
-    losses = searches[0]
-    return optimum_cell(losses)[0], optimum_draws(losses, rng, DRAWS), f"{len(losses)} rates tried with {arm}"
+    best, low, high = optimum_cell(searches[0])  # uniform between these on the log scale
+    drawn_rates = np.exp(rng.uniform(math.log(low), math.log(high), size=DRAWS))
+    return best, drawn_rates, f"{len(searches[0])} rates tried with {arm}"
 
 
 def _column(group: Group, name: str) -> dict[str, float]:

@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -28,7 +27,6 @@ from bench.record import Record
 
 if TYPE_CHECKING:  # `tune` searches without pandas and scipy
     from bench.stats.frames import Group
-    from bench.stats.paired import Floats
 
 TUNED = "tuned: "  # how `RunConfig.learning_rate_source` begins for a rate from a file
 OPEN_SIDE = 10.0  # beyond the lowest or highest rate tried, the optimum is looked for within this factor
@@ -209,23 +207,15 @@ def tried(arms: Arms, tunings: Iterable[Tuning]) -> list[dict[float, float]]:
 def optimum_cell(losses: Mapping[float, float]) -> tuple[float, float, float]:
     """(best rate, low, high): the optimum is nearer to the best rate than to its neighbours, on the log scale.
 
-    At an edge of the rates tried that side is open: 0 or infinite.
+    At an edge of the rates tried that side is open, and reaches `OPEN_SIDE` times far.
 
     Args:
         losses: learning rate -> validation loss; at least one.
     """
     rates = sorted(losses)
-    place = rates.index(min(rates, key=lambda rate: losses[rate]))
-    low = math.sqrt(rates[place - 1] * rates[place]) if place else 0.0
-    high = math.sqrt(rates[place] * rates[place + 1]) if place + 1 < len(rates) else math.inf
-    return rates[place], low, high
-
-
-def optimum_draws(losses: Mapping[float, float], rng: np.random.Generator, count: int) -> Floats:
-    """Draws of the best rate: uniform on the log scale over its cell, an open side reaching `OPEN_SIDE` times far."""
-    rate, low, high = optimum_cell(losses)
-    first, last = math.log(low or rate / OPEN_SIDE), math.log(min(high, rate * OPEN_SIDE))
-    return np.asarray(np.exp(rng.uniform(first, last, size=count)))
+    best_rate = min(rates, key=lambda rate: losses[rate])
+    place, ends = rates.index(best_rate), [rates[0] / OPEN_SIDE**2, *rates, rates[-1] * OPEN_SIDE**2]
+    return best_rate, math.sqrt(ends[place] * best_rate), math.sqrt(best_rate * ends[place + 2])
 
 
 def _alike(arms: Arms) -> list[list[str]]:

@@ -61,20 +61,20 @@ def read_record(run: Path, problems: list[Problem]) -> Record | None:
 
 def read_rows(kind: type[T], path: Path, problems: list[Problem]) -> list[T]:
     """The lines of a JSONL file that parse; those that do not are counted in one problem. No file: no rows."""
-    adapter, rows, bad, reason = TypeAdapter(kind), list[T](), 0, ""
-    for line in _lines(path) if path.is_file() else ():
-        if isinstance(line, Exception):
-            bad, reason = bad + 1, f"the file ends early ({first_mistake(line)})"
-            continue
-        try:
-            content = pydantic_core.from_json(line, allow_inf_nan=False)
-            if not _is_finite(content):
-                raise ValueError("a number that is not finite; unknown is null")
-            rows.append(adapter.validate_python(content))
-        except ValueError as error:
-            bad, reason = bad + 1, reason or first_mistake(error)
-    if bad:
-        text = f"{bad} unreadable line(s), {len(rows)} read: {reason}"
+    adapter, rows, reasons = TypeAdapter(kind), list[T](), list[str]()
+    try:
+        for line in _lines(path) if path.is_file() else ():
+            try:
+                content = pydantic_core.from_json(line, allow_inf_nan=False)
+                if not _is_finite(content):
+                    raise ValueError("a number that is not finite; unknown is null")
+                rows.append(adapter.validate_python(content))
+            except ValueError as error:
+                reasons.append(first_mistake(error))
+    except (OSError, EOFError, zlib.error) as error:
+        reasons = [f"the file ends early ({first_mistake(error)})", *reasons]
+    if reasons:
+        text = f"{len(reasons)} unreadable line(s), {len(rows)} read: {reasons[0]}"
         torn = "folder" if path.name == "steps.jsonl" else "record.json"  # the record alone: evaluated anew
         step = f"Delete the run's {torn} and run the same command again to have all of it."
         problems.append(Problem(path.parent.name, path.name, text, step))
@@ -88,17 +88,14 @@ def _is_finite(content: Any) -> bool:
     return not isinstance(content, float) or math.isfinite(content)
 
 
-def _lines(path: Path) -> Iterator[bytes | Exception]:
-    """Lines that are not blank; a damaged file, or one beyond the bounds, ends in the exception."""
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines that are not blank; OSError, EOFError or zlib.error where the file is damaged or beyond the bounds."""
     left_bytes = MOST_BYTES
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened:
-            while line := opened.readline(LINE_BYTES + 1):
-                left_bytes -= len(line)
-                if left_bytes < 0 or len(line) > LINE_BYTES:
-                    whole, of_line = MOST_BYTES // 2**20, LINE_BYTES // 2**20
-                    raise ValueError(f"read are at most {whole} MiB unpacked and {of_line} MiB a line")
-                if line.strip():
-                    yield line
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        yield error
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as opened:
+        while line := opened.readline(LINE_BYTES + 1):
+            left_bytes -= len(line)
+            if left_bytes < 0 or len(line) > LINE_BYTES:
+                whole, of_line = MOST_BYTES // 2**20, LINE_BYTES // 2**20
+                raise OSError(f"read are at most {whole} MiB unpacked and {of_line} MiB a line")
+            if line.strip():
+                yield line

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from synthetic import make_record, make_tuning, with_rate
 
@@ -130,9 +129,7 @@ def test_remarks_name_the_edge_the_shorter_trials_and_other_data() -> None:
 
 def test_the_optimum_lies_in_the_cell_of_the_best_rate() -> None:
     assert optimum_cell({1e-4: 2.9, 4e-4: 2.7, 1.6e-3: 2.8}) == pytest.approx((4e-4, 2e-4, 8e-4))
-    assert optimum_cell({1e-4: 2.6, 4e-4: 2.7}) == pytest.approx((1e-4, 0, 2e-4))
-    draws = rates.optimum_draws({1e-4: 2.6, 4e-4: 2.7}, np.random.default_rng(0), 2000)
-    assert (draws.min(), draws.max()) == pytest.approx((1e-5, 2e-4), rel=0.05)
+    assert optimum_cell({1e-4: 2.6, 4e-4: 2.7}) == pytest.approx((1e-4, 1e-5, 2e-4))  # open below
 
 
 def test_of_arms_that_differ_in_the_rate_alone_the_one_of_lowest_validation_loss_stands() -> None:
