@@ -1,20 +1,16 @@
 """Learning curves: when each run reached a target loss; what was forgotten at equal learning.
 
-Between two held-out points the loss is taken to be linear in the tokens trained on. Time is not linear in tokens, since
-compiling takes the first steps: it is that of the optimizer steps where all are known, linear within a step; else
-linear between held-out points. Nothing is read outside of the points, nor next to a loss that is not finite.
-
-Only runs that may be compared share a target and a common end. The target is given, or the highest final loss among
-them, which every run with a finite one reaches. The common end: the fewest tokens and the shortest time among the runs.
+Between two held-out points the loss is taken to be linear in the tokens trained on; time is that of the optimizer steps
+where all are known. Nothing is read outside of the points, nor next to a loss that is not finite. Only runs that may be
+compared share a target (given, or the highest final loss among them) and a common end (the fewest tokens and the
+shortest time among them).
 
 A run's `Path` leads through learning (how far its held-out loss fell below the base's) and forgetting, at points along
 training. Two methods are compared over the range of learning that all their runs reached by training, from the highest
-first point to the lowest best one: a method that learned less has forgotten less for free. Between two points
-forgetting is linear in learning; a point that had learned less than one before it is left out. The interval is that of
-`stats.paired` over seeds and items; learning is that on the validation examples at hand.
+first point to the lowest best one: a method that learned less has forgotten less for free. A point that had learned
+less than one before it is left out. The interval is that of `stats.paired` over seeds and items.
 
-    >>> frame = reach_frame(group)
-    >>> frame[["arm", "seed", "status", "tokens", "seconds", "loss_at_equal_tokens"]]
+    >>> reach_frame(group)[["arm", "seed", "status", "tokens", "seconds", "loss_at_equal_tokens"]]
     >>> equal_learning(group)[["arm", "baseline", "measure", "difference", "low", "high", "verdict"]]
 """
 
@@ -250,23 +246,19 @@ class Paths:
 @lru_cache(maxsize=32)
 def paths(group: Group, name: str) -> Paths:
     """Every trained run but controls that was measured along training, for one kind of forgetting."""
-    found: dict[str, dict[int, pd.DataFrame]] = {}
-    for arm, runs in group.by_arm.items():
-        for record in runs:
-            rows = group.sweep.point_rows.get(record.run_id)
-            if rows and not record.config.method.control:
-                found.setdefault(arm, {})[record.seed] = pd.DataFrame(rows, columns=list(PointItem.__annotations__))
-    everything = [_forgotten(frame, group, name) for of_seed in found.values() for frame in of_seed.values()]
-    items = pd.concat(everything)["weight"].groupby(level=["task", "item_id"]).mean() if everything else pd.Series()
-    if items.empty:
+    runs = {(arm, record.seed): pd.DataFrame(rows, columns=list(PointItem.__annotations__))
+            for arm, records in group.by_arm.items() for record in records
+            if (rows := group.sweep.point_rows.get(record.run_id)) and not record.config.method.control}  # fmt: skip
+    forgotten = {run: _forgotten(frame, group, name) for run, frame in runs.items()}
+    every = pd.concat(forgotten.values()) if forgotten else pd.DataFrame()
+    if every.empty:
         return Paths({})
-    index = items.index
-    task = pd.factorize(index.get_level_values("task"))[0]
+    items = every["weight"].groupby(level=["task", "item_id"]).mean()
+    task = pd.factorize(items.index.get_level_values("task"))[0]
+    of_arm: dict[str, dict[int, Path]] = {}
+    for (arm, seed), frame in runs.items():
+        of_arm.setdefault(arm, {})[seed] = _path(frame, forgotten[arm, seed], items.index)
     of_suite = name == SUITE
-    of_arm = {
-        arm: {seed: _path(frame, _forgotten(frame, group, name), index) for seed, frame in of_seed.items()}
-        for arm, of_seed in found.items()
-    }
     weights = 1 / np.bincount(task)[task] if of_suite else items.to_numpy(dtype=float)
     return Paths(of_arm, weights, task if of_suite and task.max() else None)
 
@@ -303,18 +295,16 @@ def frontier_frame(group: Group) -> pd.DataFrame:
     rows = []
     for name in FORGETTING:
         known = paths(group, name)
-        by_step: dict[float, dict[str, list[tuple[float, Floats]]]] = {}
         for arm, of_seed in known.of_arm.items():
+            by_step: dict[float, list[tuple[float, Floats]]] = {}
             for path in of_seed.values():
                 for step, learned, values in zip(path.steps, path.learned, path.forgotten, strict=True):
-                    by_step.setdefault(step, {}).setdefault(arm, []).append((learned, values))
-        for step, of_arm in by_step.items():
-            together = known.means([np.stack([v for _, v in runs]) for runs in of_arm.values()], SeedPart())
-            for place, (arm, runs) in enumerate(of_arm.items() if together else ()):
-                assert together
-                mean, learned = float(together.mean[place]), float(np.mean([learned for learned, _ in runs]))
-                low, high = together.of(place).interval() if step else (mean, mean)
-                rows.append((arm, name, int(step), learned, mean, low, high))
+                    by_step.setdefault(step, []).append((learned, values))
+            for step, runs in by_step.items():
+                if found := known.means([np.stack([values for _, values in runs])], SeedPart()):
+                    mean, learned = float(found.mean[0]), float(np.mean([learned for learned, _ in runs]))
+                    low, high = found.of(0).interval() if step else (mean, mean)
+                    rows.append((arm, name, int(step), learned, mean, low, high))
     return pd.DataFrame(rows, columns=["arm", "measure", "step", "learned", "forgotten", "low", "high"])
 
 
@@ -365,14 +355,10 @@ def forgetting_sentences(group: Group, allowed_points: float) -> list[str]:
         allowed_points: that the suite's mean may lose, of 100.
     """
     frame, said = equal_learning(group), list[str]()
-    for row in frame[frame["measure"] == SUITE].to_dict("records"):
-        arm, baseline = row["arm"], row["baseline"]
-        if row["verdict"] == NO_OVERLAP:
-            said.append(f"Forgetting at equal learning: {arm} and {baseline} have no range of learning in common.")
-            continue
+    for row in frame[(frame["measure"] == SUITE) & (frame["verdict"] != NO_OVERLAP)].to_dict("records"):
         middle, low, high = (100 * row[key] for key in ("difference", "low", "high"))
-        more = f"{abs(middle):.1f} points {'more' if middle > 0 else 'less'}"
-        said.append(f"At equal learning {arm} forgets {more} than {baseline} [{low:+.1f}, {high:+.1f}].")
+        more = f"{abs(middle):.1f} points {'more' if middle > 0 else 'less'} than {row['baseline']}"
+        said.append(f"At equal learning {row['arm']} forgets {more} [{low:+.1f}, {high:+.1f}].")
     points = frontier_frame(group)
     for arm, path in points[points["measure"] == SUITE].groupby("arm", sort=False):
         *before, last = path.sort_values("step").to_dict("records")

@@ -2,10 +2,8 @@
 
 The arms' scores, forgetting and costs are drawn jointly from what the runs show (`evidence_of`). Of the arms that meet
 the limits, each with a probability of at least a half, the answer is the cheapest whose expected shortfall from the
-best of them is within the tolerance. Cheapest: the arms within a tenth (or the noise) of the least memory, of these the
-least time, then the fewest bytes to keep. Sure is the share of draws in which that arm meets the limits and falls short
-of the best that meets them there by no more than the tolerance. The base is a candidate that costs nothing to train;
-controls never are.
+best of them is within the tolerance. Sure is the share of draws in which that arm meets the limits and falls short of
+the best that meets them there by no more than the tolerance. docs/statistics.md has the rules for every case.
 
     >>> decision = decide(load("results/reference"), limits_from_words(["memory_gib=24", "mergeable=yes"]))
     >>> decision.sentence, decision.sureness
@@ -19,7 +17,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -112,28 +110,27 @@ def _decision(group: Group, limits: Limits, seed: int) -> Decision:
             f"within it; give less, or a share of the best score such as quality_tolerance={min(given, 100):g}%"
         ])  # fmt: skip
     choice = choose(evidence, limits)
-    frame = _arms_table(group, evidence, choice, limits)
-    found = Decision(None, None, "No method meets the limits.", "", choice.tolerance, frame,
-                     caveats=_caveats(group, evidence, choice), measure=evidence.measure)  # fmt: skip
+    caveats = _caveats(group, evidence, choice)
     if limits.forgetting_tolerance is not None:
-        found.caveats.extend(forgetting_sentences(group, limits.forgetting_tolerance))
-    if choice.arm is None:
+        caveats += forgetting_sentences(group, limits.forgetting_tolerance)
+    found = partial(Decision, tolerance=choice.tolerance, arms=_arms_table(group, evidence, choice, limits),
+                    caveats=caveats, measure=evidence.measure)  # fmt: skip
+    arm = choice.name(evidence)
+    if choice.arm is None or arm is None:
         misses = [_excess(evidence, limits, place) for place in range(len(evidence.arms))]
         nearest = min(range(len(misses)), key=lambda place: misses[place][0])
-        return replace(found, reason=f"Nearest is {evidence.arms[nearest]}: it {misses[nearest][1]}.")
-    arm = evidence.arms[choice.arm]
-    use = "Do not tune: use" if evidence.free[choice.arm] else "Use"
-    found = replace(found, arm=arm, sentence=f"{use} {arm}.")
+        reason = f"Nearest is {evidence.arms[nearest]}: it {misses[nearest][1]}."
+        return found(None, None, "No method meets the limits.", reason)
+    sentence = f"{'Do not tune: use' if evidence.free[choice.arm] else 'Use'} {arm}."
     if len(evidence.arms) == 1:
-        return replace(found, reason=f"Only {arm} was run and scored: it has no rival.")
-    found = replace(found, sureness=choice.sureness, reason=_reason(evidence, choice))
+        return found(arm, None, sentence, f"Only {arm} was run and scored: it has no rival.")
     wrong = choice.shortfall[:, choice.arm][choice.shortfall[:, choice.arm] > choice.tolerance]
-    if len(wrong):
-        found = replace(found, cost_if_wrong=float(wrong.mean()))
-    if choice.sureness < SURE:
-        more = _to_be_sure(evidence, limits)
-        found = replace(found, to_be_sure=more, surer=_surer(evidence, arm, choice.tolerance, more))
-    return found
+    found = partial(found, arm, choice.sureness, sentence, _reason(evidence, choice),
+                    cost_if_wrong=float(wrong.mean()) if len(wrong) else None)  # fmt: skip
+    if choice.sureness >= SURE:
+        return found()
+    more = _to_be_sure(evidence, limits)
+    return found(to_be_sure=more, surer=_surer(evidence, arm, choice.tolerance, more))
 
 
 def sureness_against(group: Group, limit: str, limits: Limits | None = None) -> pd.DataFrame:
@@ -150,15 +147,12 @@ def sureness_against(group: Group, limit: str, limits: Limits | None = None) -> 
     limits = limits or Limits()
     evidence = evidence_of(group, limits.price_usd_per_hour)
     rows = list[tuple[str, float, str | None, float]]()
-    columns = ["limit", "value", "arm", "sureness"]
-    if isinstance(evidence, str):
-        return pd.DataFrame(rows, columns=columns)
-    for value in _values(evidence, limit):
-        changed: dict[str, Any] = {limit: float(value)}
-        choice = choose(evidence, replace(limits, **changed))
-        arm = None if choice.arm is None else evidence.arms[choice.arm]
-        rows.append((limit, value, arm, choice.sureness))
-    return pd.DataFrame(rows, columns=columns)
+    if not isinstance(evidence, str):
+        for value in _values(evidence, limit):
+            changed: dict[str, Any] = {limit: float(value)}
+            choice = choose(evidence, replace(limits, **changed))
+            rows.append((limit, value, choice.name(evidence), choice.sureness))
+    return pd.DataFrame(rows, columns=["limit", "value", "arm", "sureness"])
 
 
 def _values(evidence: Evidence, limit: str) -> Floats:
@@ -186,6 +180,10 @@ class Choice:
     expected: Floats
     cheap: list[int]
     sureness: float = math.nan
+
+    def name(self, evidence: Evidence) -> str | None:
+        """Of the chosen arm."""
+        return None if self.arm is None else evidence.arms[self.arm]
 
 
 def choose(evidence: Evidence, limits: Limits) -> Choice:
@@ -233,16 +231,12 @@ def _cheapest(evidence: Evidence, among: list[int]) -> list[int]:
             least = min(known, key=lambda i: amount[i])
             alike = amount <= amount[least] * (1 + TIE)
             if column in limit_of and not alike[known].all():
-                alike |= _within_noise(evidence.amounts[limit_of[column]], evidence.known.seeds, least)
+                drawn = evidence.amounts[limit_of[column]]
+                variance = drawn.var(axis=0) / (evidence.known.seeds + 1)  # draws are of a next run: error of a mean
+                means = drawn.mean(axis=0)
+                alike |= abs(means - means[least]) <= 2 * np.sqrt(variance + variance[least])
             among = [i for i in known if alike[i]]
     return among
-
-
-def _within_noise(drawn: Floats, seeds: NDArray[np.int64], least: int) -> NDArray[np.bool_]:
-    """Which arms' costs, drawn by arm, differ from the least one by at most twice the error of that difference."""
-    variance = drawn.var(axis=0) / (seeds + 1)  # draws are of a next run: error of a mean
-    means = drawn.mean(axis=0)
-    return np.asarray(abs(means - means[least]) <= 2 * np.sqrt(variance + variance[least]))
 
 
 def _to_be_sure(evidence: Evidence, limits: Limits) -> dict[str, float | None] | None:
@@ -321,25 +315,17 @@ def _reason(evidence: Evidence, choice: Choice) -> str:
     top = int(pool[evidence.means[pool].argmax()])
     score, short = f"Its {evidence.measure.name} of {evidence.known.mean[choice.arm]:.3f}", choice.expected[choice.arm]
     beside = ", of those that meet the limits" if len(pool) < len(evidence.arms) else ""
+    within = f"{'within' if short <= choice.tolerance else 'more than'} the tolerance of {choice.tolerance:.3f}"
+    parts = [f"{score} is expected to fall {short:.3f} short of the best{beside}, {within}"]
     if top == choice.arm:
-        first = f"{score} is the best{beside}"
-        cheaper = "and nothing cheaper is expected to come within" if short > 0 else "within"
-        first += f", {cheaper} {choice.tolerance:.3f} of the best" if len(pool) > 1 else ""
-    else:
-        within = "within" if short <= choice.tolerance else "more than"
-        first = (f"{score} is expected to fall {short:.3f} short of the best{beside}, "
-                 f"{within} the tolerance of {choice.tolerance:.3f}")  # fmt: skip
-    costs = [f"{evidence.arms[i]} {_cost(evidence, i)}" for i in dict.fromkeys((choice.arm, top))]
-    return f"{first}; {'; '.join(costs)}."
-
-
-def _cost(evidence: Evidence, place: int) -> str:
-    if evidence.free[place]:
-        return "needs no training"
+        parts = [f"{score} is the best{beside}; {choice.tolerance:.3f} less would do"]
     units = {"peak_memory_bytes": (2**30, "GiB"), "train_seconds": (60, "min")}
-    known = [f"{needed / unit:.2f} {word}" for name, (unit, word) in units.items()
-             if math.isfinite(needed := evidence.costs[name].iloc[place])]  # fmt: skip
-    return f"needs {' and '.join(known) or 'an unknown'}"
+    for place in dict.fromkeys((choice.arm, top)):
+        known = [f"{needed / unit:.2f} {word}" for name, (unit, word) in units.items()
+                 if math.isfinite(needed := evidence.costs[name].iloc[place])]  # fmt: skip
+        needs = "no training" if evidence.free[place] else " and ".join(known) or "an unknown"
+        parts.append(f"{evidence.arms[place]} needs {needs}")
+    return "; ".join(parts) + "."
 
 
 def _surer(evidence: Evidence, arm: str, tolerance: float, more: dict[str, float | None] | None) -> str:

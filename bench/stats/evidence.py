@@ -128,10 +128,10 @@ def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], di
     runs: dict[str, list[Record]] = {}
     out: dict[str, str] = {}
     for row in group.arms[~group.arms["control"].astype(bool)].to_dict("records"):
-        arm = str(row["arm"])
+        arm, failed = str(row["arm"]), row["failed"]
         scored = [run for run in group.by_arm.get(arm, ()) if table.has(run)]
-        if row["failed"] and 2 * row["failed"] >= row["runs"]:
-            out[arm] = f"{row['failed']} of its {row['runs']} runs failed"
+        if failed and 2 * failed >= row["runs"]:
+            out[arm] = f"{failed} of its {row['runs']} runs failed"
         elif scored:
             runs[arm] = scored
         else:
@@ -140,19 +140,16 @@ def _candidates(group: Group, table: Table) -> tuple[dict[str, list[Record]], di
     def fair(pair: tuple[str, str]) -> bool:
         """By runs and by examples; a single untrained run fits every seed of the other arm."""
         left, right = sorted(pair, key=lambda arm: runs[arm][0].config.untrained)
-        return bool(match(group, left, right).pairs) and not isinstance(
-            means_of(table, [runs[arm] for arm in pair]), str
-        )
+        paired = means_of(table, [runs[arm] for arm in pair])
+        return bool(match(group, left, right).pairs) and not isinstance(paired, str)
+
+    def size(members: list[str]) -> tuple[int, int]:
+        return sum(not runs[arm][0].config.untrained for arm in members), len(members)
 
     fits = set(map(frozenset, filter(fair, itertools.combinations(runs, 2))))
-    sets = [
-        comparable([first, *(arm for arm in runs if arm != first)], lambda *pair: frozenset(pair) in fits)
-        for first in runs
-    ]
-    sizes = [(sum(not runs[arm][0].config.untrained for arm in members), len(members)) for members in sets]
-    largest = sets[sizes.index(max(sizes))] if sets else []
-    out |= dict.fromkeys((arm for arm in runs if arm not in largest),
-                         "may not be compared with the others (see Fairness)")  # fmt: skip
+    sets = [comparable(dict.fromkeys([first, *runs]), lambda *pair: frozenset(pair) in fits) for first in runs]
+    largest = max(sets, key=size, default=[])
+    out |= {arm: "may not be compared with the others (see Fairness)" for arm in runs if arm not in largest}
     return {arm: of_arm for arm, of_arm in runs.items() if arm in largest}, out
 
 

@@ -91,10 +91,11 @@ def settle(look: Look, first: Design, most: Design, limits: Limits, sure: float,
         if not isinstance(evidence, str):
             enough = design.seeds >= min(LEAST_SEEDS, most.seeds)
             choice = choose(evidence, limits)
-            arm, sureness = None if choice.arm is None else evidence.arms[choice.arm], choice.sureness
-            dropped |= {name: f"{name} was dropped: {why}." for name, why in evidence.out.items()}
-            if enough:
-                dropped |= losers(evidence, choice, ON_DROPS * spend / len(evidence.arms))
+            arm, sureness = choice.name(evidence), choice.sureness
+            lost = {name: f"the chance that it is the right answer is {share:.2%}" for name, share
+                    in zip(evidence.arms, chances(evidence, choice), strict=True)
+                    if enough and share <= ON_DROPS * spend / len(evidence.arms) and name != arm}  # fmt: skip
+            dropped |= {name: f"{name} was dropped: {why}." for name, why in (evidence.out | lost).items()}
             alone = not set(evidence.arms) - {arm, *dropped}
             decided = alone or (enough and 1 - sureness <= (1 - ON_DROPS) * spend)
             reach = most if enough else replace(most, examples=design.examples)  # a second seed comes first
@@ -132,16 +133,6 @@ def next_step(evidence: Evidence | str, design: Design, most: Design, left_secon
         for (more, factor, _), needed in zip(steps, seconds, strict=True)
     ]
     return steps[int(np.argmax(gains))][-1], ""
-
-
-def losers(evidence: Evidence, choice: Choice, most: float) -> dict[str, str]:
-    """Arm -> why it is dropped: it is the answer in a share of the draws of at most `most`."""
-    shares = chances(evidence, choice)
-    return {
-        name: f"{name} was dropped: the chance that it is the right answer is {shares[place]:.2%}."
-        for place, name in enumerate(evidence.arms)
-        if shares[place] <= most and place != choice.arm
-    }
 
 
 def chances(evidence: Evidence, choice: Choice) -> Floats:
