@@ -21,7 +21,7 @@ from bench.mistakes import ConfigurationError
 from bench.record import DataSummary
 from bench.report import html, markdown
 from bench.report.charts import image, svg
-from bench.report.section import Chapter, Report, Section, Table, anchor, percent, walk
+from bench.report.section import Report, Section, Table, anchor, percent, walk
 from bench.report.sections import SECTIONS, answer, claims, data, environment
 from bench.stats.compare import compare
 from bench.stats.decide import decide
@@ -60,7 +60,7 @@ def data_page(found: Mapping[str, Any]) -> str:
     if section is None:
         return ""
     unfolded = replace(section, fold=False, parts=[replace(part, fold=False) for part in section.parts])
-    return markdown.render(Report("", "", [Chapter("", [unfolded])]), {})
+    return markdown.render(Report("", "", [], [unfolded]), {})
 
 
 def write_report(
@@ -91,9 +91,9 @@ def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None
         sections = [answer.section(group, limits), answer.change(group, limits), *(make(group) for make in SECTIONS)]
         single = {arm for arm, runs in group.by_arm.items() if len(runs) == 1 and not runs[0].config.untrained}
         marked = [_with_seeds(section, single) for section in sections if section]
-        chapters.append(Chapter(group.name if len(found) > 1 else "", marked))
+        chapters.append(Section(group.name if len(found) > 1 else "", parts=marked))
     if len(found) > 1:
-        chapters.insert(0, Chapter("Overview", [_overview(found, limits)]))
+        chapters.insert(0, Section("Overview", parts=[_overview(found, limits)]))
     names = ", ".join(folder.name for folder in sweep.folders)
     title = found[0].name if len(found) == 1 else f"{len(found)} comparisons" if found else "no finished run"
     return Report(f"Fine-tuning report: {names}", f"{title}{_facts(sweep)}", chapters, environment.sections(sweep))
@@ -102,18 +102,18 @@ def report_of(sweep: Sweep, found: Sequence[Group], limits: Limits | None = None
 def _with_seeds(section: Section, single: set[str]) -> Section:
     """The section with a mark at every method of which one seed was run, in its tables and those of its parts."""
 
-    def marked(cell: str) -> str:
-        return " - ".join(f"{arm} (1 seed)" if arm in single else arm for arm in cell.split(" - "))
+    def marked(cells: Sequence[str]) -> list[str]:
+        return [" - ".join(f"{arm} (1 seed)" if arm in single else arm for arm in c.split(" - ")) for c in cells]
 
-    parts, table = [_with_seeds(part, single) for part in section.parts], section.table
-    if table is None or not single:
-        return replace(section, parts=parts)
-    words = table.text_columns
-    rows = [[*map(marked, row[:words]), *row[words:]] for row in table.rows]
-    shown = replace(table, headers=[*map(marked, table.headers)], rows=rows)
-    changed = any("(1 seed)" in cell for row in [shown.headers, *rows] for cell in row)
+    section = replace(section, parts=[_with_seeds(part, single) for part in section.parts])
+    if (table := section.table) is None:
+        return section
+    rows = [[*marked(row[: table.text_columns]), *row[table.text_columns :]] for row in table.rows]
+    shown = replace(table, headers=marked(table.headers), rows=rows)
+    if not any("(1 seed)" in cell for row in [shown.headers, *rows] for cell in row):
+        return section
     note = " ".join(filter(None, [section.note, "(1 seed): another seed may turn what is said of it."]))
-    return replace(section, parts=parts, table=shown, note=note) if changed else replace(section, parts=parts)
+    return replace(section, table=shown, note=note)
 
 
 def _facts(sweep: Sweep) -> str:
@@ -138,7 +138,7 @@ def draw(folder: Path, report: Report, formats: frozenset[str]) -> dict[int, str
     """Write every chart; `id` of a chart -> path of its SVG, relative to the report."""
     images: dict[int, str] = {}
     for chapter in report.chapters:
-        for chart in [section.chart for section in walk(chapter.sections) if section.chart]:
+        for chart in [section.chart for section in walk([chapter]) if section.chart]:
             name = anchor(f"{chapter.title} {chart.name}".strip(), (Path(path).stem for path in images.values()))
             images[id(chart)] = f"plots/{name}.svg"
             write_atomic(folder / f"{name}.svg", svg(chart))

@@ -42,7 +42,7 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"id": id, "cell": _cell, "numbers": _numbers, "json": _json, "specification": specification}
-    sections = [*(s for chapter in report.chapters for s in chapter.sections), *report.closing]
+    sections = [*report.chapters, *report.closing]
     scripts = _scripts(sections)
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
     facts = {"report": report, "anchors": _anchors(report), "scripts": scripts, "hashes": Markup(" ".join(hashes))}
@@ -58,7 +58,7 @@ def _anchors(report: Report) -> dict[int, str]:
     found: dict[int, str] = {}
     for chapter in report.chapters:
         found[id(chapter)] = anchor(chapter.title, found.values())
-        for section in chapter.sections:
+        for section in chapter.parts:
             found[id(section)] = anchor(f"{chapter.title} {section.title}", found.values())
     return found | {id(section): anchor(section.title, found.values()) for section in report.closing}
 

@@ -47,7 +47,7 @@ def render(report: Report, images: Mapping[int, str]) -> str:
     for chapter in report.chapters:
         level = 3 if chapter.title else 2
         blocks += [f"## {line(chapter.title)}"] if chapter.title else []
-        blocks += [block for section in chapter.sections for block in _section(section, level, images)]
+        blocks += [block for section in chapter.parts for block in _section(section, level, images)]
     blocks += [block for section in report.closing for block in _section(section, 2, images)]
     return "\n\n".join(filter(None, blocks)) + "\n"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -107,21 +107,19 @@ def walk(sections: Iterable[Section]) -> Iterator[Section]:
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """The sections of one model, task and suite; `title` is empty when the report has no other chapter."""
-
-    title: str
-    sections: Sequence[Section]
-
-
-@dataclass(frozen=True)
 class Report:
-    """What both renderers read. `subtitle`: what was compared, in one line."""
+    """What both renderers read.
+
+    Attributes:
+        subtitle: what was compared, in one line.
+        chapters: one a model, task and suite, whose parts are its sections; untitled when there is no other.
+        closing: sections about the whole sweep.
+    """
 
     title: str
     subtitle: str
-    chapters: Sequence[Chapter]
-    closing: Sequence[Section] = field(default_factory=list)  # about the whole sweep
+    chapters: Sequence[Section]
+    closing: Sequence[Section] = ()
 
 
 def anchor(text: str, taken: Iterable[str] = ()) -> str:
@@ -145,24 +143,14 @@ def number(value: Any, digits: int = 3, scale: float = 1.0, *, sign: bool = Fals
     return f"{float(value) * scale:{'+' if sign else ''},.{digits}f}" if known(value) else UNKNOWN
 
 
-def count(value: Any) -> str:
-    """A whole number."""
-    return number(value, 0)
-
-
-def gib(size_bytes: Any) -> str:
-    """Bytes as GiB."""
-    return number(size_bytes, 2, 2**-30)
+count = partial(number, digits=0)
+gib = partial(number, digits=2, scale=2**-30)  # of bytes
+minutes = partial(number, digits=1, scale=1 / 60)  # of seconds
 
 
 def mib(size_bytes: Any) -> str:
     """Bytes as MiB; small sizes keep two decimals."""
     return number(size_bytes, 2 if known(size_bytes) and float(size_bytes) < 10 * 2**20 else 0, 2**-20)
-
-
-def minutes(seconds: Any) -> str:
-    """Seconds as minutes."""
-    return number(seconds, 1, 1 / 60)
 
 
 def percent(share: Any, digits: int = 0) -> str:
@@ -181,9 +169,7 @@ def interval(value: Any, low: Any, high: Any, digits: int = 3, scale: float = 1.
     return f"{text} [{number(low, digits, scale, sign=sign)}, {number(high, digits, scale, sign=sign)}]"
 
 
-def difference(value: Any, low: Any, high: Any, digits: int = 3, scale: float = 1.0) -> str:
-    """A difference, with its sign, beside its interval."""
-    return interval(value, low, high, digits, scale, sign=True)
+difference = partial(interval, sign=True)
 
 
 def over_seeds(values: Iterable[Any], digits: int = 2, scale: float = 1.0) -> str:
@@ -199,11 +185,11 @@ def over_seeds(values: Iterable[Any], digits: int = 2, scale: float = 1.0) -> st
 Column = tuple[str, Callable[..., str], *tuple[str, ...]]  # header, how it is written, columns of the frame it shows
 
 
-def table_of(frame: pd.DataFrame, columns: Iterable[Column], **options: Any) -> Table:
+def table_of(frame: pd.DataFrame, columns: Iterable[Column], text_columns: int = 1, bold: str = "") -> Table:
     """A table with one row a row of the frame; columns of which nothing is known are left out.
 
     Args:
-        options: of `Table`.
+        bold: column that is true for the rows to emphasize.
 
     >>> table_of(arms, [("method", str, "arm"), ("rougeL", interval, "score", "low", "high")]).headers
     ['method', 'rougeL']
@@ -211,7 +197,8 @@ def table_of(frame: pd.DataFrame, columns: Iterable[Column], **options: Any) -> 
     rows = frame.to_dict("records")
     texts = {header: [write(*map(row.get, names)) for row in rows] for header, write, *names in columns}
     shown = {header: cells for header, cells in texts.items() if set(cells) != {UNKNOWN}}
-    return Table(list(shown), list(zip(*shown.values(), strict=True)), **options)
+    chosen = frozenset(place for place, row in enumerate(rows) if bold and row[bold])
+    return Table(list(shown), list(zip(*shown.values(), strict=True)), text_columns, chosen)
 
 
 def seeds_table(runs: pd.DataFrame, columns: Iterable[tuple[str, str, int, float]], *more: Column) -> Table:

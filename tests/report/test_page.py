@@ -18,7 +18,7 @@ pytest.importorskip("bench.stats.decide", reason="the decision is not there yet"
 pytestmark = pytest.mark.slow
 from bench.report import html  # noqa: E402
 from bench.report.build import read_groups, write_report  # noqa: E402
-from bench.report.section import Chapter, Examples, Report, Section  # noqa: E402
+from bench.report.section import Examples, Report, Section  # noqa: E402
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 INSTALL = "install one: apt install chromium, or python -m playwright install chromium"
@@ -206,7 +206,7 @@ def test_ten_thousand_examples_do_not_freeze(browser: Any, tmp_path: Path) -> No
     rows = [[f"id-{n}", f"prompt {n}", f"reference {n}", 0.2 * (n % 2), answers] for n in range(10_000)]
     section = Section("Examples", examples=Examples(["rougeL"], ["full", "lora"], 0.1, rows, list(range(10_000))))
     path = tmp_path / "report.html"
-    path.write_text(html.page(Report("Many", "", [Chapter("", [section])])))
+    path.write_text(html.page(Report("Many", "", [Section("", parts=[section])])))
     assert path.stat().st_size < 5_000_000
     many = Tab(browser, path)
     assert many.page.locator("[data-role=count]").inner_text() == "10,000 of 10,000 examples"

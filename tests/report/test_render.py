@@ -13,7 +13,6 @@ from bench.checkpoint import Base, Evaluated, Manifest, PromptFormat
 from bench.report import html, markdown
 from bench.report.charts import Chart, memory_chart
 from bench.report.section import (
-    Chapter,
     Examples,
     Headline,
     Report,
@@ -55,7 +54,7 @@ def report(text: str = "text", **fields: object) -> Report:
         Section(text, lead=text, items=[text], code=text, note=text, fold=True, chart=parts(text)),
         Section("Examples", examples=examples, parts=[Section(text, lead=text)]),
     ]
-    return Report(text, text, [Chapter("", sections)], [Section(text, table=Table([text], [[text]]))])
+    return Report(text, text, [Section("", parts=sections)], [Section(text, table=Table([text], [[text]]))])
 
 
 def visible(page: str) -> str:
@@ -110,7 +109,9 @@ def test_every_script_is_named_by_its_hash() -> None:
 def test_a_section_in_both_forms() -> None:
     table = Table(["method", "rougeL"], [["full", "0.269 [0.240, 0.300]"], ["lora", "-"]], bold=frozenset({1}))
     headline = Headline("Use lora.", 0.734, "It costs least.", ["Rates untuned."])
-    content = Report("Report: demo", "a model", [Chapter("", [Section("Answer", table=table, headline=headline)])])
+    content = Report(
+        "Report: demo", "a model", [Section("", parts=[Section("Answer", table=table, headline=headline)])]
+    )
     text = markdown.render(content, {})
     assert text == (
         "# Report: demo\n\na model\n\n## Answer\n\n**Use lora.** (73% sure)\n\nIt costs least.\n\n- Rates untuned.\n\n"
@@ -125,7 +126,7 @@ def test_a_section_in_both_forms() -> None:
 
 def test_an_unknown_sureness_has_no_bar() -> None:
     content = Report(
-        "R", "", [Chapter("", [Section("Answer", headline=Headline("No method meets it.", None, "Why."))])]
+        "R", "", [Section("", parts=[Section("Answer", headline=Headline("No method meets it.", None, "Why."))])]
     )
     assert 'class="bar"' not in html.page(content)
     assert "sure" not in markdown.render(content, {}).replace("measure", "")
@@ -134,7 +135,7 @@ def test_an_unknown_sureness_has_no_bar() -> None:
 def test_images_and_folds_in_markdown() -> None:
     chart = parts()
     section = Section("Memory", chart=chart, fold=True, note="Definitions.")
-    text = markdown.render(Report("R", "", [Chapter("", [section])]), {id(chart): "plots/memory.svg"})
+    text = markdown.render(Report("R", "", [Section("", parts=[section])]), {id(chart): "plots/memory.svg"})
     assert "<details><summary>Memory</summary>" in text
     assert "![Memory of lora.](plots/memory.svg)" in text
     assert text.rstrip().endswith("</details>")
@@ -143,7 +144,7 @@ def test_images_and_folds_in_markdown() -> None:
 def test_examples_fill_what_room_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [[f"id-{n}", "p" * 900, "r", 1 - n / 100, [["answer", False, 0.5]]] for n in range(100)]
     section = Section("Examples", examples=Examples(["rougeL"], ["lora"], 0.1, rows, list(range(99, -1, -1))))
-    content = Report("R", "", [Chapter("", [section])])
+    content = Report("R", "", [Section("", parts=[section])])
     assert "All 100 test examples" in html.page(content)
     monkeypatch.setattr(html, "LIMIT_BYTES", 60_000)
     page = html.page(content)

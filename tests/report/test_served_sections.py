@@ -99,13 +99,14 @@ def test_claims_are_counted_judged_and_explained(reference: Group) -> None:
     section, verdicts = claims.section(reference), judge(reference, read_claims())
     assert section is not None
     counts = Counter(verdict.word for verdict in verdicts)
-    assert section.lead.startswith(f"{len(verdicts)} public claims: {counts['holds']} hold")
+    assert section.lead.startswith(f"{len(verdicts)} public claims. holds: {counts['holds']}; does not hold: ")
     judged, untested = section.parts
-    assert len(rows_of(judged)) == len(verdicts) - counts["not tested"]
+    assert len({row[0] for row in rows_of(judged)}) == len(verdicts) - counts["not tested"]
+    assert len(rows_of(judged)) == sum(len(verdict.parts) for verdict in verdicts if verdict.word != "not tested")
     assert len(rows_of(untested)) == counts["not tested"]
     assert all(row[2] for row in rows_of(untested))  # each with its reason
     predicted = [verdict for verdict in verdicts if verdict.predicted]
-    assert sum("(predicted)" in row[2] for row in rows_of(judged)) == len(predicted) > 0
+    assert len({row[0] for row in rows_of(judged) if "(predicted)" in row[2]}) == len(predicted) > 0
     assert all(f"({place})" in section.note for place in range(1, len({v.claim.source for v in verdicts}) + 1))
 
 

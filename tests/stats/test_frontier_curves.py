@@ -110,7 +110,7 @@ def test_who_forgets_less_at_the_end_may_forget_more_at_equal_learning() -> None
     assert shown
     assert shown.chart
     assert shown.table
-    assert shown.lead == "At equal learning: lora forgets more than full."
+    assert list(shown.table.rows[0][:3]) == ["suite's mean", "lora - full", "forgets more"]
     assert "forgotten (down: more)" in svg(shown.chart)
 
 
@@ -121,7 +121,8 @@ def test_curves_that_never_meet_are_not_compared() -> None:
     assert found["difference"].isna().all()
     shown = section(group)
     assert shown
-    assert "lora and full have no range of learning in common" in shown.lead
+    assert shown.table
+    assert {row[2] for row in shown.table.rows} == {NO_OVERLAP}
 
 
 def test_a_limit_on_forgetting_reads_the_frontier() -> None:

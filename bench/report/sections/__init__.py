@@ -3,35 +3,8 @@
 `answer` comes first: its two sections take the reader's limits too. To add a section: write its file and name it here.
 """
 
-from bench.report.sections import (
-    claims,
-    data,
-    examples,
-    fairness,
-    forgetting,
-    frontier,
-    learning,
-    memory,
-    quality,
-    rates,
-    serving,
-    speed,
-    weights,
-)
+from importlib import import_module
 
-_ORDER = (
-    quality,
-    learning,
-    memory,
-    speed,
-    forgetting,
-    frontier,
-    weights,
-    serving,
-    claims,
-    rates,
-    data,
-    examples,
-    fairness,
-)
-SECTIONS = tuple(module.section for module in _ORDER)
+_ORDER = ("quality", "learning", "memory", "speed", "forgetting", "frontier", "weights", "serving", "claims", "rates",
+          "data", "examples", "fairness")  # fmt: skip
+SECTIONS = tuple(import_module(f"{__name__}.{name}").section for name in _ORDER)

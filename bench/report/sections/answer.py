@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.report.charts import Chart, quality_chart, sureness_chart
 from bench.report.section import Column, Headline, Section, gib, interval, known, minutes, number, percent, table_of
-from bench.stats.decide import Decision, decide, sureness_against
+from bench.stats.decide import decide, sureness_against
 from bench.stats.frames import Group
 from bench.stats.limits import Limits
 from bench.stats.rates import warnings
@@ -49,7 +49,9 @@ def section(group: Group, limits: Limits | None = None) -> Section:
     metric = metric_name(group)
     untrained = dict(zip(group.arms["arm"], group.arms["untrained"].astype(bool), strict=True))
     arms = decision.arms.assign(trained=[not untrained[arm] for arm in decision.arms["arm"]])
-    asides = [*_asides(decision, metric), *warnings(group)]
+    lost = f"If that is wrong, expect to lose about {number(decision.cost_if_wrong)} {metric}."
+    asides = [lost] if known(decision.cost_if_wrong) else []
+    asides += [*filter(None, [decision.surer]), *decision.caveats, *warnings(group)]
     unscored = {record.run_id: record.evaluate.unscored for record in group.records if record.evaluate}
     # these examples are left out of every arm's mean and comparison
     asides += [f"{name} failed in {run}: {text}." for run, of_run in unscored.items() for name, text in of_run.items()]
@@ -60,7 +62,7 @@ def section(group: Group, limits: Limits | None = None) -> Section:
         ("peak memory, GiB", gib, "peak_memory_bytes"),
         ("training, min", minutes, "train_seconds"),
     ]
-    table = table_of(arms, columns, bold=_chosen(arms))
+    table = table_of(arms, columns, bold="chosen")
     return Section("Answer", table=table, chart=_chart(arms, metric), note=_NOTE, headline=headline)
 
 
@@ -69,25 +71,11 @@ def metric_name(group: Group) -> str:
     return next((name for r in group.records if r.evaluate for name in r.evaluate.scores), "score")
 
 
-def _asides(decision: Decision, metric: str) -> list[str]:
-    """What being wrong costs, what would make it surer, and what limits the answer."""
-    asides = []
-    if known(decision.cost_if_wrong):
-        asides.append(f"If that is wrong, expect to lose about {number(decision.cost_if_wrong)} {metric}.")
-    asides += [decision.surer] if decision.surer else []
-    return [*asides, *decision.caveats]
-
-
-def _chosen(arms: pd.DataFrame) -> frozenset[int]:
-    return frozenset(place for place, yes in enumerate(arms["chosen"]) if yes)
-
-
 def _chart(arms: pd.DataFrame, metric: str) -> Chart | None:
     costs = {axis: arms[column] * scale for axis, (column, scale) in _COSTS.items()
              if column in arms and arms[column].notna().any()}  # fmt: skip
     points = arms[["arm", "score", "low", "high"]].assign(**costs, trained=arms["trained"])
-    points["chosen"] = ["yes" if chosen else "no" for chosen in arms["chosen"]]
-    points = points.dropna(subset=["score"])
+    points = points.assign(chosen=arms["chosen"].map({True: "yes", False: "no"})).dropna(subset=["score"])
     if points.empty or not costs:
         return None
     says = f"{metric} of each method against its {next(iter(costs)).split(',')[0]}."
@@ -109,7 +97,7 @@ def change(group: Group, limits: Limits | None = None) -> Section | None:
         (f"within {number(decision.tolerance)} of the best", percent, "within"),
         ("the best", percent, "probability_best"),
     ]
-    table = table_of(decision.arms, columns, text_columns=2, bold=_chosen(decision.arms))
+    table = table_of(decision.arms, columns, text_columns=2, bold="chosen")
     return Section("What would change it", chart=chart, table=table, note=_CHANGE_NOTE)
 
 
@@ -118,10 +106,9 @@ def _answers(group: Group, tolerance: float, limits: Limits | None) -> pd.DataFr
     frames = []
     for limit, name in _LIMITS.items():
         found = sureness_against(group, limit, limits)
-        of_score = limit == "quality_tolerance"
-        name = f"{name}, {metric_name(group)}" if of_score else name
-        now = tolerance if of_score else getattr(limits, limit, None)
+        now = getattr(limits, limit, None)
+        if limit == "quality_tolerance":
+            name, now = f"{name}, {metric_name(group)}", tolerance
         frames.append(found.assign(limit=name, start=found["value"], end=found["value"].shift(-1), now=now).iloc[:-1])
     answers = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
-    answers = answers.fillna({"arm": "none", "sureness": 1.0})
-    return answers[["limit", "start", "end", "arm", "sureness", "now"]]
+    return answers.fillna({"arm": "none", "sureness": 1.0})[["limit", "start", "end", "arm", "sureness", "now"]]

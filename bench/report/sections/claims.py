@@ -1,7 +1,7 @@
 """Public claims about the methods, judged by these runs, or by the planner where they cannot tell.
 
 >>> section(group).lead
-'36 claims: 4 hold, 8 do not hold, 6 are not settled, 18 were not tested.'
+'36 public claims. holds: 4; does not hold: 8; not settled: 6; not tested: 18.'
 """
 
 from __future__ import annotations
@@ -9,21 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import get_args
 
 import pandas as pd
 
 from bench.mistakes import ConfigurationError
-from bench.report.section import Section, Table, interval, percent
+from bench.report.section import Column, Section, interval, percent, table_of
 from bench.stats.claims import Verdict, Word, judge, read_claims
 from bench.stats.frames import Group
-from bench.stats.rates import listed
 
-_WORDS: dict[Word, tuple[str, str]] = {
-    "holds": ("holds", "hold"),
-    "does not hold": ("does not hold", "do not hold"),
-    "not settled": ("is not settled", "are not settled"),
-    "not tested": ("was not tested", "were not tested"),
-}
 _NOTE = (
     "Each claim is an expression over what was measured, drawn as for the answer: it holds when it is true in at least "
     "95% of the draws, does not hold in at most 5%. Predicted: judged by the planner, as these runs are of another "
@@ -48,34 +42,10 @@ def verdicts_frame(group: Group) -> pd.DataFrame:
     return pd.DataFrame([
         {"claim": found.claim.id, "says": found.claim.says, "source": found.claim.source, "verdict": found.word,
          "predicted": found.predicted, "probability": found.probability, "reason": found.reason, "check": part.check,
-         "arms": ", ".join(part.arms), "value": part.value, "low": part.low, "high": part.high, "basis": part.basis}
-        for found in verdicts_of(group)[0]
-        for part in found.parts
+         "arms": ", ".join(part.arms), "value": part.value, "low": part.low, "high": part.high, "basis": part.basis,
+         "reading": found.claim.reading}
+        for found in side_by_side(verdicts_of(group)[0]) for part in found.parts
     ])  # fmt: skip
-
-
-def section(group: Group) -> Section | None:
-    """None when nothing was trained, or no claim is known."""
-    verdicts, problem = verdicts_of(group)
-    if not verdicts:
-        return Section("Claims", lead=problem) if problem else None
-    counts = Counter(verdict.word for verdict in verdicts)
-    said = [f"{counts[word]} {words[counts[word] != 1]}" for word, words in _WORDS.items() if counts[word]]
-    sources = list(dict.fromkeys(verdict.claim.source for verdict in verdicts))
-    tested = [verdict for verdict in verdicts if verdict.word != "not tested"]
-    rows = [[found.claim.says, f"({sources.index(found.claim.source) + 1})", found.reason]
-            for found in verdicts if found.word == "not tested"]  # fmt: skip
-    untested = Table(["claim", "source", "because"], rows, text_columns=3)
-    tables = {"Judged claims": _judged(side_by_side(tested), sources), "Not tested": untested}
-    parts = [Section(title, table=table, fold=True) for title, table in tables.items() if table.rows]
-    note = _NOTE + " ".join(f"({place}) {source}" for place, source in enumerate(sources, 1))
-    lead = f"{len(verdicts)} public claims: {listed(said)}."
-    items = [f"Does not hold{_marked(found)}: {found.claim.says}" for found in tested if found.word == "does not hold"]
-    return Section("Claims", lead=lead, items=items, note=note, parts=parts)
-
-
-def _marked(verdict: Verdict) -> str:
-    return " (predicted)" if verdict.predicted else ""
 
 
 def side_by_side(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -86,14 +56,29 @@ def side_by_side(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [known[name] for name in dict.fromkeys(name for own in known for name in (own, *opposed[own]))]
 
 
-def _judged(verdicts: list[Verdict], sources: list[str]) -> Table:
-    rows = []
-    for verdict in verdicts:
-        source = f"({sources.index(verdict.claim.source) + 1})"
-        found = "; ".join(f"{part.check}: {interval(part.value, part.low, part.high)}" for part in verdict.parts)
-        basis = ", ".join(dict.fromkeys(part.basis for part in verdict.parts if part.basis))
-        remark = " ".join(filter(None, [verdict.reason, verdict.claim.reading]))
-        word = verdict.word + _marked(verdict)
-        rows.append([verdict.claim.says, source, word, percent(verdict.probability), found, basis, remark])
-    headers = ["claim", "source", "verdict", "true in", "check: measured [95%]", "basis", "remark"]
-    return Table(headers, rows, text_columns=len(headers))
+def section(group: Group) -> Section | None:
+    """None when nothing was trained, or no claim is known."""
+    verdicts, problem = verdicts_of(group)
+    if not verdicts:
+        return Section("Claims", lead=problem) if problem else None
+    frame, counts = verdicts_frame(group), Counter(verdict.word for verdict in verdicts)
+    lead = f"{len(verdicts)} public claims. " + "; ".join(f"{word}: {counts[word]}" for word in get_args(Word)) + "."
+    items = [f"Does not hold{' (predicted)' * found.predicted}: {found.claim.says}"
+             for found in verdicts if found.word == "does not hold"]  # fmt: skip
+    sources = list(dict.fromkeys(verdict.claim.source for verdict in verdicts))
+    claim: list[Column] = [("claim", str, "says"), ("source", lambda name: f"({sources.index(name) + 1})", "source")]
+    columns: list[Column] = [
+        *claim,
+        ("verdict", lambda word, predicted: word + " (predicted)" * predicted, "verdict", "predicted"),
+        ("true in", percent, "probability"),
+        ("check", str, "check"),
+        ("measured [95%]", interval, "value", "low", "high"),
+        ("basis", str, "basis"),
+        ("remark", lambda *texts: " ".join(filter(None, texts)), "reason", "reading"),
+    ]
+    untested = frame["verdict"] == "not tested"
+    because = table_of(frame[untested].drop_duplicates("claim"), [*claim, ("because", str, "reason")], 3)
+    tables = {"Judged claims": table_of(frame[~untested], columns, len(columns)), "Not tested": because}
+    parts = [Section(title, table=table, fold=True) for title, table in tables.items() if table.rows]
+    note = _NOTE + " ".join(f"({place}) {source}" for place, source in enumerate(sources, 1))
+    return Section("Claims", lead=lead, items=items, note=note, parts=parts)

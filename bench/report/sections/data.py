@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.record import DataCheck, DataSummary
-from bench.report.section import Section, Table, number, percent
+from bench.report.section import Section, Table, count, percent
 from bench.stats.frames import Group
 
 _NOTE = (
@@ -42,14 +42,10 @@ def data_section(summary: DataSummary, of_suite: Mapping[str, int], blind: Mappi
         return None
     seen = sum(o.same + o.same_prompt + o.near for o in check.overlaps if (o.split, o.of) == ("test", "train"))
     share = f"of {summary.test_examples:,} test examples"
-    lead = (
-        f"{seen:,} {share} are in the training split too, exactly or nearly, and {check.contaminated:,} share 13 words "
-    )
-    lead += "in a row with it" + (": their scores may be memory." if seen or check.contaminated else ".")
-    rows = [
-        [o.split, o.of, number(o.same, 0), number(o.same_prompt, 0), number(o.near, 0), "; ".join(o.examples[:3])]
-        for o in check.overlaps
-    ]
+    lead = f"{seen:,} {share} are in the training split too, exactly or nearly, and {check.contaminated:,} share 13 "
+    lead += "words in a row with it" + (": their scores may be memory." if seen or check.contaminated else ".")
+    rows = [[o.split, o.of, *map(count, (o.same, o.same_prompt, o.near)), "; ".join(o.examples[:3])]
+            for o in check.overlaps]  # fmt: skip
     table = Table(["examples of", "in", "same", "same prompt", "near", "first"], rows, text_columns=2)
     items = [*_counts(summary, check), *_warnings(check, of_suite, blind)]
     return Section("Data", lead, table, items=items, parts=[_lengths(summary, check)], note=_NOTE, fold=not seen)
@@ -57,7 +53,7 @@ def data_section(summary: DataSummary, of_suite: Mapping[str, int], blind: Mappi
 
 def _counts(summary: DataSummary, check: DataCheck) -> list[str]:
     sizes = (summary.train_examples, summary.validation_examples, summary.test_examples)
-    dropped = "; ".join(f"{reason} {count:,}" for reason, count in summary.dropped.items()) or "none"
+    dropped = "; ".join(f"{reason} {number:,}" for reason, number in summary.dropped.items()) or "none"
     return [
         f"Source: {summary.source}. Training, validation and test examples: {', '.join(f'{n:,}' for n in sizes)}.",
         f"Left out: {dropped}.",
@@ -85,16 +81,9 @@ def _warnings(check: DataCheck, of_suite: Mapping[str, int], blind: Mapping[str,
 def _lengths(summary: DataSummary, check: DataCheck) -> Section:
     total = summary.train_examples + summary.validation_examples + summary.test_examples
     total += sum(count for reason, count in summary.dropped.items() if "train.max_length" in reason)
-    edges = list(check.longer_than.items())
-    held = [total, *(count for _, count in edges)]
-    rows = [
-        [f"{edge:,}", number(before - count, 0), number(count, 0), percent(count / total, 1)]
-        for before, (edge, count) in zip(held, edges, strict=False)
-    ]
-    headers = [
-        "tokens",
-        "examples of so many, more than in the row above",
-        "dropped by train.max_length=tokens",
-        "share",
-    ]
-    return Section("Lengths", table=Table(headers, rows, text_columns=0), fold=True)
+    edges, held = check.longer_than.items(), [total, *check.longer_than.values()]
+    rows = [[f"{edge:,}", count(before - longer), count(longer), percent(longer / total, 1)]
+            for before, (edge, longer) in zip(held, edges, strict=False)]  # fmt: skip
+    note = "Examples: of at most so many tokens, and more than in the row above. Dropped: by train.max_length=tokens."
+    table = Table(["tokens", "examples", "dropped", "share"], rows, text_columns=0)
+    return Section("Lengths", table=table, note=note, fold=True)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bench.fairness import settings_of, side_by_side
@@ -28,8 +28,7 @@ _UNKNOWABLE = (
 
 def section(group: Group) -> Section:
     """Folded when nothing was refused."""
-    described = {arm: [_described(record) for record in records] for arm, records in group.by_arm.items()}
-    same, different = side_by_side({arm: _joined(of_arm) for arm, of_arm in described.items()})
+    same, different = side_by_side({arm: _described(records) for arm, records in group.by_arm.items()})
     arms = list(group.by_arm)
     rows = [[setting, *(values.get(arm, "-") for arm in arms)] for setting, values in different.items()]
     found = compare(group)
@@ -62,27 +61,24 @@ def _refusals(found: Sequence[Refusal], title: str) -> list[Section]:
     rows = [
         [r.arm, r.baseline, r.seeds, r.reason.text, r.reason.name if r.reason.may_be_allowed else "-"] for r in found
     ]
-    headers = ["method", "against", "seeds", "reason", "allow-different="]
+    headers = ["method", "against", "seeds", "reason", "allow_different="]
     return [Section(title, table=Table(headers, rows, text_columns=5))] if rows else []
 
 
-def _described(record: Record) -> dict[str, str | None]:
-    """What a run was set to, and what was measured about that."""
-    found = settings_of(record.config)
-    measured: dict[str, Any] = {}
-    if train := record.train:
-        measured = {"trainable_dtype": train.trainable_dtype, "steps": train.steps, "micro_batch": train.micro_batch}
-        measured[f"data_stream_sha256 (seed {record.seed})"] = train.data_stream_sha256[:_SHOWN_DIGITS]
-    if (stage := record.train or record.evaluate) and record.config.method.trains != "unknown":
-        measured |= {name: getattr(stage.environment, name) for name in _ENVIRONMENT}
-    measured["commit"] = str(record.provenance.get("git_commit") or "")[:_SHOWN_DIGITS] or None
-    found |= {f"measured.{name}": value for name, value in measured.items() if value is not None}
-    return {
-        name: ", ".join(map(str, value)) or "-" if isinstance(value, list) else None if value is None else str(value)
-        for name, value in found.items()
-    }
-
-
-def _joined(described: list[dict[str, str | None]]) -> Mapping[str, str | None]:
-    keys = dict.fromkeys(key for values in described for key in values)
-    return {key: " / ".join(dict.fromkeys(filter(None, (v.get(key) for v in described)))) or None for key in keys}
+def _described(records: Sequence[Record]) -> dict[str, str | None]:
+    """What an arm's runs were set to, and what was measured about that; all values where runs differ."""
+    texts: dict[str, dict[str, None]] = {}
+    for record in records:
+        measured: dict[str, Any] = {}
+        if train := record.train:
+            measured = {name: getattr(train, name) for name in ("trainable_dtype", "steps", "micro_batch")}
+            measured[f"data_stream_sha256 (seed {record.seed})"] = train.data_stream_sha256[:_SHOWN_DIGITS]
+        if (stage := record.train or record.evaluate) and record.config.method.trains != "unknown":
+            measured |= {name: getattr(stage.environment, name) for name in _ENVIRONMENT}
+        measured["commit"] = str(record.provenance.get("git_commit") or "")[:_SHOWN_DIGITS] or None
+        found = {f"measured.{name}": value for name, value in measured.items() if value is not None}
+        for name, value in (settings_of(record.config) | found).items():
+            shown = texts.setdefault(name, {})
+            if value is not None:
+                shown[", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)] = None
+    return {name: " / ".join(shown) or None for name, shown in texts.items()}

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from bench.report.charts import Chart, regression_chart
-from bench.report.section import Section, Table, crossed, difference, interval
+from bench.report.section import Column, Section, crossed, difference, interval, table_of
 from bench.stats.compare import compare
 from bench.stats.frames import Group
 from bench.stats.measures import SUITE_MEAN
@@ -31,35 +31,35 @@ def section(group: Group) -> Section | None:
     found = found[(found["kind"] == "regression") & ~found["arm"].isin(controls)] if len(found) else found
     if found.empty:
         return None
-    rows = found[found["baseline"] == found["baseline"].iloc[0]].to_dict("records")
-    rising = [row for row in rows if row["higher_is_better"]]
-    parts = [part for part in (_language(rows), _divergence(group)) if part]
-    if not rising:
+    rows = found[found["baseline"] == found["baseline"].iloc[0]]
+    higher = rows["higher_is_better"].astype(bool)
+    parts = [part for part in (_language(rows[~higher]), _divergence(group)) if part]
+    if not higher.any():
         return Section("Forgetting", parts=parts)
-    data = pd.DataFrame([
-        {"task": row["measure"], "arm": row["arm"], "change": 100 * row["difference"], "low": 100 * row["low"],
-         "high": 100 * row["high"], "verdict": row["verdict"], "items": row["examples"]}
-        for row in rising
-    ]).replace([np.inf, -np.inf], np.nan)  # fmt: skip
-    says = f"Change of each regression task against {rising[0]['baseline']}."
-    means = [row for row in rising if row["measure"] == SUITE_MEAN] or rising
-    texts = [[row["arm"], _difference(row, 1, 100), row["verdict"]] for row in means]
-    table = Table(["method", f"{means[0]['measure']}: change, points [95%]", "verdict"], texts)
+    points = rows[higher].assign(change=rows["difference"] * 100, low=rows["low"] * 100, high=rows["high"] * 100)
+    data = points.rename(columns={"measure": "task", "examples": "items"}).reset_index(drop=True)
+    data = data[["task", "arm", "change", "low", "high", "verdict", "items"]].replace([np.inf, -np.inf], np.nan)
+    says = f"Change of each regression task against {rows['baseline'].iloc[0]}."
+    means = points[points["measure"] == SUITE_MEAN] if SUITE_MEAN in set(points["measure"]) else points
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        (f"{means['measure'].iloc[0]}: change, points [95%]", partial(difference, digits=1), "change", "low", "high"),
+        ("verdict", str, "verdict"),
+    ]
     chart = Chart("regression", regression_chart(data), says, data)
-    return Section("Forgetting", chart=chart, table=table, note=_NOTE, parts=parts)
+    return Section("Forgetting", chart=chart, table=table_of(means, columns), note=_NOTE, parts=parts)
 
 
-def _difference(row: dict[Any, Any], digits: int = 3, scale: float = 1.0) -> str:
-    return difference(row["difference"], row["low"], row["high"], digits, scale)
-
-
-def _language(rows: list[dict[Any, Any]]) -> Section | None:
+def _language(falling: pd.DataFrame) -> Section | None:
     """Tasks of which a lower value is better: bits per byte of general text."""
-    falling = [row for row in rows if not row["higher_is_better"]]
-    if not falling:
+    if falling.empty:
         return None
     cells = {
-        (f"{row['measure']}, {row['unit']}", row["arm"]): f"{_difference(row)} {row['verdict']}" for row in falling
+        (
+            f"{row['measure']}, {row['unit']}",
+            row["arm"],
+        ): f"{difference(row['difference'], row['low'], row['high'])} {row['verdict']}"
+        for row in falling.to_dict("records")
     }
     note = "Change against the base with its 95% interval; above 0 is worse."
     return Section("General text", table=crossed("text", cells), note=note, fold=True)

@@ -32,9 +32,6 @@ def section(group: Group) -> Section | None:
     shown["measure"] = shown["measure"].replace(SUITE, f"{SUITE}, points")
     drawing = frontier_chart(shown, list(group.arms["arm"]))
     chart = Chart("frontier", drawing, "Forgetting of each method against its learning, along training.", shown)
-    found = equal_learning(group)
-    if found.empty:
-        return Section("Learning and forgetting", chart=chart, note=_NOTE)
     columns: list[Column] = [
         ("forgotten as", str, "measure"),
         ("methods", lambda arm, baseline: f"{arm} - {baseline}", "arm", "baseline"),
@@ -42,8 +39,9 @@ def section(group: Group) -> Section | None:
         ("difference at equal learning [95%]", _difference, "measure", "difference", "low", "high"),
         ("learned, nats/token", _range, "from", "to", "verdict"),
     ]
-    return Section("Learning and forgetting", lead=_lead(group), chart=chart, note=_NOTE,
-                   table=table_of(found, columns, text_columns=3))  # fmt: skip
+    found = equal_learning(group)
+    table = table_of(found, columns, text_columns=3) if len(found) else None
+    return Section("Learning and forgetting", chart=chart, table=table, note=_NOTE)
 
 
 def _difference(measure: str, value: float, low: float, high: float) -> str:
@@ -52,19 +50,3 @@ def _difference(measure: str, value: float, low: float, high: float) -> str:
 
 def _range(low: float, high: float, word: str) -> str:
     return UNKNOWN if word == NO_OVERLAP else f"{number(low, 2)} to {number(high, 2)}"
-
-
-def _lead(group: Group) -> str:
-    """A sentence a pair about the first kind of forgetting that was measured."""
-    found = equal_learning(group)
-    said = {
-        "equal": "{} and {} forget the same",
-        "equivalent": "{} and {} forget alike",
-        "not settled": "whether {} or {} forgets less is not settled",
-        NO_OVERLAP: "{} and {} have no range of learning in common",
-    }
-    rows = found[found["measure"] == found["measure"].iloc[0]].to_dict("records")
-    words = [
-        said.get(row["verdict"], f"{{}} {row['verdict']} than {{}}").format(row["arm"], row["baseline"]) for row in rows
-    ]
-    return f"At equal learning: {'; '.join(words)}."

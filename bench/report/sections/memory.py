@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.mistakes import ConfigurationError
@@ -17,7 +17,7 @@ from bench.planner.memory import Terms
 from bench.planner.time import PlanConfig
 from bench.record import Record
 from bench.report.charts import PARTS, Chart, memory_chart
-from bench.report.section import Section, Table, gib, number, seeds_table
+from bench.report.section import Section, Table, count, gib, seeds_table
 from bench.stats.frames import Group
 
 _COLUMNS = {"weights": "weights_bytes", "gradients": "gradients_bytes", "optimizer state": "optimizer_bytes"}
@@ -32,13 +32,12 @@ _NOTE = (
 
 def section(group: Group) -> Section | None:
     """None when nothing was trained."""
-    runs = group.runs.dropna(subset=["peak_memory_bytes"]) if "peak_memory_bytes" in group.runs else group.runs.head(0)
+    columns = {"peak": "peak_memory_bytes"} | _COLUMNS
+    runs = group.runs.reindex(columns=["arm", *columns.values()]).dropna(subset=["peak_memory_bytes"])
     if runs.empty:
         return None
-    parts, chart = _parts(group.without_controls()), None
-    if len(parts):
-        chart = Chart("memory", memory_chart(parts), "Peak memory of each method by its parts.", parts)
-    columns = {"peak": "peak_memory_bytes"} | _COLUMNS
+    parts, says = _parts(group.without_controls()), "Peak memory of each method by its parts."
+    chart = Chart("memory", memory_chart(parts), says, parts) if len(parts) else None
     table = seeds_table(runs, [(f"{part}, GiB", column, 2, 2**-30) for part, column in columns.items()])
     phases = Section("Memory by phase", table=_phases(group), fold=True, note="The highest of the seeds. " + _PHASES)
     return Section("Memory", chart=chart, table=table, note=_NOTE, parts=[phases, *_devices(group)])
@@ -48,7 +47,7 @@ def _devices(group: Group) -> list[Section]:
     """One row a device of each run that several trained together; none without such a run."""
     rows = [
         [group.arm_of[run.run_id], str(run.seed), str(share.rank), gib(share.peak_bytes),
-         number(share.tokens_per_second, 0)]
+         count(share.tokens_per_second)]
         for run in group.records if run.train for share in run.train.per_device
     ]  # fmt: skip
     table = Table(["method", "seed", "device", "peak while training, GiB", "tokens/s"], rows)
@@ -57,21 +56,16 @@ def _devices(group: Group) -> list[Section]:
 
 def _parts(group: Group) -> pd.DataFrame:
     """Columns of `memory_chart`: of each arm the mean over seeds, and the estimate for its first run."""
-    rows: list[dict[str, Any]] = []
+    rows = []
     for arm in group.arms.dropna(subset=["peak_memory_bytes"]).to_dict("records"):
-        measured = {part: arm.get(column) for part, column in _COLUMNS.items()}
-        rows.append({"arm": arm["arm"], "source": "measured", "total": arm["peak_memory_bytes"]} | measured)
+        found = {"measured": (arm["peak_memory_bytes"], [arm.get(column, np.nan) for column in _COLUMNS.values()])}
         trained = next((record for record in group.by_arm.get(arm["arm"], ()) if record.train), None)
         if trained and (terms := _estimate(trained)):
-            sizes = zip(_COLUMNS, (terms.weights, terms.gradients, terms.optimizer), strict=True)
-            rows.append({"arm": arm["arm"], "source": "estimated", "total": terms.total} | dict(sizes))
-    if not rows:
-        return pd.DataFrame()
-    bars = pd.DataFrame(rows).assign(**{"total GiB": lambda bars: bars["total"] / 2**30})
-    bars[rest := next(reversed(PARTS))] = bars["total"] - bars[list(_COLUMNS)].sum(axis=1)
-    parts = bars.melt(["arm", "source", "total GiB"], [*_COLUMNS, rest], "part", "GiB", ignore_index=False)
-    parts = parts[parts["GiB"] > 0].sort_index(kind="stable").reset_index(drop=True)
-    return parts.assign(GiB=parts["GiB"] / 2**30)[["arm", "source", "part", "GiB", "total GiB"]]
+            found["estimated"] = terms.total, [terms.weights, terms.gradients, terms.optimizer]
+        for source, (total, sizes) in found.items():
+            shares = zip(PARTS, [*sizes, total - np.nansum(sizes)], strict=True)
+            rows += [(arm["arm"], source, part, size / 2**30, total / 2**30) for part, size in shares if size > 0]
+    return pd.DataFrame(rows, columns=["arm", "source", "part", "GiB", "total GiB"])
 
 
 def _estimate(record: Record) -> Terms | None:

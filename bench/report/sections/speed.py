@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from statistics import fmean
 
+import numpy as np
 import pandas as pd
 
 from bench.fairness import STAGES
 from bench.planner.past import PARTS, measured_seconds
 from bench.record import Record
 from bench.report.charts import Chart, step_time_chart
-from bench.report.section import UNKNOWN, Section, Table, number, seeds_table
+from bench.report.section import Section, Table, crossed, number, seeds_table
 from bench.stats.frames import Group, peak_memory_bytes
 
 _COLUMNS = [  # header, column of the runs frame, decimals, factor
@@ -52,10 +53,8 @@ def section(group: Group) -> Section | None:
     busy = _busy(group.runs)
     lead = f"Measured while others used the machine, so in doubt: {'; '.join(busy)}." if busy else ""
     seconds = _step_seconds(group.without_controls())
-    chart = None
-    if len(seconds):
-        drawing = step_time_chart(seconds, list(group.arms["arm"]))
-        chart = Chart("step_times", drawing, "Seconds an optimizer step, by method.", seconds)
+    drawing = step_time_chart(seconds, list(group.arms["arm"]))
+    chart = Chart("step_times", drawing, "Seconds an optimizer step, by method.", seconds) if len(seconds) else None
     wall = Section("Wall time by stage", table=_wall_time(group), fold=True, note="Seconds, mean over seeds.")
     parts = [*_expected(group), wall]
     return Section("Speed and cost", lead=lead, chart=chart, table=table, note=_NOTE, parts=parts)
@@ -63,40 +62,32 @@ def section(group: Group) -> Section | None:
 
 def _expected(group: Group) -> list[Section]:
     """What runs were expected to take beside what they took, a row an arm; none where nothing was expected."""
-    rows = []
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for arm, records in group.by_arm.items():
-        pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in EXPECTED}
-        for told, measured in ((_told(record), _took(record)) for record in records if _started_afresh(record)):
-            for name in EXPECTED:
-                if (expected := told[name]) is not None and (found := measured[name]):
-                    pairs[name].append((expected, found))
-        means = ([fmean(side) for side in zip(*found, strict=True)] for found in pairs.values())
-        rows.append([arm, *(f"{e[0]:.3g} / {e[1]:.3g} ({e[0] / e[1] - 1:+.0%})" if e else UNKNOWN for e in means)])
-    if all(cell == UNKNOWN for row in rows for cell in row[1:]):
+        for record in records:
+            for name, told, took in _told_and_took(record):
+                if told is not None and took:
+                    pairs.setdefault((arm, name), []).append((told, took))
+    cells = {}
+    for key, found in sorted(pairs.items(), key=lambda pair: EXPECTED.index(pair[0][1])):
+        told, took = (fmean(side) for side in zip(*found, strict=True))
+        cells[key] = f"{told:.3g} / {took:.3g} ({told / took - 1:+.0%})"
+    table = crossed("method", cells)
+    return [Section("Expected before the start", table=table, fold=True, note=_EXPECTED_NOTE)] if cells else []
+
+
+def _told_and_took(record: Record) -> list[tuple[str, float | None, float | None]]:
+    """Of `EXPECTED`: what was told and measured; none of a run that took over a stage, which was not expected."""
+    if record.expected is None or record.reused_stages:
         return []
-    table = Table(["method", *EXPECTED], rows)
-    return [Section("Expected before the start", table=table, fold=True, note=_EXPECTED_NOTE)]
-
-
-def _started_afresh(record: Record) -> bool:
-    """Whether something was expected, and nothing taken over from another run, which the expectation would know."""
-    return record.expected is not None and not record.reused_stages
-
-
-def _told(record: Record) -> dict[str, float | None]:
-    """Of `EXPECTED`: what the run was expected to take."""
-    assert record.expected is not None
-    seconds = [record.expected.seconds.get(part) for part in PARTS]
-    known, peak = [s for s in seconds if s is not None], record.expected.peak_memory_bytes
-    total = sum(known) if len(known) == len(PARTS) else None
-    return dict(zip(EXPECTED, [*seconds, total, None if peak is None else peak / 2**30], strict=True))
-
-
-def _took(record: Record) -> dict[str, float | None]:
-    """Of `EXPECTED`: what was measured."""
-    took, peak = measured_seconds(record), peak_memory_bytes(record.train) if record.train else None
-    seconds = [took.get(part) for part in PARTS]
-    return dict(zip(EXPECTED, [*seconds, sum(took.values()), None if peak is None else peak / 2**30], strict=True))
+    told, took = record.expected.seconds, measured_seconds(record)
+    parts = [told.get(part) for part in PARTS]
+    peaks = [record.expected.peak_memory_bytes, peak_memory_bytes(record.train) if record.train else None]
+    expected, peak = (None if size is None else size / 2**30 for size in peaks)
+    whole = None if None in parts else sum(filter(None, parts))
+    return list(
+        zip(EXPECTED, [*parts, whole, expected], [*map(took.get, PARTS), sum(took.values()), peak], strict=True)
+    )
 
 
 def _busy(runs: pd.DataFrame) -> list[str]:
@@ -111,10 +102,9 @@ def _step_seconds(group: Group) -> pd.DataFrame:
     steps = group.sweep.steps
     steps = steps[steps["run_id"].isin(group.runs["run_id"]) & steps["timed"].astype(bool)]
     by_arm = steps.astype({"seconds": float}).groupby("arm", sort=False)["seconds"]
-    names = {f"p{share}" if share != 50 else "median": share / 100 for share in (10, 25, 50, 75, 90, 99)}
-    frame = pd.DataFrame(
-        {name: by_arm.quantile(share) for name, share in names.items()} | {"timed steps": by_arm.count()}
-    )
+    names = {0.1: "p10", 0.25: "p25", 0.5: "median", 0.75: "p75", 0.9: "p90", 0.99: "p99"}
+    frame = by_arm.quantile(np.array([*names])).unstack().rename(columns=names)
+    frame["timed steps"] = by_arm.count()
     return frame.reindex([arm for arm in group.arms["arm"] if arm in frame.index]).rename_axis("arm").reset_index()
 
 
