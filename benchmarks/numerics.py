@@ -2,6 +2,7 @@
 
     python -m benchmarks.numerics                         the table of docs/fairness.md
     python -m benchmarks.numerics --methods lora --rates 1e-4 --steps 8
+    python -m benchmarks.numerics --methods full --steps 200 --ways fp32 "bf16, compiled" "bf16, compiled, from the grid"
 
 Every run is a child process of its own: the embedded model and task, compared with the fp32 run of the same method,
 rate, seed and stream. The last held-out loss is computed in fp32 for all: of the weights as they were trained, and
@@ -27,10 +28,12 @@ WAYS = {  # name -> overrides; the first is what the others are compared with
     "bf16, eager, added in bf16": ["train.compile=off", "method.adapter.add_in_fp32=false"],
     "bf16, eager, added in fp32": ["train.compile=off"],
     "bf16, compiled": ["train.compile=regional"],
+    "bf16, compiled, from the grid": ["train.compile=regional", "method.dither=false"],
 }
 RATES = {"full": [5e-5], "lora": [5e-4, 1e-4], "qlora": [5e-4]}  # the sweep's own first
 ADAPTERS_ONLY = "bf16, eager, added in bf16"
-UNDER_EVERY_SEED = ("fp32", "bf16, compiled")
+FULL_ONLY = "bf16, compiled, from the grid"
+UNDER_EVERY_SEED = ("fp32", "bf16, compiled", FULL_ONLY)
 
 
 def main() -> None:
@@ -68,7 +71,7 @@ def _rows(options: argparse.Namespace, *, first: bool) -> list[tuple[str, float,
         for method in options.methods
         for rate in (options.rates or RATES[method])[: None if first else 1]
         for way in options.ways
-        if (first or way in UNDER_EVERY_SEED) and not (way == ADAPTERS_ONLY and method == "full")
+        if (first or way in UNDER_EVERY_SEED) and way != (ADAPTERS_ONLY if method == "full" else FULL_ONLY)
     ]
 
 
