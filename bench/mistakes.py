@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -195,8 +196,11 @@ def _budget_checks(config: RunConfig) -> Checks:
 
 
 def _source_checks(config: RunConfig) -> Checks:
-    task, suite = config.task, config.suite
+    task, suite, paths = config.task, config.suite, config.paths
     return [
+        (Path(paths.artifacts).absolute() == Path(paths.results).absolute(),
+         f"paths.artifacts: {paths.artifacts} is paths.results too, where a run's new weights would replace its records; "
+         "give each a folder of its own"),
         (task.source == "files" and not task.train_file,
          "task.train_file: missing; give the path of a .jsonl, .json, .csv or .parquet file, or a folder of these"),
         ((task.prompt is None) != (task.target is None),

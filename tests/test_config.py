@@ -63,6 +63,7 @@ def test_all_mistakes_are_reported_at_once(lora: RunConfig) -> None:
         ("task", {"metrics": ["a:grade", "b:grade"]}, "task.metrics: a:grade and b:grade"),
         ("method", {"retrieval": "bm25", "trains": "nothing"}, "method.retrieval: bm25 has nothing"),
         ("suite", {"source": "local"}, "suite.path: missing"),
+        ("paths", {"artifacts": "./results"}, "paths.artifacts: ./results is paths.results too"),
     ],
 )
 def test_settings_that_do_not_fit_together(

@@ -46,7 +46,7 @@ class Run:
             "train.heldout_points=1",  # before the first and after the last step: none within the timed ones
             f"hardware.compute_dtype={'float32' if self.precision == 'fp32' else 'bfloat16'}",
             f"paths.results={folder}",
-            f"paths.artifacts={folder}",
+            f"paths.artifacts={folder}/artifacts",
             f"paths.cache={cache}",
         ]
 
