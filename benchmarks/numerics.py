@@ -2,7 +2,7 @@
 
     python -m benchmarks.numerics                         the table of docs/fairness.md
     python -m benchmarks.numerics --methods lora --rates 1e-4 --steps 8
-    python -m benchmarks.numerics --methods full --steps 200 --ways fp32 "bf16, compiled" "bf16, compiled, from the grid"
+    python -m benchmarks.numerics --methods full --ways fp32 "bf16, compiled, from the grid"
 
 Every run is a child process of its own: the embedded model and task, compared with the fp32 run of the same method,
 rate, seed and stream. The last held-out loss is computed in fp32 for all: of the weights as they were trained, and
