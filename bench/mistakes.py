@@ -199,7 +199,7 @@ def _source_checks(config: RunConfig) -> Checks:
     task, suite, paths = config.task, config.suite, config.paths
     return [
         (Path(paths.artifacts).absolute() == Path(paths.results).absolute(),
-         f"paths.artifacts: {paths.artifacts} is paths.results too, where a run's new weights would replace its records; "
+         f"paths.artifacts: {paths.artifacts} is paths.results too, where new weights would replace a run's records; "
          "give each a folder of its own"),
         (task.source == "files" and not task.train_file,
          "task.train_file: missing; give the path of a .jsonl, .json, .csv or .parquet file, or a folder of these"),
