@@ -293,7 +293,8 @@ class SuiteConfig:
     tasks: list[str] = field(default_factory=list)
     items_per_task: PositiveInt | None = None  # None: all
     path: Annotated[str | None, NO_RESULT] = None  # local: folder with lm-eval YAML tasks, whose content counts
-    batch_size: PositiveInt = 16  # scores move with padding: the same for every run of a comparison
+    # rows of 512 tokens scored together, more if shorter, fewer if longer; scores move with padding: the same for all
+    batch_size: PositiveInt = 16
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -368,7 +369,8 @@ class HardwareConfig:
     attention: Annotated[Literal["auto", "sdpa", "products", "flash_attention_2", "eager"], _NUMERICS] = "auto"
     # None: every core this process may use
     threads: Annotated[PositiveInt | None, Role("training", "threads", keeps_rate=True)] = None
-    generate_batch: Annotated[PositiveInt, Role("evaluation", "hardware")] = 64  # test prompts decoded together
+    # test prompts decoded together, of 512 tokens with their longest answer; more shorter ones, fewer longer ones
+    generate_batch: Annotated[PositiveInt, Role("evaluation", "hardware")] = 64
     stage_timeout_seconds: Annotated[PositiveInt, NO_RESULT] = 86_400
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # of a child's private memory (RLIMIT_DATA)
     # refuse, before anything is downloaded, what the planner says does not fit the GPU; on a CPU it is said alone

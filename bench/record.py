@@ -221,6 +221,7 @@ class RegressionTask:
     items: int
     higher_is_better: bool
     chance: float | None = None  # score of guessing
+    items_available: int | None = None  # that the task has; None: no task of a suite, or an older record
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -386,6 +387,7 @@ class DataSummary:
     repeated_prompts: int | None = None  # of the test split, that training holds but for case, spaces or the answer
     check: DataCheck | None = None
     retrieval_seconds: float | None = None  # of the examples shown to all test questions; None: none were retrieved
+    test_available: int | None = None  # where task.test_examples leaves some out: how many there are
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -396,6 +398,8 @@ class Speed:
     forward_seconds_per_token: float  # of held-out losses, uncompiled; non-padding tokens
     answers_seconds: float  # of one batch of answers that all have task.max_new_tokens
     answers: int  # in that batch
+    suite_seconds: float | None = None  # at these speeds, its answers at full length; None: no suite was asked for
+    suite_items: int | None = None  # of its largest task
 
 
 @dataclass(frozen=True, config=_STRICT)

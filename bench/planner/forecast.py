@@ -4,15 +4,17 @@
 >>> refusal(found[0].config, found[0].plan)
 ['llama-3.1-8b full, 24 GiB: does not fit, 150.7 GiB at 8 x 2,048 tokens, most of it optimizer 59.8; fits with ...']
 >>> found[1].seconds
-{'load': 24.1, 'train': 127.2, 'heldout': 43.3, 'generation': 35.2, 'suite': None}
+{'load': 24.1, 'train': 127.2, 'heldout': 43.3, 'generation': 35.2, 'suite': None, 'frontier': 0.0, 'weights': 0.0}
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import sqrt
+from statistics import fmean
+from typing import Any
 
 from bench import machine
 from bench.config import RunConfig
@@ -21,19 +23,21 @@ from bench.planner import disk
 from bench.planner.advice import Machine, Plan, architecture_of, device_kind, plan_of
 from bench.planner.past import (
     PARTS,
+    WHEN_ASKED,
     Counts,
     counts_of,
     earlier_runs,
     expected_seconds,
+    largest_task,
     prepared,
     probed,
     probed_seconds,
 )
 from bench.planner.table import UNKNOWN, gib, peak_of, plan_note, verdict_of
 from bench.planner.time import PlanConfig, example_flops, forward_costs, planned_seconds
-from bench.record import Expected
+from bench.record import Expected, Speed
 
-TIMES = ("load", "train", "held-out", "generation", "suite")  # `PARTS`, as a person reads them
+_SHORT_SECONDS = 60.0  # evaluation of a test run may take longer than its training
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Forecast:
     download_bytes: float  # of the model, less what is in the cache
     counts: Counts
     seconds: dict[str, float | None]  # by part of `PARTS`
+    suite_items: int | None = None  # of the suite's largest task; None: not known
 
     @property
     def total_seconds(self) -> float | None:
@@ -83,16 +88,16 @@ def forecast(config: RunConfig, memory_gib: float | None, device: str | None) ->
     earlier = earlier_runs(config, device, len(machine.allowed_cores()))
     counts = counts_of(config, prepared(config, earlier))
     seconds = expected_seconds(config, counts, earlier)
-    for part, otherwise in (_by_probe(config, counts, device) or _by_planner(config, counts)).items():
+    speed = probed(config, device)
+    for part, otherwise in (_by_probe(config, counts, speed) if speed else _by_planner(config, counts)).items():
         seconds[part] = otherwise if seconds[part] is None else seconds[part]
     plan = plan_before(config, memory_gib)
-    return Forecast(config, plan, disk.model_need(config).size_bytes, counts, seconds)
+    items = config.suite.items_per_task or largest_task(config, earlier, speed)
+    return Forecast(config, plan, disk.model_need(config).size_bytes, counts, seconds, items)
 
 
-def _by_probe(config: RunConfig, counts: Counts, device: str | None) -> dict[str, float | None]:
-    """Seconds by part at the speed that a probe measured; training at its FLOPs a second. Empty: no probe."""
-    if (speed := probed(config, device)) is None:
-        return {}
+def _by_probe(config: RunConfig, counts: Counts, speed: Speed) -> dict[str, float | None]:
+    """Seconds by part at the speed that a probe measured; training at its FLOPs a second."""
     seconds = probed_seconds(config, counts, speed)
     with suppress(ConfigurationError):
         architecture = architecture_of(config.model)
@@ -128,7 +133,7 @@ def refusal(config: RunConfig, plan: Plan | None) -> list[str]:
 
 def forecast_table(found: Sequence[Forecast]) -> tuple[list[str], list[list[str]]]:
     """(headers, a row a method and model): the peak of one device, whether it fits, and what is downloaded."""
-    headers = ["model", "method", "runs", "download, GiB", "memory, GiB (90%)", "of", "verdict"]
+    headers = ["model", "method", "runs", "download, GiB", "memory, GiB (90%)", "of", "verdict (largest micro-batch)"]
     rows: dict[tuple[str, ...], int] = {}
     for f in found:
         plan, known = f.plan, f.plan is not None and f.plan.memory_gib is not None
@@ -140,15 +145,20 @@ def forecast_table(found: Sequence[Forecast]) -> tuple[list[str], list[list[str]
 
 def time_table(found: Sequence[Forecast]) -> tuple[list[str], list[list[str]]]:
     """(headers, a row a method and model, in minutes of one run); the last column: of all its runs."""
-    groups: dict[tuple[str, str], list[Forecast]] = {}
-    for f in found:
-        groups.setdefault((f.config.model.name, f.config.method.name), []).append(f)
+    parts = [part for part in PARTS if part not in WHEN_ASKED or any(f.seconds[part] != 0 for f in found)]
     rows = [
-        [*key, *(_minutes([f.seconds[part] for f in group], mean=True) for part in PARTS),
+        [*key, *(_minutes([f.seconds[part] for f in group], mean=True) for part in parts),
          *(_minutes([f.total_seconds for f in group], mean=mean) for mean in (True, False))]
-        for key, group in groups.items()
+        for key, group in _grouped(found, lambda config: (config.model.name, config.method.name)).items()
     ]  # fmt: skip
-    return ["model", "method", *(f"{name}, min" for name in TIMES), "a run", "all"], rows
+    return ["model", "method", *(f"{PARTS[part]}, min" for part in parts), "a run", "all"], rows
+
+
+def _grouped(found: Sequence[Forecast], key: Callable[[RunConfig], tuple[str, ...]]) -> dict[Any, list[Forecast]]:
+    groups: dict[tuple[str, ...], list[Forecast]] = {}
+    for f in found:
+        groups.setdefault(key(f.config), []).append(f)
+    return groups
 
 
 def time_notes(found: Sequence[Forecast]) -> list[str]:
@@ -159,6 +169,27 @@ def time_notes(found: Sequence[Forecast]) -> list[str]:
     totals = [f.total_seconds for f in found]
     if all(total is not None for total in totals):
         lines.append(f"Expected in all: {_minutes(totals)} min.")
+    return lines + bounds(found)
+
+
+def bounds(found: Sequence[Forecast]) -> list[str]:
+    """A line for each model, task and suite whose evaluation is expected to take longer than training.
+
+    It names the numbers of items at which both would take about as long. They are proposed and never set: a comparison
+    needs the same items in every run, today and tomorrow.
+    """
+    lines, trained = [], [f for f in found if f.seconds["train"]]
+    for (model, task, _), group in _grouped(trained, lambda c: (c.model.name, c.task.name, c.suite.name)).items():
+        train, answers, suite = (fmean(f.seconds[p] or 0 for f in group) for p in ("train", "generation", "suite"))
+        if answers + suite <= max(train, _SHORT_SECONDS):
+            continue
+        share, first = train / (answers + suite), group[0]
+        items = {"task.test_examples": first.counts.test, "suite.items_per_task": first.suite_items if suite else None}
+        ways = " ".join(f"{name}={max(1, int(n * share))}" for name, n in items.items() if n)
+        lines.append(
+            f"{model}, {task}: answers and suite are expected to take {(answers + suite) / 60:.1f} min a run, training "
+            f"{train / 60:.1f}; about as long with {ways or 'a smaller suite'}"
+        )
     return lines
 
 

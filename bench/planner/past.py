@@ -1,9 +1,9 @@
 """How long the parts of earlier runs on this device took, and what a new run of the same kind is expected to take.
 
-A run's time has five parts (`PARTS`); docs/numbers.md defines them. What no earlier run tells is None.
+A run's time has seven parts (`PARTS`); docs/numbers.md defines them. What no earlier run tells is None.
 
 >>> measured_seconds(record)
-{'load': 24.1, 'train': 127.2, 'heldout': 43.3, 'generation': 35.2, 'suite': 52.6}
+{'load': 24.1, 'train': 127.2, 'heldout': 43.3, 'generation': 35.2, 'suite': 52.6, 'frontier': 0.0, 'weights': 0.0}
 >>> expected_seconds(config, counts, earlier_runs(config, "cpu: AMD EPYC", 2))
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from glob import escape
 from pathlib import Path
@@ -22,7 +22,11 @@ from bench.identity import data_folder, data_key, digest
 from bench.outcome import Status
 from bench.record import DataSummary, Record, Speed, TrainResult, from_json
 
-PARTS = ("load", "train", "heldout", "generation", "suite")
+PARTS = {  # of a run's time -> its name for a person
+    "load": "load", "train": "train", "heldout": "held-out", "generation": "generation", "suite": "suite",
+    "frontier": "frontier", "weights": "weights",
+}  # fmt: skip
+WHEN_ASKED = ("frontier", "weights")  # parts that few runs have: stages, from the start to the end of their process
 _SPANS = {
     "train_steps": "train", "heldout": "heldout", "generate": "generation", "score": "generation",
     "regression": "suite", "divergence": "suite",
@@ -78,7 +82,7 @@ def measured_seconds(record: Record) -> dict[str, float]:
     """Seconds of a finished run by part; `load` is what is left of its stages: starting, loading, saving."""
     if record.status is not Status.OK:
         return {}
-    found = dict.fromkeys(PARTS, 0.0)
+    found = dict.fromkeys(PARTS, 0.0) | {part: record.stage_wall_seconds.get(part, 0.0) for part in WHEN_ASKED}
     for stage in ("train", "evaluate", "regression"):
         if (result := getattr(record, stage)) is None:
             continue
@@ -117,8 +121,9 @@ def _finished(results: str, method: str, model: str) -> list[Record]:
 
 
 def speed_path(config: RunConfig, device: str) -> Path:
-    """Where a probe keeps how fast a model is at a task's prompts on a device, named as `Environment.device` has it."""
-    name = digest([data_key(config), device, config.hardware.generate_batch, config.hardware.compute_dtype])[:12]
+    """Where a probe keeps a model's speed at a task and a suite, on a device named as `Environment.device` has it."""
+    suite = None if config.trial else [asdict(config.suite), config.content.suite]
+    name = digest([data_key(config), device, config.hardware.generate_batch, config.hardware.compute_dtype, suite])[:12]
     return Path(config.paths.cache) / "speed" / f"{config.model.name}-{name}.json"
 
 
@@ -137,6 +142,7 @@ def probed_seconds(config: RunConfig, counts: Counts, speed: Speed) -> dict[str,
         "load": stages * speed.load_seconds,
         "heldout": None if losses is None else losses * speed.forward_seconds_per_token,
         "generation": None if counts.test is None else counts.test / speed.answers * speed.answers_seconds,
+        "suite": speed.suite_seconds,
     }
 
 
@@ -148,6 +154,11 @@ def expected_seconds(config: RunConfig, counts: Counts, earlier: Sequence[Record
         rates = [measured_seconds(r)[part] / units for r in earlier if (units := of(r))]
         return 0.0 if amount == 0 else fmean(rates) * amount if rates and amount is not None else None
 
+    def whole(part: str, asked: object, alike: Callable[[Record], object]) -> float | None:
+        """As long as in the earlier runs in which that part was the same; 0: it is not asked for."""
+        took = [measured_seconds(r)[part] for r in earlier if alike(r)]
+        return (fmean(took) if took else None) if asked and not config.trial else 0.0
+
     def training(seconds_of: Callable[[TrainResult], float | None]) -> list[float]:
         return [seconds for r in earlier if r.train and (seconds := seconds_of(r.train)) is not None]
 
@@ -155,15 +166,24 @@ def expected_seconds(config: RunConfig, counts: Counts, earlier: Sequence[Record
     train: float | None = 0.0 if config.untrained else None
     if speeds and counts.tokens is not None:
         train = counts.tokens / fmean(speeds) + (fmean(compiling) if compiling else 0.0)
-    same_suite = [r for r in earlier if r.config.suite == config.suite]
-    suite = fmean(measured_seconds(r)["suite"] for r in same_suite) if same_suite else None
+    own = (config.suite, config.evaluation)
+    points, matrices = (not config.untrained and x for x in (config.evaluation.points, config.evaluation.weights))
     return {
         "load": fmean(measured_seconds(r)["load"] for r in earlier) if earlier else None,
         "train": train,
         "heldout": scaled("heldout", counts.heldout, lambda r: counts_of(r.config, r.data).heldout),
         "generation": scaled("generation", counts.test, lambda r: _answers_alike(r, config)),
-        "suite": 0.0 if config.suite.source == "none" or config.trial else suite,
+        "suite": whole("suite", config.suite.source != "none", lambda r: r.config.suite == config.suite),
+        "frontier": whole("frontier", points, lambda r: r.frontier and (r.config.suite, r.config.evaluation) == own),
+        "weights": whole("weights", matrices, lambda r: r.weights and r.config.evaluation == config.evaluation),
     }
+
+
+def largest_task(config: RunConfig, earlier: Sequence[Record], speed: Speed | None = None) -> int | None:
+    """Items of the suite's largest task, as an earlier run or a probe counted them; None: there was none."""
+    same = [r.regression.tasks for r in earlier if r.regression and r.config.suite == config.suite]
+    counts = [task.items for tasks in same for task in tasks if task.items_available]
+    return max(counts, default=speed and speed.suite_items)
 
 
 def _answers_alike(record: Record, config: RunConfig) -> int | None:

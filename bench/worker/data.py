@@ -23,7 +23,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,6 +56,9 @@ class Record(NamedTuple):
     answer_ids: list[int]  # ends with the end-of-turn token
     answer_mask: list[int]  # 1 where a token of the answer carries loss; empty: all do
     columns: str = "{}"  # JSON, of test examples: what the source's record holds
+
+
+ROW = 512  # positions that one row of `hardware.generate_batch` and `suite.batch_size` stands for
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,9 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     if labels is not None:
         labels = sorted({*labels, *(example.target for split in SPLITS for example in loaded.splits[split])})
     summary = _summarize(splits, dropped, source, labels)
+    wanted, available = config.task.test_examples, len(loaded.splits["test"])
+    if wanted is not None and wanted < available:
+        summary = replace(summary, test_available=available)
     if config.method.retrieval:
         summary = replace(summary, retrieval_seconds=sum(spent_seconds))
     make_once(folder, lambda target: _write(target, splits, summary), cache)
@@ -338,6 +344,21 @@ def steps_of(order: Sequence[int], batch_size: int) -> int:
 def row_length(row: Mapping[str, Any]) -> int:
     """Tokens of prompt and answer."""
     return len(row["prompt_ids"]) + len(row["answer_ids"])
+
+
+def batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Places of an evaluation's rows, longest first: a batch holds at most `rows` times `ROW` positions, padding too.
+
+    Short rows come many at a time, long ones few, one at least: the memory of a batch does not depend on the task.
+
+    >>> list(batches([300, 1000, 500], rows=2))
+    [[1], [2, 0]]
+    """
+    order, start = sorted(range(len(lengths)), key=lambda place: -lengths[place]), 0
+    while start < len(order):
+        size = max(1, rows * ROW // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
 
 
 def labels_of(row: Mapping[str, Any]) -> list[int]:

@@ -242,7 +242,8 @@ def generate(
 ) -> list[Answer]:  # fmt: skip
     """Decode greedily; answers come in the prompts' order, their texts without the template's `header`.
 
-    The prompts are batched longest first: little padding, and a lack of memory shows in the first batch.
+    The prompts are batched longest first, as many at a time as `data.batches` has it for prompt and answer: little
+    padding, and a lack of memory shows in the first batch.
     """
     models.stop_at(model, {tokenizer.eos_token_id})
     ends = set(model.generation_config.eos_token_id)
@@ -253,10 +254,8 @@ def generate(
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers: list[Answer | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    answers: dict[int, Answer] = {}
+    for chosen in data.batches([len(prompt) + max_new_tokens for prompt in prompts], batch_size):
         rows = [torch.tensor(prompts[i]) for i in chosen]
         left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}  # where decoding needs the padding
         input_ids = pad_sequence(rows, padding_value=tokenizer.pad_token_id, **left)  # (batch, length)
@@ -269,5 +268,5 @@ def generate(
             kept = row if stop is None else row[:stop]
             text = tokenizer.decode(kept, skip_special_tokens=True).removeprefix(header)
             answers[i] = Answer(text, len(kept) + (stop is not None), stop is None, tuple(kept))
-        advance(start + len(chosen))
-    return [answer for answer in answers if answer is not None]
+        advance(len(answers))
+    return [answers[i] for i in range(len(prompts))]

@@ -49,7 +49,7 @@ def keep_speed(context: Context, source: str, tokenizer: Any, resolved: Device) 
 
 
 def probe(context: Context, source: str, tokenizer: Any, resolved: Device) -> Speed:
-    """Load, the loss of some test examples (the second time), and the first steps of a batch of answers."""
+    """Load, the loss of some test examples (the second time), first steps of a batch of answers; count the suite."""
     config, test = context.config, list(data.load_prepared(data_folder(context.config)).test)
     started = time.perf_counter()
     model = methods.load_as_stored(config, source, resolved.type, resolved.compute_dtype).eval()
@@ -63,10 +63,19 @@ def probe(context: Context, source: str, tokenizer: Any, resolved: Device) -> Sp
             example_losses(model, head, rows, batch_size=_ROWS, pad_id=tokenizer.pad_token_id, device=resolved)
             resolved.synchronize()
             seconds = time.perf_counter() - started
-        prompts = [row["prompt_ids"] for row in test[: config.hardware.generate_batch]]
-        answers_seconds = _answers_seconds(model, prompts, config.task.max_new_tokens, tokenizer.pad_token_id, resolved)
-    tokens = sum(map(data.row_length, rows))
-    return Speed(load_seconds, seconds / tokens, answers_seconds, len(prompts))
+        new_tokens = config.task.max_new_tokens
+        lengths = [len(row["prompt_ids"]) + new_tokens for row in test]
+        batches = list(data.batches(lengths, config.hardware.generate_batch))
+        prompts = [test[i]["prompt_ids"] for i in batches[len(batches) // 2]]  # neither the longest nor the rest
+        answers_seconds = _answers_seconds(model, prompts, new_tokens, tokenizer.pad_token_id, resolved)
+    a_position, a_token = seconds / sum(map(data.row_length, rows)), answers_seconds / (len(prompts) * new_tokens)
+    if config.suite.source == "none" or config.trial:
+        return Speed(load_seconds, a_position, answers_seconds, len(prompts))
+    from bench.worker.regression import count_suite, window  # seconds to import
+
+    scored, written, items = count_suite(config.suite, model, tokenizer, context.tables, window(config))
+    suite_seconds = scored * a_position + written * a_token
+    return Speed(load_seconds, a_position, answers_seconds, len(prompts), suite_seconds, items)
 
 
 def _answers_seconds(model: Any, prompts: list[list[int]], new_tokens: int, pad_id: int, resolved: Device) -> float:

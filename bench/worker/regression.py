@@ -36,11 +36,11 @@ from bench.mistakes import ConfigurationError
 from bench.record import RegressionItem, RegressionResult, RegressionTask
 from bench.worker import data, device, models
 from bench.worker.check import of_documents, texts_of
-from bench.worker.divergence import Outcome, Reference, divergence, reference_of, weighted_mean
+from bench.worker.divergence import Outcome, Reference, divergence, general_texts, reference_of, weighted_mean
 from bench.worker.evaluate import load_tuned
 from bench.worker.loss import finite, inference
 from bench.worker.main import Context, write_lines
-from bench.worker.scoring import PrefixScorer
+from bench.worker.scoring import Counter, PrefixScorer
 from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
 
 # The first that a task has is reported. acc_norm corrects for the length of the answers; a bare acc means that the
@@ -139,22 +139,32 @@ def run_suite(
     tasks = load_tasks(suite, cache_folder)
     metrics = _chosen_metrics(tasks)
     model.eval()
+    how: dict[str, Any] = {"softmax_dtype": "float32", "mixed_precision_dtype": autocast_dtype}
+    how |= {"tokenizer": tokenizer, "max_length": max_length, "batch_size": suite.batch_size}
     with quiet("lm_eval"):  # it warns that a loaded model was given, which is what we want
-        lm = PrefixScorer(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=suite.batch_size,
-            max_length=max_length,
-            softmax_dtype="float32",
-            mixed_precision_dtype=autocast_dtype,
-        )
+        lm = PrefixScorer(pretrained=model, **how)
     lm.advance = advance
-    # lm-eval takes the chat template for a whole call.
+    return _outcome(tasks, metrics, _samples(lm, tasks, suite, tokenizer))
+
+
+def count_suite(
+    suite: SuiteConfig, model: Any, tokenizer: Any, cache_folder: Path, max_length: int
+) -> tuple[int, int, int]:
+    """(tokens that a suite and the divergence score, tokens that its answers may have, items of its largest task)."""
+    tasks = load_tasks(suite, cache_folder)
+    with quiet("lm_eval"):
+        lm = Counter(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size, max_length=max_length)
+    samples = _samples(lm, tasks, suite, tokenizer)
+    items = max(len({sample["doc_id"] for sample in logged}) for logged, _ in samples.values())
+    return lm.positions + sum(len(text.token_ids) for text in general_texts(tokenizer)), lm.written, items
+
+
+def _samples(lm: HFLM, tasks: dict[str, Task], suite: SuiteConfig, tokenizer: Any) -> dict[str, Any]:
+    """`_evaluate` on all tasks: lm-eval takes the chat template for a whole call."""
     generating = {name: task for name, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"}
     scoring = {name: task for name, task in tasks.items() if name not in generating}
     samples = _evaluate(lm, scoring, suite, chat=False)
-    samples |= _evaluate(lm, generating, suite, chat=bool(tokenizer.chat_template))
-    return _outcome(tasks, metrics, samples)
+    return samples | _evaluate(lm, generating, suite, chat=bool(tokenizer.chat_template))
 
 
 def _evaluate(lm: HFLM, tasks: dict[str, Task], suite: SuiteConfig, chat: bool) -> dict[str, Any]:
@@ -208,7 +218,8 @@ def _outcome(tasks: dict[str, Task], metrics: dict[str, str], samples: dict[str,
         if value is not None and not math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9):
             raise AssertionError(f"{name}: the mean of the items is {value}, lm-eval's {metric} is {expected}")
         better = bool(task.higher_is_better().get(metric, True))
-        records.append(RegressionTask(name, metric, value, len(own), better, _chance(task, metric, kept)))
+        of, chance = len(task.eval_docs), _chance(task, metric, kept)
+        records.append(RegressionTask(name, metric, value, len(own), better, chance, of))
         items.extend(own)
         documents[name] = [sample["doc"] for sample in kept]
     return Outcome(records, items, documents)

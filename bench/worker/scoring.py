@@ -4,6 +4,7 @@ The choices of a multiple-choice item share their question, the sentences of a m
 lm-eval runs every choice alone and computes the whole vocabulary at every position. Here the choices of one item are
 branches of one row: prefix, then the branches one after the other, each seeing the prefix and itself (a mask), at the
 positions they would have alone. The numbers are those of lm-eval up to rounding (tests/worker/test_regression.py).
+Batches hold positions, not rows (`data.batches`): sentences come by the hundred, pages a few at a time.
 
     row        The capital of France is | Paris | Rome
     positions   0    1     2    3    4      5      5
@@ -12,17 +13,20 @@ positions they would have alone. The numbers are those of lm-eval up to rounding
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
+from bench.worker.data import batches
 from bench.worker.loss import SupervisedHead, alike
 
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: (text or None, context tokens, continuation tokens)
 _ROWS_AT_ONCE = 512  # positions whose logits are in fp32 at one time: 100 MB with 50,000 words
+_ASKED = 4  # positions that one whose logits are kept takes the memory of, when batches are made
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Branched:
     sequences: list[list[int]]
     asked: list[int]
     shared: int
+
+    @property
+    def weight(self) -> int:
+        """Positions that the row counts for in a batch."""
+        return self.length + (_ASKED - 1) * sum(self.asked)
 
     @property
     def length(self) -> int:
@@ -62,6 +71,7 @@ class PrefixScorer(HFLM):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
+        self._rows, self.batch_size_per_gpu = self.batch_size, sys.maxsize  # all requests come to us at once
         self._head = SupervisedHead(self.model)
         self._exact_to = local_window(self.model) if takes_branches(self.model) else 0  # tokens of a sequence
         self.advance: Callable[..., None] = lambda done, total: None  # is told how many requests are scored
@@ -70,17 +80,39 @@ class PrefixScorer(HFLM):
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding would write it) of each continuation."""
-        size = override_bs or self.batch_size
         lengths = [min(len(context) + len(asked) - 1, self.max_length) for _, context, asked in requests]
         beyond = [place for place, length in enumerate(lengths) if length > self._exact_to]
         within = [place for place, length in enumerate(lengths) if length <= self._exact_to]
-        alone = super()._loglikelihood_tokens([requests[place] for place in beyond], disable_tqdm, override_bs)
-        answers = dict(zip(beyond, alone, strict=True))
-        rows = sorted(branched([requests[p] for p in within], self.max_length), key=lambda row: -row.length)
-        for batch in _batches(rows, size):
-            answers |= {within[member]: answer for member, answer in self._score(batch)}
+        alone = self._by_lm_eval(super()._loglikelihood_tokens, requests, {place: lengths[place] for place in beyond})
+        answers, rows = dict(alone), branched([requests[place] for place in within], self.max_length)
+        for batch in batches([row.weight for row in rows], self._rows):
+            answers |= {within[member]: answer for member, answer in self._score([rows[place] for place in batch])}
             self.advance(len(answers), total=len(requests))
         return [answers[place] for place in range(len(requests))]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """lm-eval's, a batch of prompts with their longest answers at a time; those of one kind together."""
+        kinds: dict[str, dict[int, int]] = {}
+        for place, (prompt, asked) in enumerate(request.args for request in requests):
+            length = len(self.tok_encode(prompt)) + normalize_gen_kwargs(asked, self.max_gen_toks)["max_gen_toks"]
+            kinds.setdefault(repr(asked), {})[place] = min(length, self.max_length)
+        answers: dict[int, str] = {}
+        for lengths in kinds.values():
+            for place, answer in self._by_lm_eval(super().generate_until, requests, lengths):
+                answers[place] = answer
+                self.advance(len(answers), total=len(requests))
+        return [answers[place] for place in range(len(requests))]
+
+    def _by_lm_eval(
+        self, function: Callable[..., list[Any]], requests: Sequence[Any], lengths: Mapping[int, int]
+    ) -> Iterator[tuple[int, Any]]:
+        """(place of a request, what lm-eval's own function gives for it), of those whose lengths are given."""
+        places = list(lengths)
+        for batch in batches(list(lengths.values()), self._rows):
+            chosen = [places[i] for i in batch]
+            self.batch_size_per_gpu = len(chosen)
+            yield from zip(chosen, function([requests[place] for place in chosen], disable_tqdm=True), strict=True)
+        self.batch_size_per_gpu = sys.maxsize
 
     def _score(self, rows: Sequence[Branched]) -> Iterator[tuple[int, tuple[float, bool]]]:
         inputs, places = _tensors(rows)
@@ -95,6 +127,22 @@ class PrefixScorer(HFLM):
         for member, (row, positions, targets) in places.items():
             chosen = logits[kept_before[row, positions].to(logits.device)]
             yield member, _answer(chosen, torch.tensor(targets, device=logits.device))
+
+
+class Counter(PrefixScorer):
+    """Counts what a suite takes and computes nothing: every answer is empty, every likelihood 1."""
+
+    positions, written = 0, 0  # tokens to score, shared prefixes once; tokens that answers may have at most
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        self.positions += sum(row.length for row in branched(requests, self.max_length))
+        return [(0.0, False)] * len(requests)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        self.written += sum(normalize_gen_kwargs(r.args[1], self.max_gen_toks)["max_gen_toks"] for r in requests)
+        return [""] * len(requests)
 
 
 def local_window(model: Any) -> int:
@@ -153,18 +201,6 @@ def _join(group: Branched, alone: Branched) -> Branched | None:
     if 2 * shared < longest:
         return None
     return Branched(group.members + alone.members, group.sequences + alone.sequences, group.asked + alone.asked, shared)
-
-
-def _batches(rows: Sequence[Branched], size: int) -> Iterator[list[Branched]]:
-    """Rows together until they hold `size` sequences."""
-    batch: list[Branched] = []
-    for row in rows:
-        if batch and sum(len(r.members) for r in batch) + len(row.members) > size:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _tensors(rows: Sequence[Branched]) -> tuple[dict[str, torch.Tensor], dict[int, tuple[int, list[int], list[int]]]]:

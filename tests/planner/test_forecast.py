@@ -33,7 +33,7 @@ def test_what_does_not_fit_is_refused_and_what_hardly_fits_is_told(tmp_path: Pat
     headers, rows = forecast_table([full, full, lora, qlora])
     assert dict(zip(headers, rows[0], strict=True)) == {
         "model": "llama-3.1-8b", "method": "full", "runs": "2", "download, GiB": "15.0",
-        "memory, GiB (90%)": "150.7 (126.4-191.3)", "of": "24", "verdict": "does not fit",
+        "memory, GiB (90%)": "150.7 (126.4-191.3)", "of": "24", "verdict (largest micro-batch)": "does not fit",
     }  # fmt: skip
     assert [row[-1] for row in rows] == ["does not fit", "tight (4)", "fits (8)"]
 

@@ -6,21 +6,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import make_record
+from synthetic import ENVIRONMENT, make_record
 
-from bench.compose import compose
+from bench.compose import CONFIG_FOLDER, compose
 from bench.config import RunConfig
 from bench.outcome import Status
 from bench.planner.advice import architecture_of
-from bench.planner.forecast import forecast, time_notes, time_table
-from bench.planner.past import Counts, counts_of, earlier_runs, expected_seconds, measured_seconds, speed_path
+from bench.planner.forecast import Forecast, bounds, forecast, time_notes, time_table
+from bench.planner.past import (
+    PARTS,
+    Counts,
+    counts_of,
+    earlier_runs,
+    expected_seconds,
+    largest_task,
+    measured_seconds,
+    speed_path,
+)
 from bench.planner.time import PlanConfig, planned_seconds
-from bench.record import DataSummary, Record, Speed, to_json
+from bench.record import DataSummary, FrontierResult, Record, RegressionTask, Speed, WeightsResult, to_json
 
 DATA = DataSummary("f", 1000, 300, 100, {}, tokens_per_example_mean=200.0, tokens_per_example_max=700, source="here")
 
 
 CPU = "cpu: synthetic"
+WALLS = {"train": 250.0, "evaluate": 70.0, "regression": 45.0}
 
 
 def lora(*overrides: str) -> RunConfig:
@@ -43,16 +53,19 @@ def earlier(**changes: object) -> Record:
     evaluate = replace(
         record.evaluate, examples=50, spans_seconds={"load": 1.0, "heldout": 4.0, "generate": 50.0, "score": 2.0}
     )
-    walls = {"train": 250.0, "evaluate": 70.0, "regression": 45.0}
     data = replace(DATA, validation_examples=60, test_examples=50)
-    found = replace(record, config=lora(), train=train, evaluate=evaluate, stage_wall_seconds=walls, data=data)
+    found = replace(record, config=lora(), train=train, evaluate=evaluate, stage_wall_seconds=WALLS, data=data)
     return replace(found, **changes)  # type: ignore[arg-type]
 
 
 def test_the_parts_of_a_run_add_up_to_its_stages() -> None:
     parts = measured_seconds(earlier())
-    assert parts == {"load": 20 + 14 + 15, "train": 200, "heldout": 34, "generation": 52, "suite": 30}
+    assert parts == {
+        "load": 20 + 14 + 15, "train": 200, "heldout": 34, "generation": 52, "suite": 30, "frontier": 0, "weights": 0,
+    }  # fmt: skip
     assert sum(parts.values()) == 250 + 70 + 45
+    asked = measured_seconds(earlier(stage_wall_seconds=WALLS | {"frontier": 80.0, "weights": 22.0}))
+    assert asked == parts | {"frontier": 80, "weights": 22}
     assert measured_seconds(earlier(status=Status.OOM)) == {}
 
 
@@ -60,7 +73,8 @@ def test_counts_by_hand() -> None:
     assert counts_of(lora(), DATA) == Counts(2000, 4 * 256 + 100, 100, 200.0, True)
     assert counts_of(lora("train.max_steps=5"), DATA).train == 5 * 16
     assert counts_of(lora("method=base"), DATA) == Counts(0, 100, 100, 200.0, True)
-    unknown = counts_of(lora("task=gsm8k", "train.heldout_examples=null"), None)
+    unbounded = ("train.heldout_examples=null", "task.test_examples=null")
+    unknown = counts_of(lora("task=gsm8k", *unbounded), None)
     assert unknown == Counts(None, None, None, 1024.0, False)
 
 
@@ -72,12 +86,70 @@ def test_earlier_runs_are_scaled() -> None:
         "heldout": pytest.approx(34 / (4 * 60 + 50) * (4 * 256 + 100)),
         "generation": 52 / 50 * 100,
         "suite": 30.0,
+        "frontier": 0.0,
+        "weights": 0.0,
     }
+
+
+def test_stages_that_are_asked_for_take_as_long_as_before() -> None:
+    asked = lora("evaluation.points=[0.5]", "evaluation.weights=true")
+    found = FrontierResult([], [], {}, ENVIRONMENT)
+    changes = WeightsResult(210, [], {}, ENVIRONMENT)
+    walls = WALLS | {"frontier": 80.0, "weights": 22.0}
+    record = earlier(config=asked, frontier=found, weights=changes, stage_wall_seconds=walls)
+
+    def expected(config: RunConfig) -> tuple[float | None, float | None]:
+        seconds = expected_seconds(config, counts_of(config, DATA), [earlier(), record])
+        return seconds["frontier"], seconds["weights"]
+
+    assert expected(asked) == (80.0, 22.0)
+    assert expected(lora("evaluation.points=[0.2]", "evaluation.weights=true")) == (None, None)  # never done so
+    assert expected(lora()) == (0.0, 0.0)
+    headers, (row,) = time_table([forecast(asked, None, None)])
+    assert dict(zip(headers, row, strict=True))["frontier, min"] == "-"
+    assert "frontier, min" not in time_table([forecast(lora(), None, None)])[0]
+
+
+def told(**seconds: float | None) -> Forecast:
+    """A LoRA run of the general suite with 200 test examples, 10 minutes of training and nothing else."""
+    config = lora("suite=general", "task.test_examples=200", "task.train_examples=400")
+    parts = dict.fromkeys(PARTS, 0.0) | {"train": 600.0} | seconds
+    return Forecast(config, None, 0.0, counts_of(config, None), parts, config.suite.items_per_task)
+
+
+def test_an_evaluation_longer_than_training_is_said_with_what_bounds_it() -> None:
+    *_, line = time_notes([told(generation=300.0, suite=900.0)])
+    assert line == (
+        "smollm2-135m, docstrings: answers and suite are expected to take 20.0 min a run, training 10.0; about as long "
+        "with task.test_examples=100 suite.items_per_task=50"
+    )
+    assert bounds([told(generation=300.0, suite=300.0)]) == []
+    # The mean over the runs that train: their items are the same.
+    assert bounds([told(generation=300.0), told(generation=900.0)]) == []
+    (line,) = bounds([told(generation=600.0), told(generation=1000.0, suite=None)])
+    assert line.endswith("about as long with task.test_examples=150")
+    assert bounds([told(train=1.0, generation=40.0)]) == []  # a trial of the harness
+    assert bounds([told(train=0.0, generation=900.0)]) == []  # the base
+
+
+def test_items_are_bounded_by_default() -> None:
+    """Answers of the hub's tasks and items of the general suite are numbers of their own, whatever takes how long."""
+    hub = [path.stem for path in (CONFIG_FOLDER / "task").glob("*.yaml") if "source: hub" in path.read_text()]
+    assert len(hub) == 8
+    answers = {name: lora(f"task={name}").task for name in hub}
+    assert all((task.test_examples or 10**9) <= 1000 for task in answers.values())
+    assert lora("suite=general").suite.items_per_task == 100
+    assert largest_task(lora("suite=general"), []) is None
+    tasks = [RegressionTask("a", "acc", 0.5, 40, True, None, 90), RegressionTask("a_kl", "kl", 0.1, 64, False)]
+    record = earlier()
+    assert record.regression
+    assert largest_task(lora(), [replace(record, regression=replace(record.regression, tasks=tasks))]) == 40
 
 
 def test_what_no_earlier_run_tells_is_unknown() -> None:
     counts = counts_of(lora(), DATA)
-    assert set(expected_seconds(lora(), counts, []).values()) == {None}
+    found = expected_seconds(lora(), counts, [])
+    assert {part for part, seconds in found.items() if seconds is None} == {*PARTS} - {"frontier", "weights"}
     another = lora("suite=none", "task.max_new_tokens=7")
     found = expected_seconds(another, counts, [earlier()])
     assert (found["generation"], found["suite"]) == (None, 0.0)
@@ -148,7 +220,8 @@ def test_a_probe_fills_in_what_no_earlier_run_tells(tmp_path: Path) -> None:
     run = forecast(config, 16.0, CPU)
     heldout = (4 * 256 + 100) * 1024 * 0.001
     assert run.seconds | {"train": None} == {
-        "load": 3 * 7.0, "train": None, "heldout": heldout, "generation": 40.0, "suite": None,
+        "load": 3 * 7.0, "train": None, "heldout": heldout, "generation": 40.0, "suite": None, "frontier": 0.0,
+        "weights": 0.0,
     }  # fmt: skip
     losses = 2 * 2000 * 1024 * 0.001  # two epochs of forward passes
     assert run.seconds["train"] == pytest.approx(2 * losses, rel=0.15)  # a frozen base: four a weight for two; adapter

@@ -14,12 +14,13 @@ from synthetic import ATTACK, STEPS, build_sweep
 
 from bench.mistakes import ConfigurationError
 from bench.outcome import Status
-from bench.record import Expected, Record, from_json, to_json
+from bench.record import DataCheck, Expected, Record, from_json, to_json
 from bench.report.build import read_groups, report_of, write_report
 from bench.report.section import Section, Table
 from bench.report.sections import (
     SECTIONS,
     answer,
+    data,
     environment,
     examples,
     fairness,
@@ -35,6 +36,7 @@ from bench.stats.frames import Group, groups, load
 from bench.stats.limits import limits_from_words
 
 ROOT = Path(__file__).parents[2]
+CHECK = DataCheck([], 0, [], 0, {}, 1.0, 1, 1.0, 9, "a", 1, None)
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +336,40 @@ def test_torn_details_lose_only_themselves(tmp_path: Path) -> None:
     page = write_report(*read_groups(folder)).read_text()
     assert "samples.jsonl.gz" in page
     assert json.loads(whole[0])["example_id"] == "example-0"
+
+
+@pytest.mark.parametrize(
+    ("available", "says"),
+    [
+        ({}, ""),
+        (dict.fromkeys(("capitals", "continents"), 60), ""),
+        (
+            {"capitals": 60, "continents": 1200},
+            "60 of 60 to 1,200 items of each task (bounded by suite.items_per_task).",
+        ),
+    ],
+)
+def test_a_bounded_suite_says_so(tmp_path: Path, available: dict[str, int], says: str) -> None:
+    def counted(record: Record) -> Record:
+        assert record.regression
+        tasks = [replace(task, items_available=available.get(task.task)) for task in record.regression.tasks]
+        return replace(record, regression=replace(record.regression, tasks=tasks))
+
+    (group,) = groups(load(planted(tmp_path / "s", "*", counted)))
+    found = forgetting.section(group)
+    assert found is not None
+    assert found.lead == says
+
+
+def test_a_bounded_test_split_says_so(tmp_path: Path) -> None:
+    def counted(record: Record) -> Record:
+        assert record.data
+        return replace(record, data=replace(record.data, test_examples=48, test_available=1319, check=CHECK))
+
+    (group,) = groups(load(planted(tmp_path / "s", "*", counted)))
+    found = data.section(group)
+    assert found is not None
+    assert "48 of 1,319 test examples (bounded by task.test_examples)." in found.items
 
 
 def test_what_was_expected_stands_beside_what_it_took(tmp_path: Path, made_up: Group) -> None:

@@ -18,7 +18,7 @@ from bench.mistakes import ConfigurationError, from_mapping
 from bench.sweep.fetching import told
 from bench.worker import data
 from bench.worker.chat import conversation, render
-from bench.worker.data import load_prepared, prepare
+from bench.worker.data import batches, load_prepared, prepare
 from bench.worker.instruments.tokens import TokenStream
 from bench.worker.observe import heldout_steps
 from bench.worker.sources import Example
@@ -79,6 +79,22 @@ def test_the_folder_holds_the_splits_asked_for(sums: Path, tmp_path: Path) -> No
     lengths = [len(r["prompt_ids"]) + len(r["answer_ids"]) for r in rows]
     assert summary.tokens_per_example_max == max(lengths)
     assert summary.tokens_per_example_mean == pytest.approx(sum(lengths) / 35)
+    fewer = prepare(configuration(sums, test_examples=4), tokenizer, tmp_path / "fewer")
+    assert (summary.test_available, fewer.test_examples, fewer.test_available) == (None, 4, 10)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows", "expected"),
+    [
+        ([300, 1000, 500], 2, [[1], [2, 0]]),  # 1,024 positions: 1 x 1,000, then 2 x 500
+        ([5000], 1, [[0]]),  # a row that is too long comes alone
+        ([512] * 5, 2, [[0, 1], [2, 3], [4]]),
+        ([10, 0], 1, [[0, 1]]),
+        ([], 4, []),
+    ],
+)
+def test_a_batch_of_an_evaluation_holds_positions(lengths: list[int], rows: int, expected: list[list[int]]) -> None:
+    assert list(batches(lengths, rows)) == expected
 
 
 def test_a_second_call_returns_what_is_there_until_a_byte_of_it_changes(sums: Path, tmp_path: Path) -> None:

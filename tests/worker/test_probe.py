@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from bench.compose import compose
 from bench.machine import device_name
+from bench.planner.forecast import forecast
 from bench.planner.past import probed, speed_path
 from bench.sweep import fetching
 from bench.worker import device, models, probe
+from bench.worker.suites.quick import MAX_NEW_TOKENS
 
 
 @pytest.fixture
@@ -34,6 +36,22 @@ def test_preparing_probes_once(here, smoke, tmp_path: Path, monkeypatch: pytest.
     assert speed_path(config, "cuda: another") != speed_path(config, str(device_name("cpu")))
     monkeypatch.setattr(probe, "probe", None)  # would fail
     fetching.prepare(config)
+
+
+def test_a_suite_is_part_of_the_expectation(here, smoke, tmp_path: Path) -> None:
+    own = ["method=lora", "suite=quick", "suite.tasks=[instructions]", "suite.items_per_task=3"]
+    (config,) = compose(smoke(*own, f"paths.cache={tmp_path / 'cache'}"), multirun=False)
+    fetching.prepare(config)
+    speed = probed(config, device_name("cpu"))
+    assert speed is not None
+    a_token = speed.answers_seconds / (speed.answers * config.task.max_new_tokens)
+    assert speed.suite_seconds is not None
+    assert speed.suite_seconds > 3 * MAX_NEW_TOKENS * a_token  # and the divergence
+    assert speed.suite_items == 3
+    expected = forecast(config, None, device_name("cpu"))
+    assert (expected.seconds["suite"], expected.suite_items) == (speed.suite_seconds, 3)
+    (other,) = compose(smoke(*own, f"paths.cache={tmp_path / 'cache'}", "suite.tasks=[prose]"), multirun=False)
+    assert probed(other, device_name("cpu")) is None
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, OSError])

@@ -19,12 +19,12 @@ from bench.compose import compose
 from bench.config import ModelConfig, SuiteConfig
 from bench.mistakes import ConfigurationError
 from bench.record import KL_METRIC, from_json, to_json
-from bench.worker import device, divergence, models
+from bench.worker import data, device, divergence, models, regression
 from bench.worker.divergence import Outcome
 from bench.worker.loss import inference
-from bench.worker.regression import check_tasks, run_suite, window
+from bench.worker.regression import check_tasks, count_suite, run_suite, window
 from bench.worker.scoring import PrefixScorer, branched, takes_branches
-from bench.worker.suites.quick import quick_tasks
+from bench.worker.suites.quick import MAX_NEW_TOKENS, quick_tasks
 
 BLIMP = Path(__file__).parents[3] / "shared" / "data" / "blimp"
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -106,6 +106,7 @@ def test_a_model_against_itself_gives_identical_items(model, tokenizer, tmp_path
     assert [item.item_id for item in first.items] == [item.item_id for item in second.items]
     assert [task.task for task in first.tasks] == [task.name for task in quick_tasks()]
     assert all(task.items == 4 for task in first.tasks)
+    assert {t.task: t.items_available for t in first.tasks} == {t.name: len(t.documents) for t in quick_tasks()}
     assert len({(item.task, item.item_id) for item in first.items}) == len(first.items)
 
 
@@ -175,6 +176,24 @@ def test_generation_is_greedy_and_in_chat_form(model, tokenizer, tmp_path, monke
     assert all(p.startswith("<user>") and p.endswith("<assistant>") for p in prompts)
 
 
+def test_batches_hold_positions_and_change_nothing(model, tokenizer, tmp_path, monkeypatch) -> None:
+    """One token a byte: prompts of the instructions have 40 to 100 tokens, and each is followed by 20."""
+    suite, calls, scored = quick(tasks=("capitals", "prose", "instructions")), [], []
+    score, generate = PrefixScorer._score, model.generate
+    monkeypatch.setattr(PrefixScorer, "_score", lambda self, rows: scored.append(rows) or score(self, rows))
+    monkeypatch.setattr(model, "generate", lambda **how: calls.append(how["input_ids"].shape) or generate(**how))
+    together = run(suite, model, tokenizer, tmp_path)
+    assert (len(calls), len(scored)) == (1, 3)  # 16 rows of 512: answers, choices, and texts, whose logits are all kept
+    monkeypatch.setattr(data, "ROW", 16)  # 256 positions
+    calls.clear(), scored.clear()
+    apart = run(suite, model, tokenizer, tmp_path)
+    assert len(calls) > 1
+    assert all(rows == 1 or rows * (length + MAX_NEW_TOKENS) <= 256 for rows, length in calls)
+    assert all(len(rows) == 1 or len(rows) * max(row.weight for row in rows) <= 256 for rows in scored)
+    assert sum(rows for rows, _ in calls) == 4
+    assert [item.score for item in apart.items] == pytest.approx([item.score for item in together.items], rel=1e-5)
+
+
 def test_nothing_is_written(model, tokenizer, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(quick(2), model, tokenizer, tmp_path / "cache")
@@ -220,6 +239,17 @@ def test_own_yaml_tasks_run_under_their_own_names(model, tokenizer, tmp_path, ya
         ("second", "acc_norm", 6, 0.5),
     ]
     assert (tmp_path / "cache" / "datasets").is_dir()
+
+
+def test_a_suite_is_counted_without_being_run(model, tokenizer, tmp_path, yaml_folder, monkeypatch) -> None:
+    """One token a byte. An item: 11 of its question, a space that both answers begin with, "smal" and "very larg"."""
+    texts = 120
+    monkeypatch.setattr(regression, "general_texts", lambda _: [divergence.Text("prose_kl", "a", [1] * texts)])
+    monkeypatch.setattr(model, "generate", None)
+    counted = count_suite(local(yaml_folder), model, tokenizer, tmp_path / "cache", 512)
+    assert counted == (2 * 6 * (11 + 1 + 4 + 9) + texts, 0, 6)
+    answers = count_suite(quick(3, tasks=("instructions",)), model, tokenizer, tmp_path / "cache", 512)
+    assert answers == (texts, 3 * MAX_NEW_TOKENS, 3)
 
 
 def test_groups_of_tags_and_tasks_are_loaded_once(model, tokenizer, tmp_path, yaml_folder) -> None:

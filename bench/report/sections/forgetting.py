@@ -35,7 +35,7 @@ def section(group: Group) -> Section | None:
     higher = rows["higher_is_better"].astype(bool)
     parts = [part for part in (_language(rows[~higher]), _divergence(group)) if part]
     if not higher.any():
-        return Section("Forgetting", parts=parts)
+        return Section("Forgetting", _bounded(group), parts=parts)
     points = rows[higher].assign(change=rows["difference"] * 100, low=rows["low"] * 100, high=rows["high"] * 100)
     data = points.rename(columns={"measure": "task", "examples": "items"}).reset_index(drop=True)
     data = data[["task", "arm", "change", "low", "high", "verdict", "items"]].replace([np.inf, -np.inf], np.nan)
@@ -47,7 +47,17 @@ def section(group: Group) -> Section | None:
         ("verdict", str, "verdict"),
     ]
     chart = Chart("regression", regression_chart(data), says, data)
-    return Section("Forgetting", chart=chart, table=table_of(means, columns), note=_NOTE, parts=parts)
+    return Section("Forgetting", _bounded(group), table_of(means, columns), chart, _NOTE, parts=parts)
+
+
+def _bounded(group: Group) -> str:
+    """How many items of how many a bounded suite took, by task from the fewest to the most; empty: all of them."""
+    tasks = next((record.regression.tasks for record in group.records if record.regression), [])
+    counts = [(task.items, there) for task in tasks if (there := task.items_available) is not None]
+    if all(items == there for items, there in counts):
+        return ""
+    taken, of = (" to ".join(f"{n:,}" for n in sorted({min(part), max(part)})) for part in zip(*counts, strict=True))
+    return f"{taken} of {of} items of each task (bounded by suite.items_per_task)."
 
 
 def _language(falling: pd.DataFrame) -> Section | None:

@@ -38,7 +38,7 @@ _NOTE = (
     "middle half of the steps, a line from the 10th to the 90th percentile, the median."
 )
 
-EXPECTED = ("load, s", "train, s", "held-out, s", "generation, s", "suite, s", "all, s", "peak memory, GiB")
+EXPECTED = (*(f"{name}, s" for name in PARTS.values()), "all, s", "peak memory, GiB")
 _EXPECTED_NOTE = (
     "Expected / measured (error), mean over seeds. Expected from earlier runs on this device, else from a probe, else "
     "from the planner; load is what is left of the stages. Peak: planned for the longest examples."
@@ -84,7 +84,7 @@ def _told_and_took(record: Record) -> list[tuple[str, float | None, float | None
     parts = [told.get(part) for part in PARTS]
     peaks = [record.expected.peak_memory_bytes, peak_memory_bytes(record.train) if record.train else None]
     expected, peak = (None if size is None else size / 2**30 for size in peaks)
-    whole = None if None in parts else sum(filter(None, parts))
+    whole = None if None in told.values() else sum(filter(None, parts))
     return list(
         zip(EXPECTED, [*parts, whole, expected], [*map(took.get, PARTS), sum(took.values()), peak], strict=True)
     )
