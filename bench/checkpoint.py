@@ -220,6 +220,20 @@ CARD = "README.md"  # may be edited: it is not part of what is verified
 
 
 MANIFEST_VERSION = 1
+CHECKED = "bench-check.json"  # a `ServeResult`: what was exported, judged against the run that it came from
+ASKED = "asked.json"  # an `Asked`, in the folder of the children of an export
+CONVERTER = "convert_hf_to_gguf.py"  # in a checkout of llama.cpp
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Asked:
+    """What an export asks of its children."""
+
+    format: Literal["safetensors", "gguf"] = "safetensors"
+    gguf_type: Literal["f16", "q8_0"] = "f16"
+    form: str | None = None  # of serving, from which GGUF is made; or the name of what is judged; None: the child's own
+    llama_cpp: str | None = None  # a checkout of llama.cpp, whose converter is called
+    exported: str | None = None  # the folder that is judged
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -286,5 +300,7 @@ class Manifest:
     exported_at: str  # ISO 8601, UTC
     license: str | None  # of the weights, as the exporter stated it
     files: dict[str, ExportedFile]  # by path inside the folder, this manifest left out
-    form: str | None = None  # of serving (merged, merged_nf4, ...); None: as it was trained
+    form: str | None = None  # of serving (merged, merged_nf4, ...) or GGUF (merged_gguf_f16); None: as it was trained
+    tensors: dict[str, int] | None = None  # of GGUF: how many of which type; None: unknown, or none
+    judged: bool = True  # whether the scores are of these files; else of the run, before it was written so
     schema_version: int = MANIFEST_VERSION

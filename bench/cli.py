@@ -24,8 +24,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import machine
 from bench.arguments import Given, Takes, is_true, number, parse, take, target_loss
@@ -344,8 +345,11 @@ def export(given: Given) -> int:
     python -m bench export results/default/lora-...                     writes exports/lora-...
     python -m bench export results/default/lora-... to=FOLDER license=apache-2.0
     python -m bench export results/default/lora-... form=merged         a form that serving built
+    python -m bench export RUN format=gguf [gguf_type=q8_0 form=merged_original llama_cpp=FOLDER]     merged, one file
+    python -m bench export RUN check=true ...               judge what is exported: score, equal answers, size, latency
     python -m bench export exports/lora-... check=true [base=FOLDER]    its files and its base against its manifest
 
+    GGUF is written for Llama, Mistral, Qwen2 and Qwen3; for others by the converter of llama_cpp, a checkout.
     Code that comes with a model runs only by model.trust_remote_code=true given here, whatever the run's files say.
     paths.artifacts, paths.cache and paths.bundle as in a sweep; the weights are looked for where the record says.
     """
@@ -354,17 +358,22 @@ def export(given: Given) -> int:
         hints = {text: suggest(text.partition("=")[0], [*exporting.SETTINGS]) for text in others}
         raise ConfigurationError([f"{text}: export has no such setting{hint}" for text, hint in hints.items()])
     (folder,) = given.paths
-    if is_true("check", own.get("check", "false")):
+    check, is_run = is_true("check", own.get("check", "false")), (folder / "record.json").is_file()
+    if check and not is_run:
         return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
-    run = exporting.exportable(folder, own.get("form"), own)
-    target = Path(own.get("to", Path("exports") / run.name))
+    asked = exporting.asked_for(own)
+    run = exporting.exportable(folder, None if asked.format == "gguf" else asked.form, own)
+    target = Path(own.get("to", Path("exports") / run.name(asked)))
     from bench.report.markdown import card_of, own_scores  # pandas and jinja2: only when there is work
+    from bench.report.sections.serving import judged
 
     with console.stage(f"export {run.record.run_id}") as watch:
-        scores, card = own_scores(run.folder, run.form), card_of(run.folder)
-        manifest = exporting.export(run, target, scores=scores, license=own.get("license"), card=card, watch=watch)
+        how: dict[str, Any] = {"scores": partial(own_scores, run.folder), "license": own.get("license"), "watch": watch}
+        manifest, result = exporting.export(run, target, asked, card=card_of(run.folder), judge=check, **how)
     size_bytes = sum(file.bytes for file in manifest.files.values())
     console.say(f"Exported to {target}: {len(manifest.files)} files, {size_bytes / 2**20:.1f} MiB.")
+    if result is not None:
+        console.say(judged(run.folder, result))
     if manifest.license is None:
         console.say("Licence: not stated; give license=ID before you publish it.")
     console.say(f"Check it: python -m bench export {target} check=true")

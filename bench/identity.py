@@ -145,6 +145,7 @@ _READS = {  # stage -> the parts of `ContentConfig` that it reads; others read a
     "train": _MODEL, "export": _MODEL, "evaluate": (*_MODEL, "metrics", "loaded"), "serve": (*_MODEL, "metrics"),
     "regression": (*_MODEL, "suite", "loaded"), "frontier": (*_MODEL, "suite", "metrics"),
     "weights": _MODEL,
+    "judge": (*_MODEL, "metrics", "train_file", "validation_file", "test_file", "packages"),
 }  # fmt: skip
 _PARTS = tuple(part.name for part in fields(ContentConfig))
 

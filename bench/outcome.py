@@ -13,8 +13,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 Stage = Literal[
-    "bundle", "fetch", "prepare", "train", "evaluate", "regression", "frontier", "weights", "serve", "export", "check",
-    "doctor",
+    "bundle", "fetch", "prepare", "train", "evaluate", "regression", "frontier", "weights", "serve", "export", "judge",
+    "check", "doctor",
 ]  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def own_scores(run: Path, form: str | None = None) -> dict[str, ScoreInterval]:
     """A run's own scores by metric, with their 95% intervals over the test examples.
 
     Args:
-        form: of serving; None: the run as it was evaluated.
+        form: of serving, or of an export that was judged; None: the run as it was evaluated.
     """
     rows: Sequence[Sample | ServedAnswer] = read_rows(Sample, run / "samples.jsonl.gz", [])
     if form is not None:

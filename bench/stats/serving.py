@@ -16,6 +16,7 @@ nearest to the evaluated form's.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
@@ -34,6 +35,8 @@ from bench.stats.measures import measure_tables, primary_measure
 from bench.stats.paired import means
 
 LEVEL = 0.95
+_DIFFERENCE = ("difference", "difference_low", "difference_high")
+_MADE_OF = re.compile(r"_(nf4|fp4|int8|gguf_\w+|exported)$")  # the end of a form's name, after that which it is made of
 
 
 def median(values: Iterable[float]) -> tuple[float, float, float]:
@@ -63,8 +66,8 @@ def served_arms(group: Group) -> dict[str, list[Record]]:
 
 
 def forms_of(records: Sequence[Record]) -> dict[str, ServedForm]:
-    """By name, those of the first served run."""
-    return {form.form: form for result in results_of(records)[:1] for form in result.forms}
+    """By name, as the first run that was served in it has it."""
+    return {form.form: form for result in reversed(results_of(records)) for form in result.forms}
 
 
 def timed_answers(records: Sequence[Record]) -> pd.DataFrame:
@@ -137,7 +140,8 @@ def forms_frame(group: Group) -> pd.DataFrame:
 
     Columns: arm, form, is_what, evaluated (whether the run's scores are this form's); disk_bytes, weights_bytes,
     load_seconds, peak_memory_bytes (of loading and serving, the highest of the seeds); score; difference (from the
-    evaluated form, paired by example) with low and high (95%), as_good (shown not to be worse); logit_difference and
+    evaluated form, paired by example) with low and high (95%), as_good (shown not to be worse), margin; made_of (the
+    form before it on the way from training) and change (from that, as difference); logit_difference and
     logit_difference_mean (from the evaluated form, largest and mean), same_token_share, equal_answers_share;
     latency_ratio (total seconds / the evaluated form's) with _low and _high; ship, smallest (the form to ship, and the
     one of fewest bytes among those as good).
@@ -157,6 +161,7 @@ def _arm_forms(group: Group, arm: str, records: list[Record]) -> pd.DataFrame:
              "disk_bytes": form.disk_bytes, "weights_bytes": form.weights_bytes}
             | _loading(results_of(records), name)
             | _change(group, records, name, evaluated)
+            | _step(group, records, name, evaluated)
             | _fidelity([entry for entry in compared if entry.form == name])
             | _columns("latency_ratio", times)
         )  # fmt: skip
@@ -188,27 +193,39 @@ def _fidelity(entries: Sequence[Fidelity]) -> dict[str, float]:
     }
 
 
+def _step(group: Group, records: Sequence[Record], form: str, evaluated: str | None) -> dict[str, Any]:
+    """The form that one is made of, and what this step changed; none of an untrained or the evaluated form."""
+    forms, before = forms_of(records), _MADE_OF.sub("", form)
+    if form == evaluated or forms[form].base is None:
+        return {"made_of": None}
+    before = before if before != form and before in forms else str(evaluated)
+    change = _change(group, records, form, before)
+    return {"made_of": before} | {name.replace("difference", "change"): change[name] for name in _DIFFERENCE}
+
+
 def _change(group: Group, records: Sequence[Record], form: str, evaluated: str | None) -> dict[str, Any]:
     """The primary score of a form against the evaluated form's, on the examples that both answered."""
-    unknown: dict[str, Any] = dict.fromkeys(("score", "difference", "difference_low", "difference_high"), math.nan)
     primary = primary_measure(measure_tables(group))
+    unknown: dict[str, Any] = dict.fromkeys(("score", *_DIFFERENCE), math.nan)
+    unknown |= {"as_good": True if primary and form == evaluated else None, "margin": math.nan}
     if evaluated is None or primary is None:
-        return unknown | {"as_good": None}
-    unknown |= {"as_good": True if form == evaluated else None}
-    sides = []
-    for name in (form, evaluated):
-        answers = [[a for a in group.sweep.answer_rows.get(r.run_id, ()) if a.form == name] for r in records]
-        rows = [{a.example_id: a.scores.get(primary.name, math.nan) for a in of_run} for of_run in answers]
-        sides.append(pd.DataFrame([row for row in rows if row], dtype=float))
+        return unknown
+    both = [
+        {r.run_id: {a.example_id: a.scores.get(primary.name, math.nan)
+                    for a in group.sweep.answer_rows.get(r.run_id, ()) if a.form == name} for r in records}
+        for name in (form, evaluated)
+    ]  # fmt: skip
+    runs = [run for run in both[0] if both[0][run] and both[1][run]]  # an export that was judged may be of one seed
+    sides = [pd.DataFrame([of[run] for run in runs], dtype=float) for of in both]
     shared = sides[0].columns.intersection(sides[1].columns)
     own, reference = (side[shared].to_numpy() if len(shared) else np.empty((0, 0)) for side in sides)
-    if own.shape != reference.shape or not np.isfinite([own, reference]).all(axis=(0, 1)).any():
+    if not np.isfinite([own, reference]).all(axis=(0, 1)).any():
         return unknown
     known = means([own, reference])
     change = known.difference(0, 1)
-    not_worse = change.identical or change.within(margin_of(primary, float(known.mean[1])))[0]
-    good = bool(form == evaluated or not_worse)
-    return dict(zip(unknown, (float(known.mean[0]), change.mean, *change.interval(), good), strict=True))
+    margin = margin_of(primary, float(known.mean[1]))
+    good = bool(form == evaluated or change.identical or change.within(margin)[0])
+    return dict(zip(unknown, (float(known.mean[0]), change.mean, *change.interval(), good, margin), strict=True))
 
 
 # --- Many adapters on one base ---

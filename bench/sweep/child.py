@@ -43,7 +43,7 @@ POLL_SECONDS = 0.5  # asleep in between: 0.3% of a core, measured
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 CHECKPOINT_GRACE_SECONDS = 120  # where SIGTERM lets training end its step and write a checkpoint
 LOG_TAIL_CHARACTERS = 4000
-BEFORE_ANY_RUN: tuple[Stage, ...] = ("prepare", "fetch", "bundle", "check", "doctor")
+WITHOUT_A_RUN: tuple[Stage, ...] = ("prepare", "fetch", "bundle", "check", "doctor", "export", "judge")
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -63,14 +63,14 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
         watch: called about twice a second with the child's latest progress.
 
     Raises:
-        ConfigurationError: while preparing, the child found mistakes in the user's data or settings. Found later, on a
+        ConfigurationError: a child outside of a run found mistakes in the user's data or settings. Found in a run, on a
             node without the device asked for, say, they are a failure of this run alone.
         KeyboardInterrupt: after the child has been stopped.
     """
     for stale in (f"{stage}.json", "error.json", "progress.json"):
         (folder / stale).unlink(missing_ok=True)
     devices = _read(folder / "plan.json").get("hardware", {}).get("devices", 1)
-    seen = devices if stage in ("train", *BEFORE_ANY_RUN) else 1
+    seen = devices if stage in ("train", *WITHOUT_A_RUN) else 1
     oom_kills = _kernel_oom_kills()
     started = time.monotonic()
     with fresh_file(folder / f"{stage}.log") as log:
@@ -85,7 +85,7 @@ def run_stage(folder: Path, stage: Stage, timeout_seconds: float, watch: Watch =
     code = child.returncode
     killed_by_kernel = code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills
     status = _status(folder, stage, code, timed_out=timed_out, killed_by_kernel=killed_by_kernel)
-    if code == EXIT_CONFIGURATION and stage in BEFORE_ANY_RUN:
+    if code == EXIT_CONFIGURATION and stage in WITHOUT_A_RUN:
         raise ConfigurationError(_read(folder / "error.json").get("problems") or [_tail(folder, stage)])
     if status is Status.OK:
         return Outcome(status, wall_seconds)

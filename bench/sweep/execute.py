@@ -74,9 +74,11 @@ from bench.trust import masked, own_folder
 COMMAND = "BENCH_COMMAND"  # environment variable: in a job of a launcher, the command that sent it
 EXPECTED = "expected.json"  # in a run's folder
 COMMAND_AGAIN = "The same command again runs only what is missing."
+JUDGED = "judged"  # name of the settings with which an export was served, and nothing else of the run
 ITEMS_OF: dict[Stage, str] = {
     "train": "steps.jsonl", "evaluate": "samples.jsonl.gz", "regression": "regression_items.jsonl.gz",
     "frontier": "frontier_items.jsonl.gz", "weights": "weight_changes.jsonl.gz",
+    "serve": "served_answers.jsonl.gz",
 }  # fmt: skip
 RESULT_OF: dict[Stage, type] = {
     "train": TrainResult, "evaluate": EvaluateResult, "regression": RegressionResult, "serve": ServeResult,
@@ -335,8 +337,8 @@ def is_served(config: RunConfig, record: Record) -> bool:
     """Whether a finished run has been served as the config asks, if it asks for it at all."""
     if not config.serve.prompt_tokens or config.trial is not None:
         return True
-    asked = asdict(config.serve)
-    return record.serve is not None and all(record.serve.settings.get(k) == v for k, v in asked.items() if k != "name")
+    asked, found = asdict(config.serve), record.serve.settings if record.serve else {}
+    return found.get("name", JUDGED) != JUDGED and all(found.get(k) == v for k, v in asked.items() if k != "name")
 
 
 def with_serving(config: RunConfig, record: Record, watch: Watch) -> Record:

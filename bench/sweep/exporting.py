@@ -1,39 +1,45 @@
 """`bench export`: a finished run as a folder that others can load: weights, tokenizer, card, and a manifest of it all.
 
 The folder appears whole or not at all. What lies beside the weights in `artifacts/` (the trainer's leftovers, served
-forms) stays there. `check` holds a folder against its manifest, file by file, and a base model against the one that was
-tuned.
+forms) stays there. As GGUF the weights are merged and the tokenizer is part of the file. What is exported can be judged
+against its run at once; the result lies in the folder and in the run's record, where reports find it. `check` holds a
+folder against its manifest, file by file, and a base model against the one that was tuned.
 
 >>> run = exportable(Path("results/default/lora-..."), None, {"paths.cache": "cache"})
->>> export(run, Path("exports/mine"), scores=scores, license="apache-2.0", card=card)
+>>> export(run, Path("exports/mine"), asked_for({}), scores=scores, license="apache-2.0", card=card)
 >>> check(Path("exports/mine"), base=Path("models/smollm2"))
 []
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from bench.checkpoint import CARD, MANIFEST, Base, Evaluated, ExportedFile, Manifest, PromptFormat, ScoreInterval
-from bench.config import PathsConfig, RunConfig
+from bench import checkpoint
+from bench.checkpoint import CARD, MANIFEST, Asked, Base, Evaluated, ExportedFile, Manifest, PromptFormat, ScoreInterval
+from bench.config import PathsConfig, RunConfig, ServeConfig
 from bench.identity import WEIGHTS, artifact_folder, is_whole, sha256_of, weights_sha256, write_atomic
-from bench.mistakes import ConfigurationError, first_mistake
+from bench.mistakes import ConfigurationError, checked, first_mistake
 from bench.outcome import Status
-from bench.record import Record, from_json, to_json
+from bench.record import Record, ServeResult, from_json, to_json
+from bench.served import ServedAnswer
+from bench.stats.reading import read_rows
 from bench.sweep.child import Watch, run_stage
-from bench.sweep.execute import read_record, weights_are_whole
+from bench.sweep.execute import ITEMS_OF, JUDGED, claim, read_record, weights_are_whole, write_record
 
 T = TypeVar("T")
 TRUST = "model.trust_remote_code"
-SETTINGS = ("to", "form", "license", "check", "base", TRUST, "paths.artifacts", "paths.cache", "paths.bundle")
+SETTINGS = ("to", "form", "format", "gguf_type", "llama_cpp", "license", "check", "base", TRUST, "paths.artifacts",
+            "paths.cache", "paths.bundle")  # fmt: skip
 MEANING = {  # by the beginning of a file's name: what it means that its content is another
     "chat_template": "changed chat template: prompts would not be those that the model was trained and evaluated with",
     "tokenizer": "mismatched tokenizer: not the one that the model was trained with",
@@ -53,10 +59,23 @@ class Exportable:
     weights: Path
     form: str | None = None  # of serving; None: as it was trained
 
-    @property
-    def name(self) -> str:
+    def name(self, asked: Asked) -> str:
         """The name of the folder that it is exported to."""
-        return self.record.run_id + (f"-{self.form}" if self.form else "")
+        kind = f"gguf-{asked.gguf_type}" if asked.format == "gguf" else None
+        return "-".join(filter(None, (self.record.run_id, asked.form, kind)))
+
+
+def asked_for(given: Mapping[str, str]) -> Asked:
+    """What the children of an export are asked, of the command line; ConfigurationError: what they cannot be."""
+    named = {field.name: given[field.name] for field in fields(Asked) if field.name in given}
+    asked, of_gguf = checked(Asked, named), [name for name in ("gguf_type", "llama_cpp") if name in given]
+    if of_gguf and asked.format != "gguf":
+        raise ConfigurationError([f"{', '.join(of_gguf)}: only with format=gguf"])
+    if asked.llama_cpp is not None and not (Path(asked.llama_cpp) / checkpoint.CONVERTER).is_file():
+        raise ConfigurationError(
+            [f"llama_cpp={asked.llama_cpp}: no {checkpoint.CONVERTER} in it; give a checkout of llama.cpp"]
+        )
+    return asked
 
 
 def exportable(run: Path, form: str | None, given: Mapping[str, str]) -> Exportable:
@@ -111,49 +130,104 @@ def _served(run: Exportable, form: str) -> Exportable:
 def export(
     run: Exportable,
     target: Path,
+    asked: Asked,
     *,
-    scores: dict[str, ScoreInterval],
+    scores: Callable[[str | None], dict[str, ScoreInterval]],
     license: str | None,
     card: Callable[[Manifest], str],
+    judge: bool = False,
     watch: Watch = lambda progress: None,
-) -> Manifest:
+) -> tuple[Manifest, ServeResult | None]:
     """Write the folder; one that was exported before is replaced.
 
     Args:
-        scores: on the test split, by metric.
+        scores: on the test split, by metric, of a form; of None: of the run as it was evaluated.
         card: the text of the card, from the manifest.
+        judge: let what is exported answer the test split before it is in its place.
+
+    Returns:
+        the manifest, and what judging found.
 
     Raises:
-        ConfigurationError: something else is in the way, or the base could not be read.
+        ConfigurationError: something else is in the way; the base could not be read; GGUF has no place for the model.
     """
     if target.exists() and not (target / MANIFEST).is_file():
         raise ConfigurationError([f"{target}: is there and is no earlier export; choose another folder by to=FOLDER"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as temporary:
         work, staged = Path(temporary, "work"), Path(temporary, "staged")
-        hashes = _hashes(run, work, watch)
-        shutil.copytree(work / "tokenizer", staged)
-        _copy_weights(run, staged)
-        manifest = _manifest(run, hashes, scores, license)
+        found = json.loads(_child(run, work, "export", asked, watch))
+        form = run.form
+        if asked.format == "gguf":
+            staged.mkdir()
+            form = str(found["form"])
+            os.rename(work / f"{form}.gguf", staged / f"{form}.gguf")
+        else:
+            shutil.copytree(work / "tokenizer", staged)
+            _copy_weights(run, staged)
+        result = _judged(run, work, staged, form, watch) if judge else None
+        own = scores(result.forms[1].form if result else run.form)
+        manifest = _manifest(run, found, form, own, license, result)
         write_atomic(staged / CARD, card(manifest))
         manifest = replace(manifest, files=checksums(staged))
         write_atomic(staged / MANIFEST, to_json(manifest))
         if target.exists():
             os.rename(target, Path(temporary, "earlier"))
         os.rename(staged, target)
-    return manifest
+    return manifest, result
 
 
-def _hashes(run: Exportable, work: Path, watch: Watch) -> dict[str, Any]:
-    """The child's hashes of base and prompt format; its tokenizer lies in `work/tokenizer` afterwards."""
+def _child(run: Exportable, work: Path, stage: Literal["export", "judge"], asked: Asked, watch: Watch) -> bytes:
+    """The result of a stage of the child; what else it wrote is in `work`."""
     revision = (run.record.train.model_revision if run.record.train else None) or run.config.model.revision
     config = replace(run.config, model=replace(run.config.model, revision=revision))  # the newest may be newer
     write_atomic(work / "plan.json", to_json(config))
-    outcome = run_stage(work, "export", run.config.hardware.stage_timeout_seconds, watch)
+    write_atomic(work / checkpoint.ASKED, to_json(asked))
+    outcome = run_stage(work, stage, run.config.hardware.stage_timeout_seconds, watch)
     if outcome.failure is not None:
-        raise ConfigurationError([f"{run.folder}: its base could not be read: {outcome.failure.message}"])
-    found: dict[str, Any] = json.loads((work / "export.json").read_bytes())
-    return found
+        raise ConfigurationError([f"{run.folder}: {stage} failed: {outcome.failure.message}"])
+    return (work / f"{stage}.json").read_bytes()
+
+
+def _judged(run: Exportable, work: Path, staged: Path, form: str | None, watch: Watch) -> ServeResult:
+    """What is exported, judged beside what was evaluated, with the run's settings of serving; kept in its record."""
+    asked = Asked(form=form and (form if list(staged.glob("*.gguf")) else f"{form}_exported"), exported=str(staged))
+    given = run.record.serve.settings if run.record.serve else asdict(run.config.serve)
+    serve = {field.name: given[field.name] for field in fields(ServeConfig) if field.name in given}
+    serve |= {
+        "prompt_tokens": serve["prompt_tokens"] or [64],
+        "adapters": [],
+        "fidelity_examples": None,
+        "name": JUDGED,
+    }
+    config = replace(run.config, serve=ServeConfig(**serve))
+    result = from_json(ServeResult, _child(replace(run, config=config), work, "judge", asked, watch))
+    files = (folder / ITEMS_OF["serve"] for folder in (run.folder, work))
+    answers = {(a.form, a.example_id): a for file in files for a in read_rows(ServedAnswer, file, [])}
+    lines = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers.values())
+    with claim(run.folder):
+        write_atomic(run.folder / ITEMS_OF["serve"], gzip.compress(lines.encode(), mtime=0))
+        serving = _joined(run.record.serve, result) if run.record.serve else result
+        write_record(run.folder, replace(run.record, serve=serving))
+    write_atomic(staged / checkpoint.CHECKED, to_json(result))
+    return result
+
+
+def _joined(first: ServeResult, judged: ServeResult) -> ServeResult:
+    """One result of two; repetitions of the later one are counted on, so that ratios stay within one."""
+    count = 1 + max((one.repetition for one in first.generations), default=-1)
+    later = [replace(one, repetition=one.repetition + count) for one in judged.generations]
+
+    def without(entries: list[Any]) -> list[Any]:
+        return [entry for entry in entries if entry.form != judged.forms[1].form]  # it may have been judged before
+
+    return replace(
+        first,
+        forms=[*without(first.forms), judged.forms[1]],
+        generations=without(first.generations) + later,
+        fidelity=[*(without(first.fidelity) or judged.fidelity[:1]), judged.fidelity[1]],
+        memory=first.memory + judged.memory,
+    )
 
 
 def _copy_weights(run: Exportable, staged: Path) -> None:
@@ -172,24 +246,29 @@ def _copy_weights(run: Exportable, staged: Path) -> None:
 
 
 def _manifest(
-    run: Exportable, hashes: dict[str, Any], scores: dict[str, ScoreInterval], license: str | None
-) -> Manifest:
-    record, model = run.record, run.config.model
+    run: Exportable, found: dict[str, Any], form: str | None, scores: dict[str, ScoreInterval], license: str | None,
+    result: ServeResult | None,
+) -> Manifest:  # fmt: skip
+    record, model, gguf = run.record, run.config.model, "form" in found
     assert record.train is not None
     assert record.evaluate is not None  # `exportable` checked all three
     assert record.data is not None
     program = record.train.made.provenance if record.train.made else record.provenance  # of what is exported
-    loss = record.evaluate.heldout_loss
-    if run.form is not None and record.serve is not None:
+    loss, environment = record.evaluate.heldout_loss, record.evaluate.environment
+    if result is not None:
+        loss, environment = result.fidelity[1].test_loss, result.environment
+    elif run.form is not None and record.serve is not None:
         loss = next(entry.test_loss for entry in record.serve.fidelity if entry.form == run.form)
     return Manifest(
         run_id=record.run_id,
-        kind="model" if run.form or run.config.method.adapter is None else "adapter",
-        form=run.form,
+        kind="model" if form or run.config.method.adapter is None else "adapter",
+        form=form,
+        judged=result is not None or not gguf,
+        tensors=found.get("tensors"),
         config=replace(run.config, paths=PathsConfig()),
-        base=Base(model.name, model.source, model.location, record.train.model_revision, hashes["weights_sha256"]),
-        prompt=PromptFormat(hashes["chat_template_sha256"], hashes["tokenizer_sha256"], record.data.fingerprint),
-        evaluated=Evaluated(record.evaluate.examples, scores, loss, record.evaluate.environment),
+        base=Base(model.name, model.source, model.location, record.train.model_revision, found["weights_sha256"]),
+        prompt=PromptFormat(found["chat_template_sha256"], found["tokenizer_sha256"], record.data.fingerprint),
+        evaluated=Evaluated(record.evaluate.examples, scores, loss, environment),
         data_stream_sha256=record.train.data_stream_sha256,
         command=str(program.get("command", "")),
         git_commit=program.get("git_commit"),

@@ -45,6 +45,7 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "weights": ("weights", "run"),
     "serve": ("serve", "run"),
     "export": ("prepare", "export"),
+    "judge": ("gguf", "judge"),
     "check": ("prepare", "check"),
     "doctor": ("doctor", "run"),
 }

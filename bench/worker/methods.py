@@ -299,12 +299,13 @@ def lora_config(adapter: AdapterConfig, model: torch.nn.Module, *, start: bool =
 
 
 # ------------------------------------------------------------------------------------------------- forms of serving
-Start = Literal["original", "quantized", "dequantized", "trained"]
+Start = Literal["original", "quantized", "dequantized", "trained", "exported"]
 _STARTS: dict[Start, str] = {
     "original": "the original base",
     "quantized": "the quantized base",
     "dequantized": "the quantized base, dequantized,",
     "trained": "all weights as trained",
+    "exported": "what was exported",
 }
 _ADAPTER = {"none": "", "beside": " with the adapter beside it", "merged": " with the adapter merged"}
 
@@ -314,7 +315,8 @@ class Form:
     """Weights to start from, what is done with the adapter, and whether the result is quantized.
 
     Attributes:
-        start: the base in 16 bit, the base in few bits, that dequantized, or weights that were all trained.
+        start: the base in 16 bit, the base in few bits, that dequantized, weights that were all trained, or a folder
+            that was exported.
         adapter: left out, computed beside its layers, or merged into their weights.
         scheme: how the result is stored in few bits, made from the 16-bit form `before`; None: as it is.
         base: the form without the adapter, for ratios of latency; None: this is one.

@@ -1,9 +1,9 @@
-"""Stages around the runs: model and data into the cache, every mistake in either found; hashes for an export.
+"""Stages around the runs: model and data into the cache, every mistake in either found; what an export needs.
 
 prepare   checks, model, data, and what runs share on their device; once for all runs of a sweep that share them
 fetch     the same without the run's device: on a login node, or into a folder for a machine without a network
 check     what the data hold, for `bench data`
-export    the base's tokenizer, and hashes of what an exported model depends on
+export    the base's tokenizer, hashes of what an exported model depends on, a GGUF file
 
 >>> fetch(context)["data"]["train_examples"]
 2000
@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 
+from bench.checkpoint import ASKED, Asked
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig
 from bench.identity import data_folder, weights_sha256
 from bench.metrics import normalised_label
 from bench.mistakes import ConfigurationError, all_of
 from bench.own_metrics import is_own
+from bench.record import from_json
 from bench.worker import data, device, evaluate, methods, models, reach
 from bench.worker.check import of_documents, texts_of
 from bench.worker.divergence import reference_of
@@ -154,14 +156,19 @@ def metric_problems(config: RunConfig) -> list[str]:
 
 
 def export(context: Context) -> dict[str, Any]:
-    """For an export: hashes of base and prompt format, and the tokenizer in the run's folder."""
-    model = context.config.model
+    """For an export: hashes of base and prompt format; tokenizer, and a GGUF file if asked for, in the run's folder."""
+    model, asked = context.config.model, from_json(Asked, (context.folder / ASKED).read_bytes())
     context.progress.phase("base")
     source = models.fetch(model, context.cache)
     tokenizer = models.load_tokenizer(model, source)
     tokenizer.save_pretrained(context.folder / "tokenizer")
+    made: dict[str, Any] = {}
+    if asked.format == "gguf":
+        from bench.worker import gguf  # and all that serving needs
+
+        made = gguf.export(context, source, tokenizer, asked)
     context.progress.phase("hashes")
-    return {
+    return made | {
         "weights_sha256": weights_sha256(models.local_folder(model, source)),
         "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "tokenizer_sha256": tokenizer_digest(tokenizer),

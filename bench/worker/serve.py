@@ -63,6 +63,7 @@ class Origin:
     weights: Path  # what training wrote
     device: device.Device
     tokenizer: Any
+    exported: Callable[[Origin], Any] | None = None  # reads what was exported, where that is judged
 
     def folder(self, form: Form) -> Path:
         """The folder of a built form."""
@@ -94,8 +95,8 @@ class Serving:
         return answer(model, prompts, new_tokens, self.at.tokenizer.pad_token_id, **more)
 
 
-def run(context: Context) -> ServeResult:
-    """Build every form, time them in turn, compare them with the evaluated one, and share a base among adapters."""
+def run(context: Context, forms: Sequence[Form] = (), exported: Callable[[Origin], Any] | None = None) -> ServeResult:
+    """Build forms (the method's), time them in turn, compare with the evaluated one, share a base among adapters."""
     config, clock = context.config, context.clock
     resolved = device.resolve(config)
     memory = context.measure_on(resolved)
@@ -103,9 +104,9 @@ def run(context: Context) -> ServeResult:
     context.progress.phase("build")
     memory.enter("build")
     source = models.locate(config.model, context.cache)
-    at = Origin(config, source, context.weights, resolved, models.load_tokenizer(config.model, source))
+    at = Origin(config, source, context.weights, resolved, models.load_tokenizer(config.model, source), exported)
     serving = Serving(context, at, memory, [token for row in rows for token in row["prompt_ids"]])
-    forms = methods.served_forms(config.method)
+    forms = forms or methods.served_forms(config.method)
     with clock.span("build"):
         for form in forms:
             build(form, at)
@@ -178,6 +179,8 @@ def load(form: Form, at: Origin, *, as_evaluated: bool = False) -> Any:
 
 def _start(form: Form, at: Origin) -> Any:
     """The weights that a form starts from, without its adapter."""
+    if at.exported and form.start == "exported":
+        return at.exported(at)
     if form.start in ("trained", "original"):
         return at.read(at.weights if form.start == "trained" else at.source)
     base = methods.load_base(at.config, at.source, at.device.type, at.device.compute_dtype)

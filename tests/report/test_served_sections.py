@@ -57,11 +57,25 @@ def test_forms_of_serving_with_their_advice(served: Group) -> None:
     assert section.chart is not None
     assert set(section.chart.data["requests"]) == {"batch 1, prompt 64", "batch 8, prompt 64"}
     assert [part.title for part in section.parts] == [
-        "Memory, loading, answers", "Latency and cost by request", "Many adapters on one base",
+        "What each step of shipping costs", "Memory, loading, answers", "Latency and cost by request",
+        "Many adapters on one base",
     ]  # fmt: skip
     adapters = rows_of(section.parts[-1])
     assert adapters[0][:2] == ["lora", "0.110"]
     assert adapters[0][-2:] == ["10.00", "257"]
+
+
+def test_each_step_of_shipping_is_set_against_the_form_before(served: Group) -> None:
+    section = serving.section(served)
+    assert section is not None
+    steps = {(row[0], row[2]): row for row in rows_of(section.parts[0])}
+    assert [steps["lora", form][1] for form in ("merged", "merged_nf4")] == ["unmerged", "merged"]
+    assert steps["lora", "merged_nf4"][4].startswith("-0.050 [")
+    assert steps["qlora", "merged_original"][1] == "unmerged"
+    chart = section.parts[0].chart
+    assert chart is not None
+    assert list(chart.data["pair"]) == [f"{arm}: {form}" for arm, form in steps]
+    assert set(chart.data["verdict"]) == {"as good", "not shown to be as good"}
 
 
 def test_nothing_served_has_no_section(reference: Group) -> None:

@@ -10,6 +10,7 @@ import pytest
 from served import LORA, build_served_sweep, served
 from synthetic import MIB, make_record
 
+from bench.served import ServedForm
 from bench.stats import quantities, serving
 from bench.stats.frames import Group, Sweep, groups, load
 
@@ -67,6 +68,24 @@ def test_the_fastest_form_that_is_as_good_is_shipped(group: Group) -> None:
     assert lora.loc["merged_nf4", "difference"] == pytest.approx(-0.05)
     assert lora.loc["merged_nf4", "as_good"] is False
     assert lora.loc["merged", "peak_memory_bytes"] == (257 + 400) * MIB
+
+
+def test_an_export_of_one_seed_is_paired_with_that_seed(group: Group) -> None:
+    """The change of one step, where it differs from that since training; a form of one run alone."""
+    records = [record for record in group.by_arm["lora"] if record.serve]
+    answers = {run: list(rows) for run, rows in group.sweep.answer_rows.items()}
+    first = records[0]
+    made = ServedForm("merged_gguf_q8_0", "as exported", "merged_gguf_q8_0", "base", 136 * MIB)
+    exported = replace(first, serve=replace(first.serve, forms=[*first.serve.forms, made]))
+    answers[first.run_id] += [replace(a, form=made.form, scores={"rougeL": a.scores["rougeL"] - 0.01})
+                              for a in answers[first.run_id] if a.form == "merged"]  # fmt: skip
+    sweep = replace(group.sweep, records=[exported, *records[1:]], answer_rows=answers)
+    (changed,) = groups(sweep)
+    row = serving.forms_frame(changed).set_index("form").loc[made.form]
+    assert row["made_of"] == "merged"
+    assert (row["change"], row["difference"]) == (pytest.approx(-0.01), pytest.approx(-0.01))
+    assert row["disk_bytes"] == 136 * MIB
+    assert len(records) > 1
 
 
 def test_of_equally_fast_forms_the_nearer_one_is_shipped(group: Group) -> None:

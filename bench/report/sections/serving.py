@@ -1,4 +1,4 @@
-"""Serving: what the tuned model costs beside its base, merged, and merged and quantized; many adapters on one base.
+"""Serving: what the tuned model costs beside its base, merged, quantized, as GGUF; many adapters on one base.
 
 >>> section(group).table.headers[:3]
 ['method', 'form', 'on disk, MiB']
@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bench.report.charts import LATENCY_TIMES, Chart, adapters_chart, latency_chart
-from bench.report.section import Column, Section, Table, interval, known, mib, number, percent, table_of
-from bench.stats.frames import Group
+from bench.record import ServeResult
+from bench.report.charts import LATENCY_TIMES, Chart, adapters_chart, differences_chart, latency_chart
+from bench.report.section import Column, Section, Table, difference, interval, known, mib, number, percent, table_of
+from bench.stats.frames import Group, groups, load
 from bench.stats.serving import adapters_frame, forms_frame, latency_frame
 
 _NOTE = (
@@ -38,7 +40,7 @@ def section(group: Group) -> Section | None:
         data = _latencies(latencies)
         says = "Latency of each served form."
         chart = Chart("latency", latency_chart(data, list(group.arms["arm"])), says, data)
-    parts = [_sizes(forms), *([_requests(latencies)] if len(latencies) else []), *_adapters(group)]
+    parts = [*_shipping(forms), _sizes(forms), *([_requests(latencies)] if len(latencies) else []), *_adapters(group)]
     return Section("Serving", chart=chart, table=_forms(forms), note=_NOTE, parts=parts)
 
 
@@ -57,6 +59,40 @@ def _forms(forms: pd.DataFrame) -> Table:
     headers = ["method", "form", "advice", "on disk, MiB", "score", "difference [95%]", "as good", "logit error",
                "latency [95%]"]  # fmt: skip
     return Table(headers, rows, text_columns=3, bold=frozenset(i for i, yes in enumerate(forms["ship"]) if yes))
+
+
+def _shipping(forms: pd.DataFrame) -> list[Section]:
+    """What each step from the trained weights to what is shipped costs; none where no step was scored."""
+    steps = forms[forms["made_of"].notna() & forms["difference"].notna()]
+    if steps.empty:
+        return []
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        ("made of", str, "made_of"),
+        ("form", str, "form"),
+        ("score", number, "score"),
+        ("this step [95%]", difference, "change", "change_low", "change_high"),
+        ("since training [95%]", difference, "difference", "difference_low", "difference_high"),
+    ]
+    names = {"difference_low": "low", "difference_high": "high", "margin": "tolerance"}
+    verdicts = ["as good" if good else "not shown to be as good" for good in steps["as_good"]]
+    data = steps.rename(columns=names).assign(pair=steps["arm"] + ": " + steps["form"], verdict=verdicts)
+    data = data[["pair", "difference", "low", "high", "verdict", "tolerance"]]
+    chart = Chart("shipping", differences_chart(data, "score"), "Change of the score by each shipped form.", data)
+    note = "Paired by example. This step: against the form that it is made of. GGUF: exports with check=true."
+    table = table_of(steps, columns, text_columns=3)
+    return [Section("What each step of shipping costs", chart=chart, table=table, note=note)]
+
+
+def judged(run: Path, result: ServeResult) -> str:
+    """What judging an export of a run found, in one line."""
+    (group,), entry, (evaluated, form) = groups(load(run)), result.fidelity[1], result.forms
+    row: dict[str, Any] = forms_frame(group).set_index("form").loc[form.form].to_dict()
+    change = difference(row["difference"], row["difference_low"], row["difference_high"])
+    ratio = interval(row["latency_ratio"], row["latency_ratio_low"], row["latency_ratio_high"], 2)
+    equal = f"{entry.equal_answers} of {entry.examples} answers equal"
+    cost = f"{mib(form.disk_bytes)} MiB, latency {ratio} times that of {evaluated.form}"
+    return f"{form.form}: score {number(row['score'])}, {change} against the run; {equal}; {cost}."
 
 
 def _latencies(frame: pd.DataFrame) -> pd.DataFrame:
