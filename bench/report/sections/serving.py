@@ -87,7 +87,7 @@ def _shipping(forms: pd.DataFrame) -> list[Section]:
 def judged(run: Path, result: ServeResult) -> str:
     """What judging an export of a run found, in one line."""
     (group,), entry, (evaluated, form) = groups(load(run)), result.fidelity[1], result.forms
-    row: dict[str, Any] = forms_frame(group).set_index("form").loc[form.form].to_dict()
+    row: dict[Any, Any] = forms_frame(group).set_index("form").loc[form.form].to_dict()
     change = difference(row["difference"], row["difference_low"], row["difference_high"])
     ratio = interval(row["latency_ratio"], row["latency_ratio_low"], row["latency_ratio_high"], 2)
     equal = f"{entry.equal_answers} of {entry.examples} answers equal"
