@@ -65,13 +65,9 @@ def _anchors(report: Report) -> dict[int, str]:
 
 def _scripts(sections: Sequence[Section]) -> list[Markup]:
     """Vega-Lite and Vega-Embed where there is a chart, and the page's own."""
-    own = [
-        Markup(resources.files("bench.report").joinpath("templates", name).read_text("utf-8"))
-        for name in ("page.js", "examples.js")
-    ]
-    if not any(section.chart for section in walk(sections)):
-        return own
-    return [_vega(), *own]
+    templates = resources.files("bench.report").joinpath("templates")
+    own = [Markup(templates.joinpath(name).read_text("utf-8")) for name in ("page.js", "examples.js")]
+    return [_vega(), *own] if any(section.chart for section in walk(sections)) else own
 
 
 @cache

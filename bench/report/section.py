@@ -10,6 +10,7 @@ minutes and percent exist only in a report); an unknown number is "-", never 0.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,11 +127,8 @@ def anchor(text: str, taken: Iterable[str] = ()) -> str:
     """A name for links and files that is none of those taken: lower-case letters of any script, digits, hyphens."""
     base = re.sub(r"[^\w]+|_+", "-", printable(text).lower()).strip("-")[:80]
     base = base.encode()[:160].decode(errors="ignore") or "section"  # a file's name has at most 255 bytes
-    names, number = set(taken), 2
-    name = base
-    while name in names:
-        name, number = f"{base}-{number}", number + 1
-    return name
+    names, numbered = set(taken), (f"{base}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([base], numbered) if name not in names)
 
 
 def known(value: Any) -> bool:

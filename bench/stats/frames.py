@@ -115,6 +115,11 @@ class Sweep:
         """run_id, arm, method, seed and the fields of `RegressionItem`; one row an item of the suite."""
         return self._details(self.regression_rows, [f.name for f in fields(RegressionItem)])
 
+    @cached_property
+    def changes(self) -> pd.DataFrame:
+        """run_id, arm, method, seed and the fields of `MatrixChange`; one row a trained matrix."""
+        return self._details(self.change_rows, list(MatrixChange.__annotations__))
+
     def _details(self, rows: Mapping[str, Iterable[Any]], names: list[str]) -> pd.DataFrame:
         """Rows of each record in turn, led by the columns that name the run."""
         arm_of = arm_names(self.records)

@@ -120,15 +120,13 @@ def _table(group: Group, measure: Measure, rows: pd.DataFrame) -> Table:
     whole = [[values[r.run_id] for r in runs if not np.isnan(values[r.run_id]).any()] for runs in of_arms]
     alike = len(weights) == 0 or np.ptp(weights) == 0
     finite = rows["value"][np.isfinite(rows["value"])]
-    seen = (
-        0.0 if (finite >= 0).all() else -np.inf,
-        1.0 if measure.higher_is_better and (finite <= 1).all() else np.inf,
-    )
+    lowest = 0.0 if (finite >= 0).all() else -np.inf
+    highest = 1.0 if measure.higher_is_better and (finite <= 1).all() else np.inf
     return Table(
         values=values,
         weights=None if alike else weights,
         strata=strata if measure.name == SUITE_MEAN else None,
-        value_range=measure.value_range if measure.kind == "score" else seen,
+        value_range=measure.value_range if measure.kind == "score" else (lowest, highest),
         seeds=seed_part([np.stack(runs) for runs in whole if runs], None if alike else weights),
     )
 

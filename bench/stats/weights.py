@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench.record import MatrixChange
 from bench.stats.frames import Group
 from bench.stats.paired import Floats
 
@@ -31,15 +30,9 @@ _CLOSEST = 0.99  # that the middle of a correlation's interval may come to 1: fe
 @lru_cache(maxsize=32)
 def changes_frame(group: Group) -> pd.DataFrame:
     """One row a trained matrix: run_id, arm, seed and the fields of `MatrixChange`; of all runs but controls."""
-    names = list(MatrixChange.__annotations__)
-    rows = [
-        (record.run_id, group.arm_of[record.run_id], record.seed, *(getattr(change, name) for name in names))
-        for record in group.records
-        if not record.config.method.control
-        for change in group.sweep.change_rows.get(record.run_id, ())
-    ]
-    frame = pd.DataFrame(rows, columns=["run_id", "arm", "seed", *names])
-    return frame.astype(dict.fromkeys(QUANTITIES.values(), float))
+    tuned = group.runs.loc[~group.runs["control"].astype(bool), "run_id"]
+    frame = group.sweep.changes
+    return frame[frame["run_id"].isin(tuned)].astype(dict.fromkeys(QUANTITIES.values(), float))
 
 
 def by_layer(group: Group) -> pd.DataFrame:

@@ -37,19 +37,13 @@ def sections(sweep: Sweep) -> list[Section]:
     """Failures (opened when there are any), environment, definitions."""
     failures = [*(_failure(record) for record in sweep.records if record.status != "ok")]
     failures += [_failure(record, record.serve_failure) for record in sweep.records if record.serve_failure]
-    failures += [
-        Section(problem.run, lead=f"{problem.file}: {problem.reason}. Next step: {problem.next_step}")
-        for problem in sweep.problems
-    ]
+    failures += [Section(p.run, lead=f"{p.file}: {p.reason}. Next step: {p.next_step}") for p in sweep.problems]
     commands = dict.fromkeys(str(record.provenance.get("command", "")) for record in sweep.records)
     facts = Table(["fact", "value"], _facts(sweep), text_columns=2)
-    terms = Table(["term", "meaning"], DEFINITIONS, text_columns=2)
     failed = Section("Failures", lead="" if failures else "None.", parts=failures, fold=not failures)
-    return [
-        failed,
-        Section("Environment", table=facts, code="\n".join(filter(None, commands)), fold=True),
-        Section("Definitions", table=terms, fold=True),
-    ]
+    machines = Section("Environment", table=facts, code="\n".join(filter(None, commands)), fold=True)
+    terms = Table(["term", "meaning"], DEFINITIONS, text_columns=2)
+    return [failed, machines, Section("Definitions", table=terms, fold=True)]
 
 
 def _failure(record: Record, failure: Failure | None = None) -> Section:

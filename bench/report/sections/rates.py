@@ -43,16 +43,12 @@ def section(group: Group) -> Section | None:
 
 def _trials(searches: Mapping[str, Tuning]) -> pd.DataFrame:
     """Columns of `rates_chart`; a loss that is not finite is drawn at the upper edge of the others."""
-    rows = [
-        {"arm": arm, "learning rate": trial.learning_rate, "loss": trial.loss,
-         "ended": "yes" if known(trial.loss) else "not finite",
-         "chosen": "yes" if trial.learning_rate == tuning.learning_rate else "no"}
-        for arm, tuning in searches.items()
-        for trial in tuning.trials
-    ]  # fmt: skip
-    trials = pd.DataFrame(rows)
-    ended = trials.loc[trials["ended"] == "yes", "loss"].astype(float) if rows else pd.Series(dtype=float)
+    rows = [(arm, t.learning_rate, t.loss, "yes" if known(t.loss) else "not finite",
+             "yes" if t.learning_rate == tuning.learning_rate else "no")
+            for arm, tuning in searches.items() for t in tuning.trials]  # fmt: skip
+    trials = pd.DataFrame(rows, columns=["arm", "learning rate", "loss", "ended", "chosen"]).astype({"loss": float})
+    ended = trials.loc[trials["ended"] == "yes", "loss"]
     if ended.empty:
-        return pd.DataFrame()
+        return ended.to_frame()
     ceiling = ended.max() + 0.15 * ((ended.max() - ended.min()) or 0.3)
-    return trials.assign(loss=trials["loss"].astype(float).fillna(ceiling).clip(upper=ceiling))
+    return trials.assign(loss=trials["loss"].fillna(ceiling).clip(upper=ceiling))
