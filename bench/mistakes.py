@@ -130,6 +130,8 @@ def _explain(kind: type, name: str, error: Any) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing"
     message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    if error["type"] == "bool_parsing":
+        message = "expected yes or no"
     return f"{key}: {message[0].lower()}{message[1:]}; given {shortened(repr(error['input']), 200)}"
 
 

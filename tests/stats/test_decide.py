@@ -176,7 +176,7 @@ def test_no_arm_meets_the_limits(clear: Group) -> None:
         (["memory_gib=2", "memory_gib=3"], "set twice"),
         (["quality_tolerance=-2"], "from 0 on"),
         (["quality_tolerance=200%"], "given '200%'"),
-        (["mergeable=perhaps"], "a valid boolean"),
+        (["mergeable=perhaps"], "mergeable: expected yes or no; given 'perhaps'"),
         (["adapters=0"], "greater than 0"),
     ],
 )
