@@ -38,7 +38,7 @@ from bench.machine import Finding
 from bench.mistakes import ConfigurationError, all_of, names_in
 from bench.outcome import Status
 from bench.planner import disk
-from bench.planner.advice import plans
+from bench.planner.advice import plan_of, planned_runs
 from bench.planner.forecast import Forecast
 from bench.planner.table import WORDS, plan_notes, plan_table
 from bench.record import to_json as record_json
@@ -124,6 +124,8 @@ def sweep(given: Given) -> int:
         tuning.keep_rates(config)
     if pending and not launcher:
         console.findings([finding for finding in machine.findings(pending[0].hardware) if finding.state != "fine"])
+    if not searching:
+        fetching.count_all(pending, console)
     before = [] if searching else forecasts(pending, elsewhere=launcher is not None)
     console.forecast(before)
     if pending:
@@ -236,7 +238,9 @@ def plan(given: Given) -> int:
 
     The settings are those of the runs. It needs no weights, no GPU and no network. Exit code 0 whether it fits or not.
     """
-    made = plans(given.settings)
+    runs = planned_runs(given.settings)
+    fetching.count_all((config for config, *_ in runs), console, quiet="--json" in given.flags)
+    made = all_of(*(partial(plan_of, *run) for run in runs))
     if "--json" in given.flags:
         print(json.dumps([asdict(plan) for plan in made], indent=1))
     else:

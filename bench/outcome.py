@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 Stage = Literal[
     "bundle", "fetch", "prepare", "train", "evaluate", "regression", "frontier", "weights", "serve", "export", "judge",
-    "check", "doctor",
+    "check", "doctor", "count",
 ]  # fmt: skip
 
 

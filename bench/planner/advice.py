@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from pydantic import TypeAdapter
 
 from bench.checkpoint import read_architecture
 from bench.compose import CONFIG_FOLDER, compose_beside
-from bench.config import ArchitectureConfig, HardwareConfig, MethodConfig, ModelConfig, RunConfig
+from bench.config import HardwareConfig, MethodConfig, ModelConfig, PathsConfig, RunConfig
+from bench.identity import digest, sha256_of
 from bench.mistakes import ConfigurationError, all_of
 from bench.planner.calibration import peak_interval_bytes
 from bench.planner.memory import (
@@ -30,7 +32,7 @@ from bench.planner.memory import (
     Terms,
     estimate,
 )
-from bench.planner.tensors import adapter_tensors, base_parameters, trained_parameters
+from bench.planner.tensors import Architecture, Shape, adapter_tensors, base_parameters, trained_parameters
 from bench.planner.time import COMPILE_REPAYS_FROM_STEPS, Duration, PlanConfig, duration
 
 GIB = 2**30
@@ -40,6 +42,7 @@ MOST_DEVICES = 64  # that a remedy proposes
 USUAL_MICRO_BATCH = 4  # where the planner cannot tell
 SHORTEST = 256  # tokens; shorter examples are no remedy
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
+_HERE = PathsConfig()
 _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
@@ -175,7 +178,7 @@ def predict(config: RunConfig, options: PlanConfig, machine: Machine) -> Terms:
 
 def step_of(config: RunConfig, options: PlanConfig, machine: Machine) -> PlannedStep:
     """The step to plan for: a micro-batch of the longest examples. Errors as `predict` has them."""
-    train, architecture = config.train, architecture_of(config.model)
+    train, architecture = config.train, architecture_of(config.model, config.paths)
     rows, length, of_devices = train.fitted_micro_batch, train.max_length, train.fitted_micro_batch * options.devices
     if of_devices > train.batch_size:
         found = f"plan.devices: {options.devices} micro-batches of {rows} are more than {train.batch_size}"
@@ -197,30 +200,54 @@ def step_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Planned
     )
 
 
-def architecture_of(model: ModelConfig) -> ArchitectureConfig:
-    """The numbers in the model's YAML, else those of the `config.json` in its folder or in the hub's cache.
+def architecture_of(model: ModelConfig, paths: PathsConfig = _HERE) -> Architecture:
+    """The numbers in the model's YAML, else by its `config.json`: in closed form, or as the worker counted them.
 
     Raises:
-        ConfigurationError: neither is there, or it is of a kind that the planner does not know.
+        ConfigurationError: there is neither, or it is of a kind without a closed form that was not counted.
     """
     if model.architecture is not None:
         return model.architecture
-    file: Path | None = None
-    if model.source == "folder":
-        file = Path(model.location) / "config.json"
-    elif model.source == "hub":  # downloaded before: nothing is asked of the network
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(model.location, "config.json", revision=model.revision or "main")
-        file = Path(found) if isinstance(found, str) else None
-    if file is None or not file.exists():
+    if (file := config_file(model, paths)) is None:
         where = f"no config.json in {model.location!r}" if model.source == "folder" else "it is not in the hub's cache"
         how = "give them as conf/model/llama-3.1-8b.yaml does, or choose a model that has them"
         raise ConfigurationError([f"model.architecture: {model.name} has no numbers, and {where}; {how}"])
     try:
         return read_architecture(json.loads(file.read_bytes()))
     except ValueError as error:
-        raise ConfigurationError([f"model.architecture: {file}: {error}"]) from None
+        found: Shape | str = str(error)
+    with suppress(OSError, ValueError):
+        found = TypeAdapter[Shape | str](Shape | str).validate_json(counted_path(file, model, paths).read_bytes())
+    if isinstance(found, Shape):
+        return found
+    raise ConfigurationError([f"model.architecture: {file}: {found}"])
+
+
+def config_file(model: ModelConfig, paths: PathsConfig) -> Path | None:
+    """A model's `config.json`, in its folder or in the hub's cache; None: not there. The network is not asked."""
+    found: object = str(Path(model.location) / "config.json") if model.source == "folder" else None
+    if model.source == "hub":
+        from huggingface_hub import try_to_load_from_cache
+
+        cache = Path(paths.bundle) / "hub" if paths.bundle else None
+        found = try_to_load_from_cache(model.location, "config.json", cache, model.revision or "main")
+    return Path(found) if isinstance(found, str) and Path(found).exists() else None
+
+
+def counted_path(file: Path, model: ModelConfig, paths: PathsConfig) -> Path:
+    """Where the worker keeps what it counted of the model of a `config.json`: its `Shape`, or why there is none."""
+    name = digest([sha256_of(file), model.trust_remote_code, version("transformers")])[:12]
+    return Path(paths.cache) / "counted" / f"{name}.json"
+
+
+def is_uncounted(config: RunConfig) -> bool:
+    """Whether the worker may find numbers of the model where the planner knows none."""
+    with suppress(ConfigurationError):
+        return not architecture_of(config.model, config.paths)
+    file = config_file(config.model, config.paths)
+    if file is None:
+        return config.model.source == "hub"
+    return not counted_path(file, config.model, config.paths).exists()
 
 
 # --- Whether it fits ---

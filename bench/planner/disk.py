@@ -115,7 +115,7 @@ def _trained_parameters(config: RunConfig) -> int:
     if config.method.adapter is None:
         return config.model.parameters or 0
     with suppress(ConfigurationError):
-        return sum(adapter_tensors(architecture_of(config.model), config.method.adapter))
+        return sum(adapter_tensors(architecture_of(config.model, config.paths), config.method.adapter))
     return 0
 
 

@@ -100,8 +100,9 @@ def _by_probe(config: RunConfig, counts: Counts, speed: Speed) -> dict[str, floa
     """Seconds by part at the speed that a probe measured; training at its FLOPs a second."""
     seconds = probed_seconds(config, counts, speed)
     with suppress(ConfigurationError):
-        architecture = architecture_of(config.model)
-        flops = example_flops(forward_costs(architecture), counts) / counts.tokens_per_example  # a token
+        architecture = architecture_of(config.model, config.paths)
+        length = counts.tokens_per_example
+        flops = example_flops(forward_costs(architecture, length), counts) / length  # a token
         rate = flops / speed.forward_seconds_per_token
         seconds["train"], _ = planned_seconds(config, architecture, counts, rate)
     return seconds
@@ -112,7 +113,7 @@ def _by_planner(config: RunConfig, counts: Counts) -> dict[str, float | None]:
     if (tflops := config.hardware.bf16_tflops) is not None:
         low, high = PlanConfig().utilization_range
         with suppress(ConfigurationError):
-            architecture, rate = architecture_of(config.model), sqrt(low * high) * tflops * 1e12
+            architecture, rate = architecture_of(config.model, config.paths), sqrt(low * high) * tflops * 1e12
             train, heldout = planned_seconds(config, architecture, counts, rate)
             return {"train": train, "heldout": heldout}
     return {}

@@ -17,16 +17,19 @@ from functools import cached_property
 from math import ceil
 from typing import Literal, NamedTuple
 
-from bench.config import ArchitectureConfig, MethodConfig, RunConfig
+from bench.config import MethodConfig, RunConfig
 from bench.planner.tensors import (
+    Architecture,
+    Layers,
     Linear,
+    Shape,
     adapted_linears,
     adapter_tensors,
     base_bytes,
     base_parameters,
     base_tensors,
-    linears,
     optimizer_bytes,
+    shape_of,
 )
 
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp"]
@@ -106,7 +109,7 @@ class PlannedStep:
     """
 
     config: RunConfig
-    architecture: ArchitectureConfig
+    architecture: Architecture
     batch: Batch
     device: Device
     compiled: bool
@@ -114,6 +117,11 @@ class PlannedStep:
     devices: int = 1
     strategy: Strategy = "ddp"
     loss_in_chunks: bool = True
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The model's layers and tensors."""
+        return shape_of(self.architecture)
 
     @property
     def method(self) -> MethodConfig:
@@ -148,25 +156,30 @@ class PlannedStep:
     @property
     def eager_attention(self) -> bool:
         """Whether attention keeps its scores."""
-        return self.config.hardware.attention == "eager"
+        return self.config.hardware.attention == "eager" or self.shape.eager
 
     @property
     def repeats_keys(self) -> bool:
-        """Whether attention keeps keys and values for every head: eager, and SDPA with a mask for padding."""
+        """Whether attention keeps keys and values for every head: eager, and SDPA with a mask (padding, a window)."""
         fused = self.config.hardware.attention == "flash_attention_2"
-        return self.eager_attention or (self.batch.padded and not fused)
+        masked = self.batch.padded or any((w := ls.window) and w < self.batch.length for ls in self.shape.layers)
+        return self.eager_attention or (masked and not fused)
 
     @cached_property
-    def adapted(self) -> frozenset[str]:
-        """Names of the linear layers of a decoder layer that have an adapter."""
-        return frozenset(module.name for module in adapted_linears(self.architecture, self.method.adapter))
+    def _adapted(self) -> frozenset[str]:
+        """Whole names, in the first of the layers that are alike."""
+        return frozenset(name for _, name, _ in adapted_linears(self.shape, self.method.adapter))
+
+    def adapts(self, layers: Layers, module: Linear) -> bool:
+        """Whether a linear layer of these decoder layers has an adapter."""
+        return f"{layers.name}.{module.name}" in self._adapted
 
     @cached_property
     def static(self) -> Terms:
         """Weights, optimizer state, and the gradients at the end of the backward pass, on one device alone."""
-        method, base = self.method, base_tensors(self.architecture)
-        adapter = adapter_tensors(self.architecture, method.adapter)
-        frequencies = 2 * 2 * self.architecture.head_dim  # bytes of the rotary embedding's two fp32 buffers
+        method, base, first = self.method, base_tensors(self.shape), self.shape.layers[0]
+        adapter = adapter_tensors(self.shape, method.adapter)
+        frequencies = 2 * 2 * first.queries // first.heads  # bytes of the rotary embedding's two fp32 buffers
         weights = base_bytes(base, method.quantization, self.weights_element) + 4 * sum(adapter) + frequencies
         if method.trains == "nothing":
             return Terms(weights=weights)
@@ -191,7 +204,7 @@ def estimate(step: PlannedStep) -> Terms:
 
 def moments(step: PlannedStep) -> list[Terms]:
     """The moments of which one is the highest: backward begins, its last layer, its first layer, the update."""
-    a, trains_all, accumulates = step.architecture, step.trains_all, step.accumulates
+    a, trains_all, accumulates = step.shape, step.trains_all, step.accumulates
     held = replace(step.static, gradients=step.static.gradients if accumulates else 0)
     # A head that is cut takes no chunks.
     whole = not step.loss_in_chunks or (step.devices > 1 and step.strategy in ("fsdp", "zero3"))
@@ -207,9 +220,9 @@ def moments(step: PlannedStep) -> list[Terms]:
     as_kept = 0 if sum_of_chunks and step.weights_element == 4 else step.weights_element * head
     head_update = (sum_of_chunks or step.compute_element * head) + as_kept if trains_all else 0
     embedding_update = step.weights_element * head if trains_all else 0  # dense, beside the sum of those before
-    kept_head = embedding_update if a.tie_word_embeddings else 0  # the head's part of it waits for the embedding's
+    kept_head = embedding_update if a.tied else 0  # the head's part of it waits for the embedding's
     # With checkpointing no layer's copies outlive its forward pass in the graph, but autocast's cache keeps them all.
-    in_backward = casts // a.num_hidden_layers if step.config.train.gradient_checkpointing else casts
+    in_backward = casts // a.depth if step.config.train.gradient_checkpointing else casts
     # What waits for the backward pass: the logits, or in chunks the gradient of the head's input alone.
     head_logits = step.compute_element * logits if whole else element * supervised * a.hidden_size
     beside = 0 if whole else head_logits
@@ -223,37 +236,44 @@ def moments(step: PlannedStep) -> list[Terms]:
 
 def _casts(step: PlannedStep) -> int:
     """Copies in the compute dtype of the trained fp32 matrices: of base and head, or of the adapter."""
-    a = step.architecture
+    a = step.shape
     if not step.autocast:
         return 0
     if not step.trains_all:
         return step.compute_element * sum(adapter_tensors(a, step.method.adapter))
-    matrices = base_parameters(a)["linear"] + a.vocab_size * a.hidden_size
+    base = base_parameters(a)
+    matrices = base["linear"] + base["other"] + a.vocab_size * a.hidden_size
     return step.compute_element * matrices if step.weights_element != step.compute_element else 0
 
 
 def _activations(step: PlannedStep) -> int:
     """Of all layers and the last norm; the first layer's norm of frozen embeddings keeps nothing."""
-    a, positions, stream = step.architecture, step.batch.positions, residual_element(step)
+    a, positions, stream = step.shape, step.batch.positions, residual_element(step)
     last_norm = positions * (a.hidden_size * (4 + stream) + 4) if step.trains_all else 0
     if step.config.train.gradient_checkpointing:
-        return a.num_hidden_layers * positions * a.hidden_size * stream + last_norm
-    return a.num_hidden_layers * sum(saved_by_layer(step).values()) + last_norm
+        return a.depth * positions * a.hidden_size * stream + last_norm
+    return sum(layers.count * sum(saved_by_layer(step, layers).values()) for layers in a.layers) + last_norm
 
 
 def _layer_workspace(step: PlannedStep) -> int:
-    """Temporary bytes of one layer's backward pass; a checkpointed layer is computed again first."""
-    a, element = step.architecture, 4 if step.adds_in_fp32 or not step.autocast else 2
-    # In the feed-forward part: gradients of the product, of both factors, and of the gate before its activation.
-    backward = step.batch.positions * (4 * a.intermediate_size * element + 2 * a.hidden_size * 4)
-    again = sum(saved_by_layer(step).values()) if step.config.train.gradient_checkpointing else 0
-    largest = max(module.weights for module in linears(a)) if step.method.quantization else 0
-    return backward + again + step.compute_element * largest
+    """Temporary bytes of the largest layer's backward pass; a checkpointed layer is computed again first."""
+    a, element = step.shape, 4 if step.adds_in_fp32 or not step.autocast else 2
+
+    def of(layers: Layers) -> int:
+        _, widening, narrowing = layers.parts
+        # In the feed-forward part: gradients of the product, of both factors, and of the gate before its activation.
+        widths = sum(m.outputs for m in widening) + 2 * sum(m.inputs for m in narrowing)
+        again = sum(saved_by_layer(step, layers).values()) if step.config.train.gradient_checkpointing else 0
+        largest = max(m.weights for m in layers.linears if m.is_layer) if step.method.quantization else 0
+        backward = step.batch.positions * (widths * element + 2 * a.hidden_size * 4)
+        return backward + again + step.compute_element * largest
+
+    return max(map(of, a.layers))
 
 
 def _shared(alone: Terms, step: PlannedStep) -> Terms:
     """What each device holds of what one would hold alone; activations are of its own micro-batch."""
-    n, a, gradients = step.devices, step.architecture, step.static.gradients
+    n, a, gradients = step.devices, step.shape, step.static.gradients
     if n == 1:
         return alone
     if step.strategy == "ddp":
@@ -262,12 +282,12 @@ def _shared(alone: Terms, step: PlannedStep) -> Terms:
     if step.strategy == "zero2":
         return cut
     layers = base_bytes(base_tensors(a) | {"embeddings": []}, step.method.quantization, step.weights_element)
-    whole = step.weights_element * base_parameters(a)["embeddings"] + _GATHERED_LAYERS * layers // a.num_hidden_layers
+    whole = step.weights_element * base_parameters(a)["embeddings"] + _GATHERED_LAYERS * layers // a.depth
     copies = alone.casts
     if step.config.train.gradient_checkpointing:  # autocast's, of the one layer that is computed again
         matrices = base_parameters(a)["linear"] if step.trains_all else 0
-        copies = min(copies, step.compute_element * matrices // a.num_hidden_layers)
-    layer_gradient = gradients // a.num_hidden_layers if step.trains_all else 0  # before it is cut
+        copies = min(copies, step.compute_element * matrices // a.depth)
+    layer_gradient = gradients // a.depth if step.trains_all else 0  # before it is cut
     workspace = alone.workspace + layer_gradient
     return replace(cut, weights=ceil(alone.weights / n), casts=whole + copies, workspace=workspace)
 
@@ -275,11 +295,18 @@ def _shared(alone: Terms, step: PlannedStep) -> Terms:
 # --- What a layer keeps for the backward pass: tensor -> bytes; a storage that two operations keep stands once ---
 
 
-def saved_by_layer(step: PlannedStep) -> dict[str, int]:
-    """Of a decoder layer behind the first one, when nothing is checkpointed."""
-    layer = _Layer(step)
+def saved_by_layer(step: PlannedStep, layers: Layers | None = None) -> dict[str, int]:
+    """Of a decoder layer behind the first one, when nothing is checkpointed.
+
+    To the byte for llama, mistral, qwen2 and qwen3; of counted kinds an approximation in the same terms, from the
+    widths of their layers (docs/planner.md says which were measured).
+
+    Args:
+        layers: which of the model's; None: the first of them.
+    """
+    layer = _Layer(step, layers or step.shape.layers[0])
     if step.compiled:
-        layer.saved = _saved_by_compiled_layer(step)
+        layer.saved = _saved_by_compiled_layer(step, layer.layers)
     else:
         layer.walk(residual_element(step))
     return {name: step.batch.positions * size for name, size in layer.saved.items()} | layer.whole
@@ -287,7 +314,7 @@ def saved_by_layer(step: PlannedStep) -> dict[str, int]:
 
 def residual_element(step: PlannedStep) -> int:
     """Bytes of an element of the residual stream between two layers."""
-    return _Layer(step).walk(step.weights_element)
+    return _Layer(step, step.shape.layers[0]).walk(step.weights_element)
 
 
 class _Tensor(NamedTuple):
@@ -300,29 +327,44 @@ class _Tensor(NamedTuple):
 class _Layer:
     """Walks through a decoder layer, operation by operation, and notes what is kept."""
 
-    def __init__(self, step: PlannedStep):
-        self._step, self._a = step, step.architecture
-        self._modules = {module.name: module for module in linears(step.architecture)}
+    def __init__(self, step: PlannedStep, layers: Layers):
+        self._step, self._hidden, self.layers = step, step.shape.hidden_size, layers
         self.saved: dict[str, int] = {}  # bytes a position
         self.whole: dict[str, int] = {}  # bytes, whatever the number of positions
 
     def walk(self, residual: int) -> int:
         """Note everything; element bytes of the residual stream that comes in, and of the one that goes out."""
-        a = self._a
-        normed = self._norm("input_layernorm", _Tensor("residual", residual), a.hidden_size)
-        query, key, _ = (self._linear(f"self_attn.{part}_proj", normed) for part in "qkv")
-        if a.model_type == "qwen3":
-            query = self._norm("q_norm", query, a.num_attention_heads * a.head_dim, a.num_attention_heads)
-            key = self._norm("k_norm", key, a.num_key_value_heads * a.head_dim, a.num_key_value_heads)
-        self.saved |= _attention(self._step)
-        mixed = self._linear("self_attn.o_proj", _Tensor("attention", self._step.compute_element))
+        layers, hidden, compute = self.layers, self._hidden, self._step.compute_element
+        normed = self._norm("input_layernorm", _Tensor("residual", residual), hidden)
+        (*reading, output), _, _ = layers.parts
+        read = [self._linear(module, normed) for module in reading]
+        if layers.head_norms:
+            self._norm("q_norm", read[0], layers.queries, layers.heads)
+            self._norm("k_norm", read[-1], layers.keys, layers.keys * layers.heads // layers.queries)
+        self.saved |= _attention(self._step, layers)
+        mixed = self._linear(output, _Tensor("attention", compute))
         middle = _Tensor("residual.middle", max(residual, mixed.bytes))
-        normed = self._norm("post_attention_layernorm", middle, a.hidden_size)
-        gate, up = (self._linear(f"mlp.{part}_proj", normed) for part in ("gate", "up"))
-        for name, element in ((gate.name, gate.bytes), ("silu", gate.bytes), (up.name, up.bytes)):
-            self._keep(name, a.intermediate_size, element)
-        down = self._linear("mlp.down_proj", _Tensor("product", max(gate.bytes, up.bytes)))
-        return max(middle.bytes, down.bytes)
+        if layers.norms > 1:  # with one, attention and feed-forward part read the same
+            normed = self._norm("post_attention_layernorm", middle, hidden)
+        down = self._feed_forward(normed)
+        for further in range(2, layers.norms):  # of what attention and feed-forward part give
+            self._norm(f"norm.{further}", _Tensor(f"norm.{further}.input", down), hidden)
+        return max(middle.bytes, down)
+
+    def _feed_forward(self, normed: _Tensor) -> int:
+        """Bytes of an element of what it gives."""
+        _, widening, narrowing = self.layers.parts
+        wide = [self._linear(module, normed) for module in widening]
+        for module, out in zip(widening, wide, strict=True):
+            self._keep(out.name, module.outputs, out.bytes)
+        inner = sum(module.inputs for module in narrowing)
+        if sum(module.outputs for module in widening) >= 2 * inner:  # gated: the product's other factor
+            self._keep("silu", inner, wide[0].bytes)
+        product = _Tensor("product", max(out.bytes for out in wide))
+        for module in narrowing:
+            if module.share < 1:  # an expert's output, which the router's weight multiplies
+                self._keep(f"{module.name}.output", module.outputs, self._step.compute_element)
+        return max(self._linear(module, product).bytes for module in narrowing)
 
     def _keep(self, name: str, channels: int, element: int) -> None:
         """A tensor of so many channels a position; a name that is there already is the same storage."""
@@ -336,19 +378,22 @@ class _Layer:
             self._keep(f"{name}.normalized", channels, given.bytes)
         return _Tensor(name, max(given.bytes, self._step.weights_element))
 
-    def _linear(self, name: str, given: _Tensor) -> _Tensor:
+    def _linear(self, module: Linear, given: _Tensor) -> _Tensor:
         """A linear layer, trained, frozen, or frozen with an adapter."""
-        step, module, compute = self._step, self._modules[name], self._step.compute_element
+        step, compute = self._step, self._step.compute_element
         if step.trains_all:
-            as_given = given.bytes == compute
-            self._keep(given.name if as_given else f"{name}.input", module.columns, compute)
-            return _Tensor(name, compute)
+            as_given = given.bytes == compute and module.share == 1
+            self._keep(given.name if as_given else f"{module.name}.input", module.inputs, compute)
+            return _Tensor(module.name, compute)
         # bitsandbytes gives back the dtype that it was given, a plain linear layer that of autocast
-        out = given.bytes if step.method.quantization else compute
-        if name not in step.adapted:
-            return _Tensor(name, out)
+        out = given.bytes if step.method.quantization and module.is_layer else compute
+        if not step.adapts(self.layers, module):
+            return _Tensor(module.name, out)
         self._adapter(module, given)
-        return _Tensor(name, 4 if step.adds_in_fp32 else out)
+        if not module.is_layer:  # PEFT adds the adapter's product to the weight itself
+            self.whole[f"{module.name}.sum"] = module.weights * compute
+            return _Tensor(module.name, out)
+        return _Tensor(module.name, 4 if step.adds_in_fp32 else out)
 
     def _adapter(self, module: Linear, given: _Tensor) -> None:
         step, adapter, compute = self._step, self._step.method.adapter, self._step.compute_element
@@ -359,47 +404,52 @@ class _Layer:
         # layers it leaves that out where it sees autocast, which it does on CUDA alone.
         as_given = not step.autocast or (step.method.quantization and step.device == "cuda" and given.bytes == compute)
         shared = as_given and not adapter.dropout
-        self._keep(given.name if shared else f"{module.name}.input", module.columns, compute)
-        self._keep(f"{module.name}.A", adapter.rank, compute)
+        self._keep(given.name if shared else f"{module.name}.input", module.inputs, compute)
+        if module.is_layer:
+            self._keep(f"{module.name}.A", adapter.rank, compute)
         if adapter.use_dora:  # the branch's output and the base's, and the identity that PEFT multiplies to get B A
             self._keep(f"{module.name}.B", module.rows, compute)
             self._keep(f"{module.name}.base", module.rows, 4 if step.adds_in_fp32 else compute)
             self.whole[f"{module.name}.identity"] = module.columns * (module.columns + adapter.rank) * compute
 
 
-def _attention(step: PlannedStep) -> dict[str, int]:
+def _attention(step: PlannedStep, layers: Layers) -> dict[str, int]:
     """Scaled dot products: a fused kernel keeps its inputs, its output and one number a row; eager the scores."""
-    a, compute = step.architecture, step.compute_element
-    queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    kept_keys = queries if step.repeats_keys else keys
+    compute, queries = step.compute_element, layers.queries
+    kept_keys = queries if step.repeats_keys else layers.keys
     saved = {"query": queries * compute, "key": kept_keys * compute, "value": kept_keys * compute}
     if step.eager_attention:
-        scores = a.num_attention_heads * step.batch.length
+        scores = layers.heads * step.batch.length
         return saved | {"scores": 4 * scores, "scores.cast": compute * scores if compute != 4 else 0}
-    saved |= {"attention": queries * compute, "logsumexp": a.num_attention_heads * 4}
+    saved |= {"attention": queries * compute, "logsumexp": layers.heads * 4}
     return saved | ({"mask": step.batch.length * compute} if step.repeats_keys else {})
 
 
-def _saved_by_compiled_layer(step: PlannedStep) -> dict[str, int]:
+def _saved_by_compiled_layer(step: PlannedStep, layers: Layers) -> dict[str, int]:
     """Bytes a position."""
-    a, adapter, compute = step.architecture, step.method.adapter, step.compute_element
-    queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    reads_first = step.trains_all or any(f"self_attn.{part}_proj" in step.adapted for part in "qkv")
-    reads_second = step.trains_all or any(f"mlp.{part}_proj" in step.adapted for part in ("gate", "up"))
+    hidden, adapter, compute = step.shape.hidden_size, step.method.adapter, step.compute_element
+    (*reading, output), widening, narrowing = layers.parts
+
+    def read(modules: list[Linear]) -> bool:
+        return step.trains_all or any(step.adapts(layers, module) for module in modules)
+
+    reads = [read(reading), read(widening)]
+    adapted = [module for module in layers.linears if step.adapts(layers, module)]
     saved = {
-        "residual": a.hidden_size * step.weights_element,
-        "residual.middle": a.hidden_size * compute,  # with an fp32 stream: the attention's output, 16-bit, instead
-        "rsqrt": 2 * 4,
-        "normed": (reads_first + reads_second) * a.hidden_size * compute,  # one copy for all layers that read it
-        "attention": queries * compute,
-        "gate": a.intermediate_size * compute,
-        "up": a.intermediate_size * compute,
-        "A": len(step.adapted) * (adapter.rank if adapter else 0) * compute,
+        "residual": hidden * step.weights_element,
+        # with an fp32 stream the attention's output, 16-bit, instead; other norms read as much
+        "residual.middle": (layers.norms - 1) * hidden * compute,
+        "rsqrt": layers.norms * 4,
+        "normed": min(sum(reads), layers.norms) * hidden * compute,  # one copy for all linear layers that read it
+        "attention": layers.queries * compute,
+        "wide": sum(module.outputs for module in widening) * compute,  # gate and up
+        "A": len(adapted) * (adapter.rank if adapter else 0) * compute,
     }
-    if step.trains_all or "mlp.down_proj" in step.adapted:
-        saved["product"] = a.intermediate_size * compute
-    if "self_attn.o_proj" in step.adapted:
-        saved["self_attn.o_proj.input"] = queries * compute
-    if a.model_type == "qwen3":
-        saved["head norms"] = (queries + keys) * compute + 4 * (a.num_attention_heads + a.num_key_value_heads)
-    return saved | _attention(step)
+    if read(narrowing):
+        saved["product"] = sum(module.inputs for module in narrowing) * compute
+    if output in adapted:
+        saved["self_attn.o_proj.input"] = layers.queries * compute
+    if layers.head_norms:
+        key_heads = layers.keys * layers.heads // layers.queries
+        saved["head norms"] = (layers.queries + layers.keys) * compute + 4 * (layers.heads + key_heads)
+    return saved | _attention(step, layers)

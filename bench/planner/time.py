@@ -14,11 +14,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from bench.config import ArchitectureConfig, MethodConfig, PositiveInt, RunConfig
+from bench.config import MethodConfig, PositiveInt, RunConfig
 from bench.planner.calibration import interval
 from bench.planner.memory import Strategy
 from bench.planner.past import Counts
-from bench.planner.tensors import adapter_tensors, base_parameters
+from bench.planner.tensors import Architecture, Shape, adapter_tensors, shape_of
 
 COMPILE_REPAYS_FROM_STEPS = 20  # train.compile=auto; measured: docs/maintainers/performance.md
 Range = tuple[float, float]  # (at the high utilization, at the low one) for costs; (low, high) for speeds
@@ -72,15 +72,29 @@ def attention_flops(channels: int) -> int:
     return 3 * 4 * channels
 
 
-def planned_costs(architecture: ArchitectureConfig, method: MethodConfig) -> LinearCosts:
-    """What training by a method will need."""
-    a, trained = architecture, method.trains == "all_weights"
+def planned_costs(architecture: Architecture, method: MethodConfig, length: float = 0) -> LinearCosts:
+    """What training by a method will need.
+
+    Args:
+        length: tokens of an example, where layers may see a window alone; 0: they see all.
+    """
+    a, trained = shape_of(architecture), method.trains == "all_weights"
     adapter = sum(adapter_tensors(a, method.adapter))
     return LinearCosts(
-        linear_flops(base_parameters(a)["linear"], trained=trained) + linear_flops(adapter, trained=True),
+        linear_flops(a.multiplied(), trained=trained) + linear_flops(adapter, trained=True),
         linear_flops(a.vocab_size * a.hidden_size, trained=trained),
-        attention_flops(a.num_hidden_layers * a.num_attention_heads * a.head_dim),
+        attention_flops(_attending(a, length)),
     )
+
+
+def _attending(a: Shape, length: float) -> int:
+    """Channels of all heads of all layers, those with a window by the part of an example's pairs that it holds."""
+    channels = 0.0
+    for layers in a.layers:
+        w = min(layers.window or length, length)
+        part = w * (2 * length - w + 1) / (length * (length + 1)) if length else 1
+        channels += layers.count * layers.queries * part
+    return round(channels)
 
 
 def needed_flops(costs: LinearCosts, *, tokens: int, supervised_tokens: int, attended_pairs: int) -> int:
@@ -108,7 +122,7 @@ class Duration:
     usd: Range | None
 
 
-def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanConfig) -> Duration:
+def duration(config: RunConfig, architecture: Architecture, options: PlanConfig) -> Duration:
     """Time, energy and money of training."""
     hardware, train, length = config.hardware, config.train, options.tokens_per_example or config.train.max_length
     examples = options.examples or config.task.train_examples
@@ -118,7 +132,7 @@ def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanC
     if hardware.bf16_tflops is None or config.method.trains == "nothing":
         return Duration(tokens, None, None, None, None)
     done = needed_flops(
-        done_costs(config, architecture),
+        done_costs(config, architecture, length),
         tokens=length,
         supervised_tokens=round(length * options.supervised_share),
         attended_pairs=length * (length + 1) // 2,
@@ -137,11 +151,13 @@ def duration(config: RunConfig, architecture: ArchitectureConfig, options: PlanC
 
 
 def planned_seconds(
-    config: RunConfig, architecture: ArchitectureConfig, counts: Counts, flops_per_second: float
+    config: RunConfig, architecture: Architecture, counts: Counts, flops_per_second: float
 ) -> tuple[float | None, float | None]:
     """(training, held-out losses), a device computing so many FLOPs a second; None: the counts are not known."""
-    train = None if counts.train is None else counts.train * example_flops(done_costs(config, architecture), counts)
-    losses = None if counts.heldout is None else counts.heldout * example_flops(forward_costs(architecture), counts)
+    done = done_costs(config, architecture, counts.tokens_per_example)
+    forward = forward_costs(architecture, counts.tokens_per_example)
+    train = None if counts.train is None else counts.train * example_flops(done, counts)
+    losses = None if counts.heldout is None else counts.heldout * example_flops(forward, counts)
     devices = config.hardware.devices
     return train and train / flops_per_second / devices, losses and losses / flops_per_second
 
@@ -153,23 +169,20 @@ def example_flops(costs: LinearCosts, counts: Counts) -> float:
     return costs.per_token * length + costs.per_supervised_token * supervised + costs.per_attended_pair * pairs
 
 
-def forward_costs(architecture: ArchitectureConfig) -> LinearCosts:
-    """Of a loss alone: two a weight."""
-    a = architecture
-    return LinearCosts(
-        2 * base_parameters(a)["linear"],
-        2 * a.vocab_size * a.hidden_size,
-        attention_flops(a.num_hidden_layers * a.num_attention_heads * a.head_dim) // 3,
-    )
+def forward_costs(architecture: Architecture, length: float = 0) -> LinearCosts:
+    """Of a loss alone: two a weight. `length` as in `planned_costs`."""
+    a = shape_of(architecture)
+    attention = attention_flops(_attending(a, length)) // 3
+    return LinearCosts(2 * a.multiplied(), 2 * a.vocab_size * a.hidden_size, attention)
 
 
-def done_costs(config: RunConfig, architecture: ArchitectureConfig) -> LinearCosts:
+def done_costs(config: RunConfig, architecture: Architecture, length: float = 0) -> LinearCosts:
     """FLOPs that are computed: those needed, and with checkpointing the layers' forward pass once more."""
-    costs = planned_costs(architecture, config.method)
+    costs = planned_costs(architecture, config.method, length)
     if not config.train.gradient_checkpointing:
         return costs
     return replace(
         costs,
-        per_token=costs.per_token + 2 * base_parameters(architecture)["linear"],
+        per_token=costs.per_token + 2 * shape_of(architecture).multiplied(),
         per_attended_pair=costs.per_attended_pair + costs.per_attended_pair // 3,
     )

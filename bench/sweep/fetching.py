@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -35,6 +36,7 @@ from bench.identity import data_folder, data_key, run_folder, sweep_folder, writ
 from bench.mistakes import ConfigurationError, all_of
 from bench.outcome import Stage
 from bench.planner import disk
+from bench.planner.advice import is_uncounted
 from bench.planner.forecast import plan_before, refusal
 from bench.record import DataSummary, to_json
 from bench.sweep.child import Outcome, Watch, run_stage
@@ -88,6 +90,7 @@ def prepare_all(
     Raises:
         ConfigurationError: unusable folders; mistakes in the data, the suite or the names of models.
     """
+    count_all(pending, console)
     if aside:
         pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
     checks = (
@@ -114,6 +117,16 @@ def prepare_all(
     for folder, config in {data_folder(config): config for config in made_once}.items():
         if summary := read_file(DataSummary, folder / "summary.json"):
             console.say(told(config.task.name, summary))
+
+
+def count_all(configs: Iterable[RunConfig], console: Console, *, quiet: bool = False) -> None:
+    """Let a child count the models that the planner does not know, once each; failures go to standard error."""
+    for config in {repr(config.model): config for config in configs if is_uncounted(config)}.values():
+        aside = replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
+        with nullcontext(lambda progress: None) if quiet else console.stage(f"count {config.model.name}") as watch:
+            outcome = prepare(aside, watch, "count")
+        if outcome.failure is not None:
+            console.problem(f"{config.model.name}: unknown to the planner: {outcome.failure.message.splitlines()[0]}")
 
 
 def told(task: str, data: DataSummary) -> str:

@@ -48,6 +48,7 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "judge": ("gguf", "judge"),
     "check": ("prepare", "check"),
     "doctor": ("doctor", "run"),
+    "count": ("count", "run"),
 }
 _INTERVAL_SECONDS = 0.5
 

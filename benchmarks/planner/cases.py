@@ -14,6 +14,17 @@ SIZES = {  # of models with random weights, in transformers' terms; "embedded" i
     "qwen-34m": {"model_type": "qwen3", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1536,
                  "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
                  "tie_word_embeddings": True},
+    # of kinds that are counted on the meta device
+    "gemma3": {"model_type": "gemma3_text", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1536,
+               "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+               "sliding_window": 256},
+    "phi3": {"model_type": "phi3", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1536,
+             "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "mixtral": {"model_type": "mixtral", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 768,
+                "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "num_local_experts": 4,
+                "num_experts_per_tok": 2},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 16384, "n_embd": 512, "n_layer": 6, "n_head": 8,
+             "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }  # fmt: skip
 EMBEDDED = "embedded"
 
@@ -56,4 +67,5 @@ CASES = (
     *(Case(EMBEDDED, method, 256, 4, "regional") for method in ("full", "lora", "qlora")),
     Case(EMBEDDED, "lora", 512, 4),
     Case(EMBEDDED, "lora", 512, 4, "regional"),
+    *(Case(kind, method, 512, 4) for kind in ("gemma3", "phi3", "mixtral", "gpt2") for method in ("full", "lora")),
 )

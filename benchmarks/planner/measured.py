@@ -121,7 +121,7 @@ def _run(case: Case, config: RunConfig, record: Record) -> Run:
     found = replace(config.hardware, compute_dtype=environment.compute_dtype, attention=environment.attention)
     step = PlannedStep(
         replace(config, hardware=found),
-        architecture_of(config.model),
+        architecture_of(config.model, config.paths),
         _consumed(config),
         "cuda" if environment.device.startswith("cuda") else "cpu",
         compiled=case.compile == "regional",

@@ -95,7 +95,7 @@ def matrices(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, tor
         if isinstance(module, torch.nn.Embedding):
             continue
         for own, weight in module.named_parameters(recurse=False):
-            if weight.ndim > 1 and own != "A_log":  # a state-space layer's decay, taken element by element
+            if weight.ndim > 1 and own != "A_log" and not own.endswith("bias"):  # A_log: of states, element by element
                 yield name, module, weight
 
 
@@ -106,14 +106,18 @@ def elements(weight: torch.nn.Parameter) -> int:
     return size
 
 
+def active_share(config: Any) -> float:
+    """Of the experts of a layer, those that a token goes through."""
+    experts = next((n for key in _EXPERTS if (n := getattr(config, key, None))), None)
+    return (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
+
+
 def linear_costs(model: Any) -> LinearCosts:
     """FLOPs per token of the loaded model, quantized or not, with or without adapters (`bench.planner.time`).
 
     Of experts those count that a token goes through. Recurrences of states are left out: under 2%.
     """
     config = model.config.get_text_config()
-    experts = next((n for key in _EXPERTS if (n := getattr(config, key, None))), None)
-    active = getattr(config, "num_experts_per_tok", None) or 1
     in_head = set(model.get_output_embeddings().modules())
     body = head = 0
     for name, module, weight in matrices(model):
@@ -121,7 +125,7 @@ def linear_costs(model: Any) -> LinearCosts:
         if module in in_head:
             head += flops
         else:
-            body += flops * active // experts if experts and "experts" in name.split(".") else flops
+            body += round(flops * active_share(config)) if "experts" in name.split(".") else flops
     heads = getattr(config, "num_attention_heads", None) or 0
     head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
