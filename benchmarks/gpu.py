@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
 LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -41,7 +41,7 @@ THIRTY_STEPS = ["train=gpu", "train.compile=regional", "train.batch_size=16", "t
 TOY_STEPS = ["train.batch_size=4", "train.micro_batch=2", "train.max_steps=5"]
 CUDNN = "TORCH_CUDNN_SDPA_DEPRIORITIZED"  # the worker sets it; the checks that load a model themselves do too
 GIB = 2**30
-DEVICE_ONLY = 3  # exit code of a check that says nothing on a CPU
+DEVICE_ONLY = 3  # exit code of a check that says nothing, or not all, on a CPU
 
 
 class Bench:
@@ -54,7 +54,7 @@ class Bench:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.rows: list[dict[str, Any]] = []
         if self.device == "cpu" and not tiny:
-            sys.exit(DEVICE_ONLY)  # --tiny tries the code
+            device_only("without --tiny every check does")
 
     def note(self, what: str, **figures: Any) -> None:
         """Keep one row of figures, on disk at once."""
@@ -222,6 +222,9 @@ def cudnn_plans(bench: Bench) -> None:
         del model
         free_memory()
 
+    if bench.device == "cpu":
+        device_only("cuDNN is its own; the same kernels ran twice")
+
 
 def recompilations(bench: Bench) -> None:
     """L1: does the compiler work inside timed steps? Thirty steps of full fine-tuning, 1B, of many lengths."""
@@ -242,8 +245,9 @@ def memory_by_phase(bench: Bench) -> None:
             f"{plan['method']['name']} {Path(plan['model']['location']).name} {result['environment']['compiled'][:8]}"
         )
         for phase in [*result["memory"], *result["step_memory"]]:
-            bytes_of = {key: phase[key] for key in ("peak_bytes", "peak_reserved_bytes", "device_used_bytes")}
-            bench.note(f"{name}: {phase['phase']}", **{key: size and size / GIB for key, size in bytes_of.items()})
+            keys = {"allocated": "peak_bytes", "reserved": "peak_reserved_bytes", "nvml": "device_used_bytes"}
+            sizes = {f"{short}_gib": phase[key] and phase[key] / GIB for short, key in keys.items()}
+            bench.note(f"{name}: {phase['phase']}", **sizes)
 
 
 def compiled_qlora(bench: Bench) -> None:
@@ -253,6 +257,8 @@ def compiled_qlora(bench: Bench) -> None:
         result = bench.train(f"QLoRA, 8 layers, compile={how}", "8b-8-layers", "qlora", f"train.compile={how}",
                              "train.max_steps=8")  # fmt: skip
         losses.append([step["loss"] for step in result.get("per_step", [])])
+    if bench.device == "cpu":
+        device_only("compiled steps are compared on one; eager ones ran")
     gaps = [abs(a - b) for a, b in zip(losses[0], losses[-1], strict=False)]
     bench.note("compiled against eager", largest_loss_gap=max(gaps, default=None), steps=len(gaps))
 
@@ -292,7 +298,7 @@ def peak_and_energy(bench: Bench) -> None:
                 left @ right
         bench.note(f"matmul of {size}, twenty in a row", tflops=40 * size**3 / spans[0] / 1e12)
     if bench.device == "cpu":
-        sys.exit(DEVICE_ONLY)  # the energy counter is a GPU's
+        device_only("the energy counter is its own; products ran")
     power = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "--loop-ms=200"]
     with subprocess.Popen(power, stdout=subprocess.PIPE, text=True) as sampler:
         energy, started = open_energy("cuda"), time.perf_counter()
@@ -319,7 +325,7 @@ def out_of_memory(bench: Bench) -> None:
     import torch
 
     if bench.device == "cpu":
-        sys.exit(DEVICE_ONLY)
+        device_only("its allocator is what is capped")
     all_gib = torch.cuda.get_device_properties(0).total_memory / GIB
     for method, allowed_gib in (("full", 30.0), ("qlora", 2.0), ("lora", all_gib)):
         os.environ["PYTORCH_ALLOC_CONF"] = f"per_process_memory_fraction:{allowed_gib / all_gib:.4f}"
@@ -369,6 +375,12 @@ CHECKS: dict[int, tuple[str, int, Callable[[Bench], None]]] = {  # number: title
 
 
 # --- small help for the checks ---
+
+
+def device_only(why: str) -> NoReturn:
+    """End a check that cannot say more on a CPU; the reason stands in the summary."""
+    print(f"Needs a GPU: {why}.", flush=True)
+    sys.exit(DEVICE_ONLY)
 
 
 def decode(model: Any, ids: Any, count: int, spans: list[float]) -> None:
@@ -473,7 +485,13 @@ def summary(results: list[dict[str, Any]]) -> str:
     except FileNotFoundError:
         gpu = "no GPU"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
-    lines = [f"# GPU checks: {gpu}; {versions}", "", "`python -m benchmarks.gpu " + " ".join(sys.argv[1:]) + "`", ""]
+    shapes = "; toy shapes" if "--tiny" in sys.argv else ""
+    lines = [
+        f"# GPU checks: {gpu}; {versions}{shapes}",
+        "",
+        "`python -m benchmarks.gpu " + " ".join(sys.argv[1:]) + "`",
+        "",
+    ]
     for result in results:
         lines += [f"## {result['check']}. {result['title']}: {result['ended']}, {result['seconds']:.0f} s", ""]
         for row in result["rows"]:

@@ -183,7 +183,7 @@ def largest_task(config: RunConfig, earlier: Sequence[Record], speed: Speed | No
     """Items of the suite's largest task, as an earlier run or a probe counted them; None: there was none."""
     same = [r.regression.tasks for r in earlier if r.regression and r.config.suite == config.suite]
     counts = [task.items for tasks in same for task in tasks if task.items_available]
-    return max(counts, default=speed and speed.suite_items)
+    return max(counts, default=speed.suite_items if speed else None)
 
 
 def _answers_alike(record: Record, config: RunConfig) -> int | None:

@@ -55,10 +55,10 @@ def _counts(summary: DataSummary, check: DataCheck) -> list[str]:
     sizes = (summary.train_examples, summary.validation_examples, summary.test_examples)
     dropped = "; ".join(f"{reason} {number:,}" for reason, number in summary.dropped.items()) or "none"
     there = summary.test_available
-    bounded = there and f"{summary.test_examples:,} of {there:,} test examples (bounded by task.test_examples)."
+    bounded = f"{summary.test_examples:,} of {there or 0:,} test examples (bounded by task.test_examples)."
     return [
         f"Source: {summary.source}. Training, validation and test examples: {', '.join(f'{n:,}' for n in sizes)}.",
-        *filter(None, [bounded]),
+        *([bounded] if there else []),
         f"Left out: {dropped}.",
         f"Loss is on {percent(check.supervised_share)} of the training tokens, in "
         f"{check.answers_per_example_mean:.1f} answers an example (at most {check.answers_per_example_max}).",
