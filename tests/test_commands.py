@@ -72,6 +72,7 @@ SESSIONS: dict[str, list[tuple[str, str, int]]] = {
     "domains": [
         ("python -m bench -m experiment=domains", f"model=tiny-random {BUDGET} task.train_examples=16 method=base", 2)
     ],
+    "dither": [("python -m bench -m experiment=dither", f"{TINY} seed=0 train.max_steps=2 train.heldout_points=1", 2)],
     "controls": [("python -m bench -m experiment=controls", f"{TINY} suite=quick suite.items_per_task=1", 3)],
     "equal_memory": [("python -m bench -m experiment=equal_memory", f"{TINY} train.batch_size=2", 3)],
     "frontier": [
