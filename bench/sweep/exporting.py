@@ -143,10 +143,7 @@ def export(
     Args:
         scores: on the test split, by metric, of a form; of None: of the run as it was evaluated.
         card: the text of the card, from the manifest.
-        judge: let what is exported answer the test split before it is in its place.
-
-    Returns:
-        the manifest, and what judging found.
+        judge: let what is exported answer the test split, before it is in its place; the result comes back, too.
 
     Raises:
         ConfigurationError: something else is in the way; the base could not be read; GGUF has no place for the model.
@@ -215,19 +212,13 @@ def _judged(run: Exportable, work: Path, staged: Path, form: str | None, watch: 
 
 def _joined(first: ServeResult, judged: ServeResult) -> ServeResult:
     """One result of two; repetitions of the later one are counted on, so that ratios stay within one."""
-    count = 1 + max((one.repetition for one in first.generations), default=-1)
-    later = [replace(one, repetition=one.repetition + count) for one in judged.generations]
-
-    def without(entries: list[Any]) -> list[Any]:
-        return [entry for entry in entries if entry.form != judged.forms[1].form]  # it may have been judged before
-
-    return replace(
-        first,
-        forms=[*without(first.forms), judged.forms[1]],
-        generations=without(first.generations) + later,
-        fidelity=[*(without(first.fidelity) or judged.fidelity[:1]), judged.fidelity[1]],
-        memory=first.memory + judged.memory,
-    )
+    form, count = judged.forms[1], 1 + max((one.repetition for one in first.generations), default=-1)
+    forms = [one for one in first.forms if one.form != form.form]  # it may have been judged before
+    times = [one for one in first.generations if one.form != form.form]
+    times += [replace(one, repetition=one.repetition + count) for one in judged.generations]
+    compared = [one for one in first.fidelity if one.form != form.form] or judged.fidelity[:1]
+    compared, memory = [*compared, judged.fidelity[1]], first.memory + judged.memory
+    return replace(first, forms=[*forms, form], generations=times, fidelity=compared, memory=memory)
 
 
 def _copy_weights(run: Exportable, staged: Path) -> None:

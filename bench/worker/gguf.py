@@ -34,18 +34,15 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bench.checkpoint import ASKED, CONVERTER, Asked, read_config, window
-from bench.config import RunConfig
 from bench.identity import WEIGHTS, data_folder, weight_files
 from bench.mistakes import ConfigurationError
 from bench.record import ServeResult, from_json
 from bench.worker import data, device, methods, models, serve
 from bench.worker.main import Context
 
-_LLAMA, _QWEN2, _QWEN3 = gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3
-FAMILY = {"LlamaForCausalLM": _LLAMA, "MistralForCausalLM": _LLAMA, "Qwen2ForCausalLM": _QWEN2,
-          "Qwen3ForCausalLM": _QWEN3}  # architecture in config.json -> llama.cpp's  # fmt: skip
+FAMILY = {"LlamaForCausalLM": "LLAMA", "MistralForCausalLM": "LLAMA", "Qwen2ForCausalLM": "QWEN2",
+          "Qwen3ForCausalLM": "QWEN3"}  # architecture in config.json -> llama.cpp's  # fmt: skip
 _ENDS = ("eos", "eot", "eom")  # keys of the format for tokens that end an answer
-_BLOCK = gguf.GGML_QUANT_SIZES[Kind.Q8_0][0]  # elements of a row that share a scale
 _ROTATIONS = ("default", "linear", "llama3")  # which a factor for each frequency describes
 _PRE: dict[tuple[str, str | None, bool], str] = {  # (steps, what splits, whether known words are taken whole) -> name
     ("ByteLevel", None, False): "gpt-2",
@@ -64,7 +61,11 @@ def export(context: Context, source: str, tokenizer: Any, asked: Asked) -> dict[
     config, kind = context.config, asked.gguf_type
     if asked.llama_cpp is None:
         architecture_of(models.local_folder(config.model, source))  # refuses others before anything is merged
-    form = _whole_form(config, asked.form)
+    forms = [f for f in methods.served_forms(config.method) if f.base and f.adapter != "beside" and not f.is_quantized]
+    whole = {form.name: form for form in forms}
+    if asked.form is not None and asked.form not in whole:
+        raise ConfigurationError([f"form={asked.form}: format=gguf is made of 16-bit weights: {', '.join(whole)}"])
+    form = whole[asked.form or forms[0].name]
     context.progress.phase("merge")
     at = serve.Origin(config, source, context.weights, device.resolve(config), tokenizer)
     folder, name = serve.build(form, at), f"{form.name}_gguf_{kind}"
@@ -75,15 +76,6 @@ def export(context: Context, source: str, tokenizer: Any, asked: Asked) -> dict[
     else:
         _convert(Path(asked.llama_cpp), folder, context.folder / "tokenizer", target, kind)
     return {"form": name, "tensors": tensors}
-
-
-def _whole_form(config: RunConfig, name: str | None) -> methods.Form:
-    """The 16-bit form without an adapter beside it that is written; None: the first."""
-    forms = methods.served_forms(config.method)
-    whole = {form.name: form for form in forms if form.base and form.adapter != "beside" and not form.is_quantized}
-    if name is not None and name not in whole:
-        raise ConfigurationError([f"form={name}: format=gguf is made of 16-bit weights: {', '.join(whole)}"])
-    return whole[name or next(iter(whole))]
 
 
 def _ends(tokenizer: Any, folder: Path) -> list[int]:
@@ -121,19 +113,14 @@ def architecture_of(folder: Path) -> gguf.MODEL_ARCH:
     rotation = AutoConfig.from_pretrained(folder).rope_parameters.get("rope_type", "default")
     if rotation not in _ROTATIONS:
         raise _refused(f"rope_type {rotation} is none of {', '.join(_ROTATIONS)}")
-    return FAMILY[named]
+    return gguf.MODEL_ARCH[FAMILY[named]]
 
 
 def write(folder: Path, tokenizer: Any, target: Path, kind: str, ends: Sequence[int], name: str) -> dict[str, int]:
-    """Write a model's folder (config.json, safetensors) as GGUF, one tensor in memory at a time.
+    """Write a model's folder as GGUF, one tensor in memory at a time: how many are of which type.
 
     A row that is no multiple of 32 keeps F16 in place of Q8_0; a matrix with a value beyond F16's range keeps F32.
-
-    Args:
-        ends: tokens that end an answer, the tokenizer's own first; the format has room for three.
-
-    Returns:
-        how many tensors were written, by their type. ConfigurationError: the format has no place for something.
+    The format has room for three `ends` of an answer. ConfigurationError: it has no place for something else.
     """
     architecture, config = architecture_of(folder), AutoConfig.from_pretrained(folder)
     writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[architecture])
@@ -149,7 +136,7 @@ def write(folder: Path, tokenizer: Any, target: Path, kind: str, ends: Sequence[
     for place, tensor in _tensors(folder, config, architecture):
         too_large = np.abs(tensor).max() > np.finfo(np.float16).max
         kinds[place] = Kind.F32 if tensor.ndim == 1 or too_large else Kind[kind.upper()]
-        if kinds[place] is Kind.Q8_0 and tensor.shape[-1] % _BLOCK:
+        if kinds[place] is Kind.Q8_0 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[Kind.Q8_0][0]:
             kinds[place] = Kind.F16
         in_bytes = gguf.quant_shape_to_byte_shape(tensor.shape, kinds[place])
         writer.add_tensor_info(place, in_bytes, np.dtype(np.uint8), math.prod(in_bytes), raw_dtype=kinds[place])
@@ -206,9 +193,6 @@ def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
 
 
-# --- Tokenizer ---
-
-
 def _vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
     """Tokens by id with their types, merges or scores, special tokens, chat template; ConfigurationError: no place."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -241,10 +225,8 @@ def _vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
 
 def _type(text: str | None, special: bool | None, unknown: str | None) -> gguf.TokenType:
     """Of a token; `special`: None where it was not added to the vocabulary."""
-    if text is None:
-        return gguf.TokenType.UNUSED
-    if text == unknown:
-        return gguf.TokenType.UNKNOWN
+    if text is None or text == unknown:
+        return gguf.TokenType.UNUSED if text is None else gguf.TokenType.UNKNOWN
     if special is not None:
         return gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
     return gguf.TokenType.BYTE if re.fullmatch("<0x[0-9A-F]{2}>", text) else gguf.TokenType.NORMAL
@@ -260,9 +242,6 @@ def _pre(state: dict[str, Any]) -> str:
     if not usual or (names, pattern, whole) not in _PRE:
         raise _refused(f"its tokenizer splits a text ({names}) as none of {', '.join(_PRE.values())} does")
     return _PRE[names, pattern, whole]
-
-
-# --- Reading back ---
 
 
 def read(file: Path, dtype: torch.dtype, device: str) -> Any:
@@ -281,9 +260,6 @@ def read(file: Path, dtype: torch.dtype, device: str) -> Any:
     ends = [reader.get_field(f"tokenizer.ggml.{name}_token_id") for name in _ENDS]
     model.generation_config = GenerationConfig(eos_token_id=[int(end.contents()) for end in ends if end is not None])
     return model.to(device).eval()
-
-
-# --- Judging ---
 
 
 def judge(context: Context) -> ServeResult:
