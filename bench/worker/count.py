@@ -95,7 +95,8 @@ def _layer(layer: torch.nn.Module, place: int, model: Any) -> Layers:
 
 def _linears(part: torch.nn.Module, model: Any) -> Iterator[Linear]:
     """All that multiplies in a part of the model, in the order of definition; one tensor may hold several experts."""
-    config, wanted = model.config.get_text_config(), LoraConfig(r=1, target_modules="all-linear")
+    config = model.config.get_text_config()
+    wanted: Any = LoraConfig(r=1, target_modules="all-linear")
     convert_peft_config_for_transformers(wanted, model, None)  # PEFT's names of weights that were layers once
     for name, module, weight in matrices(part):
         share = active_share(config) if "experts" in name.split(".") else 1.0
