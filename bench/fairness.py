@@ -333,9 +333,9 @@ def busy(environment: Environment) -> str | None:
     limit = BUSY_CORES if on_cpu else max(BUSY_CORES, BUSY_SHARE_BESIDE_GPU * processors)
     others, stolen = environment.other_cpu_cores or 0.0, environment.stolen_cpu_cores or 0.0
     clauses = []
-    if others and others + stolen > limit:
+    if round(others, 2) and others + stolen > limit:
         clauses.append(f"other processes used {others:.2f} of its {processors} processors")
-    if stolen and others + stolen > limit:
+    if round(stolen, 2) and others + stolen > limit:
         clauses.append(f"the hypervisor took {stolen:.2f} processors away")
     if environment.other_gpu_processes:
         clauses.append(f"{environment.other_gpu_processes} other process(es) computed on the GPU")

@@ -178,7 +178,9 @@ def test_a_busy_machine_is_named(tmp_path: Path) -> None:
     (group,) = groups(load(planted(tmp_path / "busy", "lora-*-s1-*", busy)))
     section = speed.section(group)
     assert section is not None
-    assert "lora, seed 1, train (other processes used 0.80 of its 2 processors)" in section.lead
+    assert "in 1 of the stages" in section.lead
+    (row,) = next(part for part in section.parts if part.title == "Shared machine").table.rows
+    assert row[1:] == ("1", "train", "other processes used 0.80 of its 2 processors")
 
 
 def test_forgetting_is_against_the_base_in_points(reference: Group) -> None:

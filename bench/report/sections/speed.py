@@ -51,12 +51,13 @@ def section(group: Group) -> Section | None:
     if not table.rows or len(table.headers) == 1:
         return None
     busy = _busy(group.runs)
-    lead = f"Measured while others used the machine, so in doubt: {'; '.join(busy)}." if busy else ""
+    lead = f"In doubt: others used the machine in {len(busy)} of the stages (Shared machine, below)." if busy else ""
     seconds = _step_seconds(group.without_controls())
     drawing = step_time_chart(seconds, list(group.arms["arm"]))
     chart = Chart("step_times", drawing, "Seconds an optimizer step, by method.", seconds) if len(seconds) else None
     wall = Section("Wall time by stage", table=_wall_time(group), fold=True, note="Seconds, mean over seeds.")
-    parts = [*_expected(group), wall]
+    shared = Section("Shared machine", table=Table(("arm", "seed", "stage", "what else ran"), busy, 4), fold=True)
+    parts = [*_expected(group), wall, *([shared] if busy else [])]
     return Section("Speed and cost", lead=lead, chart=chart, table=table, note=_NOTE, parts=parts)
 
 
@@ -90,10 +91,10 @@ def _told_and_took(record: Record) -> list[tuple[str, float | None, float | None
     )
 
 
-def _busy(runs: pd.DataFrame) -> list[str]:
-    """Which stages of which arms shared the machine, and with what."""
+def _busy(runs: pd.DataFrame) -> list[tuple[str, ...]]:
+    """(arm, seed, stage, what else ran) of the stages that shared the machine."""
     columns = [(stage, f"{stage}_busy") for stage in STAGES if f"{stage}_busy" in runs]
-    return [f"{run['arm']}, seed {run['seed']}, {stage} ({run[column]})"
+    return [(run["arm"], str(run["seed"]), stage, run[column])
             for stage, column in columns for run in runs.dropna(subset=[column]).to_dict("records")]  # fmt: skip
 
 
