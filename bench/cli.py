@@ -362,7 +362,7 @@ def export(given: Given) -> int:
         hints = {text: suggest(text.partition("=")[0], [*exporting.SETTINGS]) for text in others}
         raise ConfigurationError([f"{text}: export has no such setting{hint}" for text, hint in hints.items()])
     (folder,) = given.paths
-    check, is_run = is_true("check", own.get("check", "false")), (folder / "record.json").is_file()
+    check, is_run = is_true("check", own.get("check", "false")), os.path.isfile(folder / "record.json")
     if check and not is_run:
         return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
     asked = exporting.asked_for(own)
