@@ -83,7 +83,7 @@ class Plan:
     gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
     terms: Terms  # on one device, at the highest moment of a step
     peak_memory_bytes: int  # their sum, which is what a run measures as its `peak_memory_bytes`
-    peak_interval_bytes: tuple[int, int] | None  # 90%: `planner.calibration`; None: not known for this kind of device
+    peak_interval_bytes: tuple[int, int] | None  # 90%: `planner.calibration`; None: not known for device or model
     largest_term: str
     verdict: Verdict
     largest_micro_batch: int | None
@@ -139,7 +139,7 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
     step = step_of(config, options, machine)
     terms, base = estimate(step), base_parameters(step.architecture)
     found = verdict(terms.total, machine.memory_gib)
-    known = machine.memory_gib is not None
+    known, is_counted = machine.memory_gib is not None, isinstance(step.architecture, Shape)
     return Plan(
         model=config.model.name,
         method=config.method.name,
@@ -158,7 +158,7 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         gradients_bytes=step.static.gradients,
         terms=terms,
         peak_memory_bytes=terms.total,
-        peak_interval_bytes=peak_interval_bytes(terms.total, machine.device),
+        peak_interval_bytes=None if is_counted else peak_interval_bytes(terms.total, machine.device),
         largest_term=max(terms.by_name().items(), key=lambda item: item[1])[0],
         verdict=found,
         largest_micro_batch=largest_micro_batch(config, options, machine) if known else None,
