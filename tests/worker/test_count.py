@@ -97,6 +97,7 @@ def test_a_plan_has_a_verdict(name: str, tmp_path: Path) -> None:
     assert not any(map(is_uncounted, runs))
     plans = [plan_before(run, 24.0) for run in runs]
     assert [plan and plan.verdict for plan in plans] == ["fits"] * 3
+    assert [plan and plan.peak_interval_bytes for plan in plans] == [None] * 3  # calibrated on other kinds
     full, lora, qlora = (plan.terms for plan in plans if plan)
     assert full.weights > lora.weights > qlora.weights
     assert min(full.activations, lora.activations, qlora.activations) > 0
