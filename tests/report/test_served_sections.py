@@ -113,7 +113,7 @@ def test_claims_are_counted_judged_and_explained(reference: Group) -> None:
     section, verdicts = claims.section(reference), judge(reference, read_claims())
     assert section is not None
     counts = Counter(verdict.word for verdict in verdicts)
-    assert section.lead.startswith(f"{len(verdicts)} public claims. holds: {counts['holds']}; does not hold: ")
+    assert section.lead.startswith(f"{len(verdicts)} public claims: {counts['holds']} hold, ")
     judged, untested = section.parts
     assert len({row[0] for row in rows_of(judged)}) == len(verdicts) - counts["not tested"]
     assert len(rows_of(judged)) == sum(len(verdict.parts) for verdict in verdicts if verdict.word != "not tested")

@@ -1,7 +1,7 @@
 """Public claims about the methods, judged by these runs, or by the planner where they cannot tell.
 
 >>> section(group).lead
-'36 public claims. holds: 4; does not hold: 8; not settled: 6; not tested: 18.'
+'36 public claims: 4 hold, 8 do not hold, 6 are not settled, 18 were not tested.'
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _NOTE = (
     "model. Each claim is a question of its own: nothing is adjusted for their number. Verdicts are about this model, "
     "task and machine. Sources: "
 )
+_MANY = ("hold", "do not hold", "are not settled", "were not tested")  # of `Word`
 
 
 @lru_cache(maxsize=32)
@@ -62,7 +63,8 @@ def section(group: Group) -> Section | None:
     if not verdicts:
         return Section("Claims", lead=problem) if problem else None
     frame, counts = verdicts_frame(group), Counter(verdict.word for verdict in verdicts)
-    lead = f"{len(verdicts)} public claims. " + "; ".join(f"{word}: {counts[word]}" for word in get_args(Word)) + "."
+    told = ", ".join(f"{counts[word]} {many}" for word, many in zip(get_args(Word), _MANY, strict=True))
+    lead = f"{len(verdicts)} public claims: {told}."
     items = [f"Does not hold{' (predicted)' * found.predicted}: {found.claim.says}"
              for found in verdicts if found.word == "does not hold"]  # fmt: skip
     sources = list(dict.fromkeys(verdict.claim.source for verdict in verdicts))
