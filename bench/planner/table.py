@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench.planner.advice import GIB, Plan
+from bench.planner.calibration import peak_interval_bytes
 from bench.planner.time import Range
 
 UNKNOWN = "-"
@@ -46,7 +47,15 @@ def plan_notes(plans: Sequence[Plan]) -> Iterator[str]:
     lengths = ", ".join(dict.fromkeys(f"{p.micro_batch} x {p.max_length:,}" for p in plans))
     yield f"{how}micro-batch x tokens: {lengths}. In brackets: the largest micro-batch that fits."
     yield "Planned for the longest examples; logits for plan.supervised_share of their positions (default: all)."
+    if rough := dict.fromkeys(plan.model for plan in plans if _is_counted(plan)):
+        yield f"No interval for {', '.join(rough)}: estimates of such models were 10 to 40% too low (docs/planner.md)."
     yield from (plan_note(plan) for plan in plans if plan.verdict in ("tight", "does not fit"))
+
+
+def _is_counted(plan: Plan) -> bool:
+    """Whether the interval of the device does not hold for the model."""
+    known = peak_interval_bytes(plan.peak_memory_bytes, plan.device)
+    return known is not None and plan.peak_interval_bytes is None
 
 
 def plan_note(plan: Plan) -> str:

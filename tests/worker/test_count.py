@@ -18,6 +18,7 @@ from bench.config import AdapterConfig, ArchitectureConfig, RunConfig
 from bench.mistakes import ConfigurationError
 from bench.planner.advice import architecture_of, is_uncounted
 from bench.planner.forecast import plan_before
+from bench.planner.table import plan_notes
 from bench.planner.tensors import Shape, adapter_tensors, base_parameters, shape_of
 from bench.planner.time import planned_costs
 from bench.worker import count
@@ -98,6 +99,7 @@ def test_a_plan_has_a_verdict(name: str, tmp_path: Path) -> None:
     plans = [plan_before(run, 24.0) for run in runs]
     assert [plan and plan.verdict for plan in plans] == ["fits"] * 3
     assert [plan and plan.peak_interval_bytes for plan in plans] == [None] * 3  # calibrated on other kinds
+    assert any("too low" in note for note in plan_notes([replace(plan, device="cuda") for plan in plans if plan]))
     full, lora, qlora = (plan.terms for plan in plans if plan)
     assert full.weights > lora.weights > qlora.weights
     assert min(full.activations, lora.activations, qlora.activations) > 0
