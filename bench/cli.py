@@ -141,12 +141,14 @@ def sweep(given: Given) -> int:
             run_one(config, console)
     folders = {sweep_folder(config): config for config in configs}
     reported = [_report(folder, allowed, config) for folder, config in sorted(folders.items())]
-    if searching:  # its runs are those in its folder
-        records = [read_record(path.parent) for folder in folders for path in folder.glob("*/record.json")]
-        ended_well = all(record is not None and record.status is Status.OK for record in records)
-    else:
-        ended_well = all(map(is_finished, configs))
+    ended_well = all(map(_ended_well, folders)) if searching else all(map(is_finished, configs))
     return 0 if all(reported) and ended_well else 1
+
+
+def _ended_well(folder: Path) -> bool:
+    """Whether every run in a sweep's folder is ok: a search draws its runs itself."""
+    records = [read_record(path.parent) for path in folder.glob("*/record.json")]
+    return all(record is not None and record.status is Status.OK for record in records)
 
 
 def _expect(before: list[Forecast], *, elsewhere: bool) -> None:

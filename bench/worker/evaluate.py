@@ -39,15 +39,14 @@ def run(context: Context) -> EvaluateResult:
     if config.method.trains == "unknown":
         return _given(context, rows)
     model, tokenizer, resolved, memory = load_tuned(context)
-    how: dict[str, Any] = {"batch_size": config.hardware.generate_batch, "device": resolved}
-    how["advance"] = progress.advance
+    how = dict[str, Any](batch_size=config.hardware.generate_batch, device=resolved, advance=progress.advance)
     losses = _test_losses(context, memory, model, rows, pad_id=tokenizer.pad_token_id, **how)
     memory.enter("generate")
     progress.phase("generate", len(rows))
     with clock.span("generate"), inference(model, resolved):
         prompts = [row["prompt_ids"] for row in rows]
-        header = answer_header(tokenizer, rows[0])
-        answers = generate(model, tokenizer, prompts, max_new_tokens=config.task.max_new_tokens, header=header, **how)
+        how |= {"max_new_tokens": config.task.max_new_tokens, "header": answer_header(tokenizer, rows[0])}
+        answers = generate(model, tokenizer, prompts, **how)
     progress.phase("score")
     with clock.span("score"):
         scored = score(config, rows, [answer.text for answer in answers])
@@ -56,13 +55,12 @@ def run(context: Context) -> EvaluateResult:
         for row, answer, scores, loss, bad in zip(rows, answers, scored.scores, losses, scored.problems, strict=True)
     ]
     write_lines(context.folder / "samples.jsonl.gz", map(asdict, samples))
-    generated = sum(answer.tokens for answer in answers)
     return EvaluateResult(
         examples=len(samples),
         scores=metrics.means(scored.scores),
         heldout_loss=mean_loss(losses),
         heldout_tokens=sum(tokens for _, tokens in losses),
-        generated_tokens=generated,
+        generated_tokens=(generated := sum(answer.tokens for answer in answers)),
         generate_tokens_per_second=generated / clock.read()["generate"],
         prompt_tokens=sum(map(len, prompts)),
         cut_at_limit=sum(answer.cut_at_limit for answer in answers),
@@ -82,17 +80,8 @@ def _given(context: Context, rows: Sequence[Mapping[str, Any]]) -> EvaluateResul
     Raises:
         ConfigurationError: a line that is none; ids that are missing, unknown or given twice.
     """
-    config, found, problems = context.config, dict[str, str](), []
-    for number, line in enumerate(context.weights.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            identity, text = row["id"], row["prediction"]
-        except (ValueError, KeyError, TypeError):
-            problems.append(f"line {number} is not an object with id and prediction")
-            continue
-        problems += [f"line {number}: id {identity!r} is given twice"] if identity in found else []
-        problems += [] if isinstance(text, str) else [f"line {number}: prediction is no text"]
-        found[identity] = str(text)
+    found, problems = _predictions(context.weights)
+    config = context.config
     wanted = [row["example_id"] for row in rows]
     for what, ids in (("have no prediction", [i for i in wanted if i not in found]),
                       ("are none of the test examples'", [i for i in found if i not in set(wanted)])):  # fmt: skip
@@ -121,6 +110,22 @@ def _given(context: Context, rows: Sequence[Mapping[str, Any]]) -> EvaluateResul
         unscored=_unscored(samples),
         blind=blind(config, rows),
     )
+
+
+def _predictions(file: Path) -> tuple[dict[str, str], list[str]]:
+    """(id -> prediction, what is wrong with lines)."""
+    found, problems = dict[str, str](), list[str]()
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            identity, text = str(row["id"]), row["prediction"]
+        except (ValueError, KeyError, TypeError):
+            problems.append(f"line {number} is not an object with id and prediction")
+            continue
+        problems += [f"line {number}: id {identity!r} is given twice"] if identity in found else []
+        problems += [] if isinstance(text, str) else [f"line {number}: prediction is no text"]
+        found[identity] = str(text)
+    return found, problems
 
 
 def _test_losses(context: Context, memory: Memory, model: Any, rows: list[Any], **how: Any) -> list[tuple[float, int]]:

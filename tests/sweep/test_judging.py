@@ -226,7 +226,8 @@ def test_mistakes_in_predictions_come_all_at_once(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "some.jsonl"
-    file.write_text('{"id": "x", "prediction": "1"}\n{"id": "x", "prediction": 2}\nnot JSON\n')
+    lines = ('{"id": "x", "prediction": "1"}', '{"id": "x", "prediction": 2}', "not JSON", '{"id": [], "prediction": ""}')
+    file.write_text("\n".join(lines))
     assert main(["judge", "base=tiny-random", f"arms={{g: {file}}}", "sweep=bad", *overrides(root)]) == 2
     text = capsys.readouterr().err
     for part in (
@@ -234,7 +235,7 @@ def test_mistakes_in_predictions_come_all_at_once(
         "prediction is no text",
         "line 3 is not",
         "12 ids have no prediction",
-        "1 ids are none",
+        "2 ids are none",
     ):
         assert part in text
 
