@@ -226,7 +226,7 @@ def test_mistakes_in_predictions_come_all_at_once(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "some.jsonl"
-    lines = ('{"id": "x", "prediction": "1"}', '{"id": "x", "prediction": 2}', "not JSON", '{"id": [], "prediction": ""}')
+    lines = '{"id": "x", "prediction": "1"}', '{"id": "x", "prediction": 2}', "not JSON", '{"id": [], "prediction": ""}'
     file.write_text("\n".join(lines))
     assert main(["judge", "base=tiny-random", f"arms={{g: {file}}}", "sweep=bad", *overrides(root)]) == 2
     text = capsys.readouterr().err
