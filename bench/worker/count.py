@@ -30,13 +30,17 @@ from bench.worker.reach import without_weights
 LINEAR = (torch.nn.Linear, Conv1D)
 
 
+class UncountedError(Exception):
+    """A model that the planner has no place for, and why."""
+
+
 def run(context: Context) -> dict[str, Any]:
     """Count the model, and keep the shape, or the reason why there is none, where the planner looks for it."""
     model, paths = context.config.model, context.config.paths
     found: Shape | str
     try:
         found = counted(without_weights(model, model.location))
-    except NotImplementedError as error:
+    except UncountedError as error:
         found = str(error)
     file = config_file(model, paths)
     assert file is not None  # it was read
@@ -48,14 +52,14 @@ def counted(model: Any) -> Shape:
     """Of a causal model on the meta device.
 
     Raises:
-        NotImplementedError: layers without attention, whose states the planner does not estimate.
+        UncountedError: layers without attention, whose states the planner does not estimate.
     """
     text, head, config = model.get_decoder(), model.get_output_embeddings(), model.config.get_text_config()
     read, depth = set(text.modules()), config.num_hidden_layers
     lists = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
     prefix = next((name for name, found in lists.items() if found in read and len(found) == depth), None)
     if prefix is None:
-        raise NotImplementedError(f"{type(text).__name__} has no list of {depth} decoder layers")
+        raise UncountedError(f"{type(text).__name__} has no list of {depth} decoder layers")
     layers = [_layer(layer, place, model) for place, layer in enumerate(lists[prefix])]
     alike = {kind: f"{prefix}.{layers.index(kind)}" for kind in layers}
     elsewhere = [  # those of an image see no token of a text
@@ -80,7 +84,7 @@ def _layer(layer: torch.nn.Module, place: int, model: Any) -> Layers:
     heads = getattr(config, "num_attention_heads", None)
     attention = [linear for linear in linears if "att" in linear.name.lower() and "linear_att" not in linear.name]
     if not heads or not attention:
-        raise NotImplementedError(f"{type(layer).__name__} {place} has no attention: states are not estimated")
+        raise UncountedError(f"{type(layer).__name__} {place} has no attention: states are not estimated")
     output = next(linear for linear in reversed(attention) if linear.rows == config.hidden_size)
     ordered = (*(m for m in attention if m != output), output, *(m for m in linears if m not in attention))
     queries, key_heads = output.columns, getattr(config, "num_key_value_heads", None)

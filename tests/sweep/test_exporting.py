@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from in_process import in_process
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,19 +19,10 @@ from bench.cli import main
 from bench.compose import compose
 from bench.identity import run_folder
 from bench.record import from_json
-from bench.sweep import execute, exporting, fetching
 from bench.sweep.execute import read_record
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_children")]
 METHODS = ("full", "lora", "qlora")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_children() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (execute, exporting, fetching):
-            patched.setattr(module, "run_stage", in_process)
-        yield
 
 
 @pytest.fixture(scope="module")

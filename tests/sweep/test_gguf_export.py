@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
 import pytest
-from in_process import in_process
 from tiny_llama import TEMPLATE, byte_level, saved
 
 from bench.checkpoint import CARD, CHECKED, MANIFEST, Manifest
@@ -19,19 +17,10 @@ from bench.record import ServeResult, from_json
 from bench.report.sections import serving
 from bench.stats.frames import groups, load
 from bench.stats.serving import forms_frame
-from bench.sweep import execute, exporting, fetching
 from bench.sweep.execute import read_record
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_children")]
 METHODS = {"full": "tuned", "lora": "merged", "qlora": "merged"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_children() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (execute, exporting, fetching):
-            patched.setattr(module, "run_stage", in_process)
-        yield
 
 
 @pytest.fixture(scope="module")
