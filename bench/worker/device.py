@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,7 +24,7 @@ from bench.worker.attention import PRODUCTS, faster_on_cpu
 from bench.worker.instruments.clock import OtherLoad
 
 ACCELERATORS = ("cuda", "xpu", "mps")
-_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, /proc/cpuinfo
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and Arm, as PyTorch names them
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Device:
 
     def environment(self, load: OtherLoad) -> Environment:
         """The facts that must be equal for speeds to be compared, and other load meanwhile."""
-        cpus = allowed_cores() if hasattr(os, "sched_getaffinity") else None
         return Environment(
             device=f"{self.type}: {name_of(self.type)}",
             device_count=1 if self.type == "cpu" else torch.accelerator.device_count(),
@@ -65,9 +63,9 @@ class Device:
             compiled=self.compiled,
             torch=torch.__version__,
             load_average_1min_at_start=load.load_average_1min,
-            cpus=None if cpus is None else len(cpus),
-            cpu_affinity=None if cpus is None else ranges(cpus),
-            cpu_governor=governor(cpus or ()),
+            cpus=len(allowed_cores()),
+            cpu_affinity=affinity(),
+            cpu_governor=governor(allowed_cores()),
             other_cpu_cores=load.cpu_cores,
             stolen_cpu_cores=load.stolen_cores,
             other_gpu_processes=load.gpu_processes,
@@ -174,8 +172,7 @@ def compute_dtype(hardware: HardwareConfig, kind: str) -> torch.dtype:
     elif kind == "mps":
         fast = True  # computed since macOS 14, without which PyTorch no longer runs
     else:
-        flags = _cpuinfo().get("flags", _cpuinfo().get("features", "")).split()
-        fast = any(flag in flags for flag in _BF16_FLAGS)
+        fast = any(torch.cpu.get_capabilities().get(flag) for flag in _BF16_FLAGS)
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -212,27 +209,12 @@ def _compilation(config: RunConfig, kind: str, steps: int | None) -> str:
     return "regional"
 
 
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's entry in /proc/cpuinfo; empty where there is none."""
+def affinity() -> str | None:
+    """The processors that this process may use, as Linux writes them ("0-2,5"); None elsewhere."""
     with suppress(OSError):
-        parts = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
-        return {key.strip().lower(): value.strip() for key, _, value in parts}
-    return {}
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """The kernel's way of writing a set of processors.
-
-    >>> ranges([0, 1, 2, 5])
-    '0-2,5'
-    """
-    spans: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(line.split()[1] for line in lines if line.startswith("Cpus_allowed_list:"))
+    return None
 
 
 def governor(processors: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pytest
@@ -21,12 +21,22 @@ from bench.planner.time import LinearCosts, needed_flops
 from bench.record import PhaseMemory
 from bench.worker import methods, models
 from bench.worker.device import Device
-from bench.worker.instruments import Instrument
 from bench.worker.instruments.clock import Clock, step_times
 from bench.worker.instruments.energy import Energy, Nvml, Rapl, open_energy
 from bench.worker.instruments.memory import AcceleratorMeter, CpuMeter, Memory, breakdown, open_memory, total_bytes
 from bench.worker.instruments.tokens import TokenStream, linear_costs, matmul_peak_flops_per_second
 from bench.worker.main import Context, Progress
+
+
+@runtime_checkable
+class Instrument(Protocol):
+    """The calls of every instrument: `bench.worker.instruments` says what each means."""
+
+    def enter(self, phase: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def read(self) -> dict[str, Any]: ...
 
 
 class FakeMeter:
@@ -51,7 +61,7 @@ class FakeMeter:
 class Case:
     """An instrument, what feeds it an amount, and the amount in a reading."""
 
-    instrument: Instrument[Any]
+    instrument: Instrument
     stimulate: Callable[[int], None]
     amount: Callable[[Any], float]
     adds_up: bool  # else the larger of two entries is kept

@@ -117,7 +117,7 @@ def test_registry_knows_the_general_suite_and_names_what_it_does_not_know() -> N
 
 
 def test_packages_that_a_task_needs_are_named(monkeypatch) -> None:
-    monkeypatch.setattr(local, "registry_names", lambda: ["ifeval", "piqa"])
+    monkeypatch.setattr(local, "names_known", lambda: ["ifeval", "piqa"])
     monkeypatch.setattr(local, "_IFEVAL_PACKAGES", ("json", "no_such_package"))
     (problem,) = check_suite(SuiteConfig(name="mine", source="lm_eval", tasks=["ifeval", "piqa"]))
     assert "ifeval needs no_such_package" in problem
@@ -158,7 +158,7 @@ class TestLocalFolders:
         file = tmp_path / "verbs.jsonl"
         file.write_text('{"sentence_good": "He runs.", "sentence_bad": "He run."}\n{"sentence_good": "x"}\n')
         (problem,) = self.problems(tmp_path)
-        assert "verbs.jsonl line 2" in problem
+        assert "verbs.jsonl:2" in problem
 
     def test_pairs_as_people_write_them(self, tmp_path: Path) -> None:
         row = '{"sentence_good": "He\u2028runs.", "sentence_bad": "He run."}\r\n'
@@ -171,7 +171,7 @@ class TestLocalFolders:
                 "latin-1"
             ): "verbs.jsonl:1: byte 0xc9 is not UTF-8",
             row.encode("utf-16"): "verbs.jsonl:1: the file is in UTF-16",
-            b'{"sentence_good": "x", "sentence_bad": "x"}': "verbs.jsonl line 1: both sentences are the same",
+            b'{"sentence_good": "x", "sentence_bad": "x"}': "verbs.jsonl:1: both sentences are the same",
         }.items():
             file.write_bytes(content)
             (problem,) = self.problems(tmp_path)

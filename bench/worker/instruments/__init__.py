@@ -1,7 +1,7 @@
 """The instruments that measure a run.
 
-One contract. An instrument measures by phase, from the first `enter` to `stop`; `Instrument` states it as a type,
-and `tests/worker/test_instruments.py` holds every instrument to it:
+One contract. An instrument measures by phase, from the first `enter` to `stop`; `tests/worker/test_instruments.py` holds
+every one to it:
 
     enter(phase)   start, or mark a phase: the one before it ends. A phase entered again goes on: what adds up is
                    added, of peaks the larger is kept
@@ -19,20 +19,3 @@ Unknown is None, never 0. Opening an instrument takes its zero, so it is opened 
 instrument but arithmetic on what these read, with one measurement of its own, the matmul peak.
 What each instrument costs and how far it errs: `python -m benchmarks.observer`, `python -m benchmarks.instruments`.
 """
-
-from __future__ import annotations
-
-from typing import Protocol, TypeVar, runtime_checkable
-
-Reading = TypeVar("Reading")
-
-
-@runtime_checkable
-class Instrument(Protocol[Reading]):
-    """Measures by phase. See the module's text for what each call means."""
-
-    def enter(self, phase: str) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def read(self) -> dict[str, Reading]: ...

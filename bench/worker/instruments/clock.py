@@ -36,7 +36,7 @@ from bench.worker.instruments.energy import open_nvml
 
 @dataclass
 class Clock:
-    """Accumulates wall seconds by phase; an `Instrument`.
+    """Accumulates wall seconds by phase; an instrument.
 
     Attributes:
         synchronize: waits for the device's queued work; does nothing on a CPU.

@@ -101,7 +101,7 @@ Joules = Callable[[], float | None]  # since some fixed moment; None: unknown
 
 
 class Energy:
-    """Accumulates watt-hours by phase; an `Instrument`. None where there is no counter, or where it started over.
+    """Accumulates watt-hours by phase; an instrument. None where there is no counter, or where it started over.
 
     Args:
         joules: the counter.

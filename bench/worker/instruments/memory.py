@@ -153,7 +153,7 @@ _freeze_once = functools.cache(gc.freeze)  # to ask gc whether it has been done 
 
 
 class Memory:
-    """Attributes peaks to phases, an `Instrument`; and to parts of a phase, such as the forward pass of a step."""
+    """Attributes peaks to phases, an instrument; and to parts of a phase, such as the forward pass of a step."""
 
     def __init__(self, meter: MemoryMeter):
         self._meter = meter

@@ -42,7 +42,7 @@ class TokenCounts:
 
 
 class TokenStream:
-    """Counts by phase, an `Instrument`; and hashes (input_ids, labels) row by row, padding removed.
+    """Counts by phase, an instrument; and hashes (input_ids, labels) row by row, padding removed.
 
     The hash runs over everything consumed, in whatever phase or none.
     """

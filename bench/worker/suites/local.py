@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from typing import Any
 import yaml
 
 from bench.config import SuiteConfig, suggest
-from bench.worker.sources import decoded
+from bench.worker.sources import decoded, shortened
+from bench.worker.sources.files import Source, read_records
 from bench.worker.suites import QuickTask
 from bench.worker.suites.quick import quick_tasks
 
@@ -45,50 +44,28 @@ def pair_files(folder: Path) -> list[Path]:
 
 
 def minimal_pair_tasks(folder: Path) -> list[QuickTask]:
-    """One task a file; the good sentence stands first and second in turn, so that ties do not count as right.
-
-    Raises:
-        ValueError: a line is not a minimal pair, naming file and line.
-    """
+    """One task a file; the good sentence stands first and second in turn, so that ties do not count as right."""
     tasks = []
     for file in pair_files(folder):
-        documents = []
-        for index, (good, bad) in enumerate(_pairs(file)):
-            answer = index % 2
-            documents.append({"context": "", "choices": [bad, good] if answer else [good, bad], "answer": answer})
+        turns = [(pair[::-1] if place % 2 else pair, place % 2) for place, pair in enumerate(_pairs(file)[0])]
+        documents = [{"context": "", "choices": [*choices], "answer": answer} for choices, answer in turns]
         tasks.append(QuickTask(file.stem, "choice", tuple(documents)))
     return tasks
 
 
-def _pairs(file: Path) -> Iterator[tuple[str, str]]:
-    """(good, bad) sentences of every line that is not empty."""
-    # Only \n ends a line: a sentence may hold other separators.
-    for number, line in enumerate(decoded(file.read_bytes(), file.name).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            pair = row["sentence_good"], row["sentence_bad"]
-        except (ValueError, RecursionError, KeyError, TypeError):
-            pair = None, None
-        if not all(isinstance(sentence, str) and sentence for sentence in pair):
-            reason = "not a JSON object with the strings sentence_good and sentence_bad"
-            raise ValueError(f"{file.name} line {number}: {reason}")
-        if pair[0] == pair[1]:
-            raise ValueError(f"{file.name} line {number}: both sentences are the same, so neither is the likelier")
-        yield pair
-
-
-def names(folder: Path) -> list[str]:
-    """The names that `suite.tasks` may choose from: tasks, groups and tags of the YAML files, or the pair files."""
-    if pairs := pair_files(folder):
-        return [file.stem for file in pairs]
-    found: set[str] = set()
-    for config in map(_read_yaml, yaml_files(folder)):
-        tags = config.get("tag") or []
-        own = [config.get("group") or config.get("task"), *([tags] if isinstance(tags, str) else tags)]
-        found.update(name for name in own if isinstance(name, str))
-    return sorted(found)
+def _pairs(file: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """((good, bad) sentences of every line that holds two, what is wrong with the others)."""
+    rows, problems = read_records(Source(file, file.name))
+    pairs = []
+    for row in rows:
+        good, bad = (row.columns.get(name) for name in ("sentence_good", "sentence_bad"))
+        if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
+            problems.append(f"{row.where}: not an object with the strings sentence_good and sentence_bad")
+        elif good == bad:
+            problems.append(f"{row.where}: both sentences are the same, so neither is the likelier")
+        else:
+            pairs.append((good, bad))
+    return pairs, problems if pairs or problems else [f"{file.name}: empty"]
 
 
 def problems(folder: Path) -> list[str]:
@@ -96,23 +73,16 @@ def problems(folder: Path) -> list[str]:
     files, pairs = yaml_files(folder), pair_files(folder)
     if not files and not pairs:
         return [f"suite.path: {folder} holds neither .yaml tasks nor .jsonl minimal pairs"]
-    found = []
     read = {file: _read_yaml(file) for file in files}
-    included: set[str] = set()
-    for config in read.values():
-        includes = config.get("include") or []
-        included |= {Path(name).name for name in ([includes] if isinstance(includes, str) else includes)}
-    for file, config in read.items():
-        if "task" not in config and "group" not in config and file.name not in included:
-            reason = config.get("__error__", "it has no `task:` (or `group:`) name; add one")
-            found.append(f"suite.path: {file.name}: {reason}")
-    for file in pairs:
-        try:
-            if not list(_pairs(file)):
-                found.append(f"suite.path: {file.name}: empty")
-        except ValueError as error:
-            found.append(f"suite.path: {error}")
-    return found
+    includes = [config.get("include") or [] for config in read.values()]
+    included = {Path(name).name for names in includes for name in ([names] if isinstance(names, str) else names)}
+    found = [
+        f"{file.name}: {config.get('__error__', 'it has no `task:` (or `group:`) name; add one')}"
+        for file, config in read.items()
+        if "task" not in config and "group" not in config and file.name not in included
+    ]
+    found += [problem for file in pairs for problem in shortened(_pairs(file)[1])]
+    return [f"suite.path: {problem}" for problem in found]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -144,20 +114,20 @@ def check_suite(suite: SuiteConfig) -> list[str]:
         missing = [package for package in _IFEVAL_PACKAGES if importlib.util.find_spec(package) is None]
         remedy = f"needs {', '.join(missing)}; install them (pip install 'lm-eval[ifeval]') or leave it out"
         lacking = [f"suite.tasks: {name} {remedy}" for name in suite.tasks if missing and "ifeval" in name]
-        return _unknown(suite.tasks, registry_names()) + lacking
+        return _unknown(suite.tasks, names_known()) + lacking
     folder = Path(suite.path or "")
     if not suite.path or not folder.is_dir():
         return [f"suite.path: no folder {suite.path!r}; give a folder of lm-eval YAML tasks or minimal-pair .jsonl"]
-    found = problems(folder)
-    return found + (_unknown(suite.tasks, names(folder)) if not found else [])
+    names = [file.stem for file in pair_files(folder)]
+    return problems(folder) or _unknown(suite.tasks, names or names_known(folder))
 
 
 @cache
-def registry_names() -> list[str]:
-    """Every task, group and tag that lm-eval ships."""
+def names_known(folder: Path | None = None) -> list[str]:
+    """Every task, group and tag that lm-eval ships, or that a folder holds."""
     from lm_eval.tasks import TaskManager
 
-    return list(TaskManager().all_tasks)
+    return list(TaskManager(include_path=folder, include_defaults=folder is None).all_tasks)
 
 
 def _unknown(given: list[str], allowed: list[str]) -> list[str]:
