@@ -31,15 +31,21 @@ class ConfigurationError(Exception):
         problems: one line each: what, what was given, what is allowed, how to mend it.
     """
 
-    def __init__(self, problems: list[str]):
-        self.problems = problems
-        super().__init__("\n".join(problems))
+    def __init__(self, problems: str | list[str]):
+        self.problems = [problems] if isinstance(problems, str) else problems
+        super().__init__("\n".join(self.problems))
 
     def message(self) -> str:
         """The text shown to a person."""
         count = len(self.problems)
         head = "1 problem" if count == 1 else f"{count} problems"
         return "\n".join([f"Configuration: {head}; nothing was run."] + [f"  - {p}" for p in self.problems])
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise a ConfigurationError if there are any."""
+    if problems:
+        raise ConfigurationError(problems)
 
 
 def all_of(*steps: Callable[[], Any]) -> list[Any]:

@@ -175,7 +175,7 @@ class TrainResult:
     energy_wh: float | None = None  # of the phase "train", held-out evaluation excluded; None: no counter
     model_revision: str | None = None  # hub commit of the base that was loaded; None for local models
     parameters_quantized: int | None = None  # of the base, stored in 4 or 8 bit; None: not counted
-    step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; empty: not measured
+    step_memory: list[PhaseMemory] = field(default_factory=list)  # by part of one warm-up step; no longer measured
     devices: int = 1  # that shared every step; memory above is then the sum over them, speed that of all together
     strategy: str = "none"  # how they shared it
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
@@ -392,7 +392,7 @@ class DataSummary:
 
 @dataclass(frozen=True, config=_STRICT)
 class Speed:
-    """What a probe of the untouched base measured on a device (`worker.probe`); kept in the cache."""
+    """What a probe of the untouched base measured on a device (`worker.prepare`); kept in the cache."""
 
     load_seconds: float  # imports and weights, of one stage
     forward_seconds_per_token: float  # of held-out losses, uncompiled; non-padding tokens

@@ -72,10 +72,9 @@ class Arms:
             model=self._model,
             args=arguments,
             callbacks=[stopwatch, *([observer] if instruments else [])],
+            train_dataset=self._rows,
+            data_collator=functools.partial(data.collate, pad_id=self._pad_id),
             head=self._head,
-            rows=self._rows,
-            pad_id=self._pad_id,
-            packing=False,
             observer=observer,
         )
         trainer.remove_callback(PrinterCallback)

@@ -123,7 +123,7 @@ def _run(method: str, examples: int, items: int) -> dict[str, Any]:
             with context.clock.span("suite"), inference(model, resolved):
                 how = {"autocast_dtype": resolved.autocast_dtype}
                 window = regression.window(config)
-                outcome = regression.run_suite(config.suite, model, tokenizer, context.tables, window, **how)
+                outcome = regression.run_suite(config.suite, model, tokenizer, window, **how)
             spans.append("suite")
             found["suite"] = [(item.task, item.item_id, item.score) for item in outcome.items]
         seconds, peaks = context.clock.read(), {name: phase.peak_bytes for name, phase in memory.read().items()}

@@ -244,7 +244,7 @@ def memory_by_phase(bench: Bench) -> None:
         name = (
             f"{plan['method']['name']} {Path(plan['model']['location']).name} {result['environment']['compiled'][:8]}"
         )
-        for phase in [*result["memory"], *result["step_memory"]]:
+        for phase in result["memory"]:
             keys = {"allocated": "peak_bytes", "reserved": "peak_reserved_bytes", "nvml": "device_used_bytes"}
             sizes = {f"{short}_gib": phase[key] and phase[key] / GIB for short, key in keys.items()}
             bench.note(f"{name}: {phase['phase']}", **sizes)

@@ -106,12 +106,6 @@ def memory() -> Iterator[Row]:
     held, _ = instrument.now()
     yield Row("memory", "hold 200 MiB: time line", "MiB", 200, _difference_mib(before, held))
     del block
-    for part, mib in (("forward", 100), ("backward", 300), ("forward", 150)):
-        instrument.enter_part(part)
-        np.ones(mib * MIB, dtype=np.uint8)
-    parts = instrument.read_parts()
-    differs = _difference_mib(parts["forward"].peak_bytes, parts["backward"].peak_bytes)
-    yield Row("memory", "parts of a step: 100, 300, then 150 MiB: difference", "MiB", 150, differs)
     model = torch.nn.Linear(1000, 1000, bias=False)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 1000)).sum().backward()

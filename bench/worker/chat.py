@@ -24,7 +24,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from bench.config import TaskConfig
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.worker.sources import Example, Message
 from bench.worker.sources.layouts import as_text
 
@@ -153,10 +153,9 @@ def _by_prompts(
         answer = _until_end_of_turn(tokenizer, example, whole[len(prompt) :], turns[at])
         borders += [len(prompt), len(prompt) + len(answer)]
     # The template writes the beginning-of-text token itself: the tokenizer must not add a second one.
-    ids: list[int] = tokenizer(whole[: borders[-1]], add_special_tokens=False)["input_ids"]
-    lengths = []
+    ids, lengths = _ids(tokenizer, whole[: borders[-1]]), []
     for border in borders[:-1]:
-        before = tokenizer(whole[:border], add_special_tokens=False)["input_ids"]
+        before = _ids(tokenizer, whole[:border])
         if ids[: len(before)] != before:
             raise _broken(example, "merges the answer's first characters into the prompt", whole[:border])
         lengths.append(len(before))
@@ -183,28 +182,26 @@ def _by_marks(
     return ids, places
 
 
-def _raw(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, as they stand there."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*_beginning(tokenizer), *ids, tokenizer.eos_token_id]
+    return ids
+
+
+def _raw(tokenizer: Any, text: str) -> list[int]:
+    return [*_beginning(tokenizer), *_ids(tokenizer, text), tokenizer.eos_token_id]
 
 
 def _plain(tokenizer: Any, example: Example, shots: Sequence[Example]) -> Tokens:
     """Prompt, answer and the end of text, without a template; solved examples with an empty line between."""
     prompt = "".join(f"{shot.prompt}{shot.target}\n\n" for shot in shots) + example.prompt
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
-
-    before, whole = ids(prompt), ids(prompt + example.target)
+    before, whole = _ids(tokenizer, prompt), _ids(tokenizer, prompt + example.target)
     if whole[: len(before)] != before:  # white space that the answer's first word takes with it
-        before = ids(prompt.rstrip())
+        before = _ids(tokenizer, prompt.rstrip())
     if whole[: len(before)] != before:
         raise ConfigurationError(
-            [
-                f"task.format=plain: the answer's first characters merge into the prompt's last ({prompt[-20:]!r}), "
-                f"seen at example {example.example_id}; end the prompt by a line break, or start the answer by a space"
-            ]
+            f"task.format=plain: the answer's first characters merge into the prompt's last ({prompt[-20:]!r}), "
+            f"seen at example {example.example_id}; end the prompt by a line break, or start the answer by a space"
         )
     return Tokens([*_beginning(tokenizer), *before], [*whole[len(before) :], tokenizer.eos_token_id])
 
@@ -243,8 +240,7 @@ def with_options(template: Any, options: Mapping[str, Any]) -> Any:
     except ValueError:
         problems.append(f"model.template.date: {options['date']!r} is no date; write it as {DATE}")
         day = date.fromisoformat(DATE)
-    if problems:
-        raise ConfigurationError(problems)
+    refuse(problems)
     if asks_date:
         codes = ["%-d", "%-m", *(f"%{letter}" for letter in "aAbBdmyYjHMS")]
         filled = "".join(f"|replace({code!r}, {day.strftime(code)!r})" for code in codes)
@@ -267,10 +263,8 @@ def _template(tokenizer: Any, example: Example) -> str:
     """
     if not tokenizer.chat_template:
         raise ConfigurationError(
-            [
-                "model.chat_template: the tokenizer has none; set it to a Jinja chat template that ends each assistant "
-                "turn with a special token (base models: ChatML is a common choice), or set task.format=plain"
-            ]
+            "model.chat_template: the tokenizer has none; set it to a Jinja chat template that ends each assistant "
+            "turn with a special token (base models: ChatML is a common choice), or set task.format=plain"
         )
     template: str = tokenizer.get_chat_template(None, list(example.tools) or None)
     if example.tools and not re.search(r"\btools\b", template):
@@ -287,10 +281,8 @@ def _apply(tokenizer: Any, example: Example, turns: list[Message], **options: An
     except Exception as error:  # templates raise their own, and any that Python has
         roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
         raise ConfigurationError(
-            [
-                f"model.chat_template: refuses a conversation of {roles}: {error}, seen at example "
-                f"{example.example_id}; change task.system, the conversation or the template"
-            ]
+            f"model.chat_template: refuses a conversation of {roles}: {error}, seen at example "
+            f"{example.example_id}; change task.system, the conversation or the template"
         ) from None
 
 

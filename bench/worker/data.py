@@ -34,7 +34,7 @@ import torch
 from bench.config import RunConfig
 from bench.identity import is_whole, make_once
 from bench.metrics import tool_calls, words
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.record import DataSummary, from_json, to_json
 from bench.worker import chat
 from bench.worker.chat import Tokens, each_answer, render, render_learned, special_tokens
@@ -88,9 +88,6 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     loaded = {"docstrings": docstrings, "files": files, "hub": hub}[config.task.source].load(config.task)
     if config.task.test_turns == "all":
         loaded.splits["test"] = [answer for example in loaded.splits["test"] for answer in each_answer(example)]
-    problems = _count_problems(config, loaded)
-    if problems:
-        raise ConfigurationError(problems)
     dropped, spent_seconds = Counter(loaded.dropped), list[float]()
     splits = _tokenize(config, tokenizer, loaded, dropped, spent_seconds)
     source = loaded.source
@@ -120,8 +117,7 @@ def _tokenize(
         if split == "train" and config.method.shots and splits["train"]:
             by_id = {example.example_id: example for example in loaded.splits["train"]}
             shots = _shots(config, [by_id[record.example_id] for record in splits["train"]], spent_seconds)
-    if problems:
-        raise ConfigurationError(problems)
+    refuse(problems)
     return splits
 
 
@@ -158,20 +154,6 @@ def load_prepared(folder: Path) -> Prepared:
 
     summary = from_json(DataSummary, (folder / "summary.json").read_bytes())
     return Prepared(summary, *(datasets.load_from_disk(str(folder / split)) for split in SPLITS))
-
-
-def _count_problems(config: RunConfig, loaded: Loaded) -> list[str]:
-    problems = []
-    for split in SPLITS:
-        there, wanted = len(loaded.splits[split]), getattr(config.task, f"{split}_examples")
-        if not there:
-            problems.append(f"{split}: no examples in {loaded.source}")
-        elif wanted is not None and wanted > there:
-            problems.append(
-                f"task.{split}_examples: {wanted} asked for, but {loaded.source} has {there} for {split} "
-                f"({', '.join(f'{name} {len(loaded.splits[name])}' for name in SPLITS)}); lower it, or null for all"
-            )
-    return problems
 
 
 def _summarize(
@@ -239,8 +221,8 @@ def _tokenize_split(
         return records, list(unreadable)
     if wanted is not None and len(records) < wanted:
         problems.append(
-            f"task.{split}_examples: {wanted} asked for, but only {len(records)} of {len(examples)} in {split} fit "
-            f"train.max_length={config.train.max_length}; lower it, or raise train.max_length"
+            f"task.{split}_examples: {wanted} asked for, but {len(records)} of the {len(examples)} for {split} fit "
+            f"train.max_length={config.train.max_length}; lower it, null takes all, or raise train.max_length"
         )
     elif not records:
         problems.append(f"{split}: none of {len(examples)} examples fits train.max_length={config.train.max_length}")
@@ -361,10 +343,17 @@ def batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
         start += size
 
 
+def ids_of(row: Mapping[str, Any]) -> list[int]:
+    """Prompt and answer."""
+    return [*row["prompt_ids"], *row["answer_ids"]]
+
+
 def labels_of(row: Mapping[str, Any]) -> list[int]:
-    """The answer's tokens, `IGNORED` where one carries no loss."""
-    mask = row.get("answer_mask") or [1] * len(row["answer_ids"])
-    return [token if learned else IGNORED for token, learned in zip(row["answer_ids"], mask, strict=True)]
+    """As `ids_of`, `IGNORED` where a token carries no loss: in the prompt, and where the answer's mask has none."""
+    answer = row["answer_ids"]
+    mask = row.get("answer_mask") or [1] * len(answer)
+    learned = [token if learns else IGNORED for token, learns in zip(answer, mask, strict=True)]
+    return [*[IGNORED] * len(row["prompt_ids"]), *learned]
 
 
 def padding_multiple(device_type: str) -> int:
@@ -378,19 +367,16 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int, multiple: int = 1) -
     Args:
         multiple: the length is rounded up to a multiple of it (`padding_multiple`).
     """
-    length = -(-max(row_length(row) for row in rows) // multiple) * multiple
-    batch = {
-        "input_ids": torch.full((len(rows), length), pad_id),
-        "attention_mask": torch.zeros((len(rows), length), dtype=torch.long),
-        "labels": torch.full((len(rows), length), IGNORED),
+    length = -(-max(map(row_length, rows)) // multiple) * multiple
+
+    def padded(lists: list[list[int]], value: int) -> torch.Tensor:
+        return torch.tensor([own + [value] * (length - len(own)) for own in lists])
+
+    return {
+        "input_ids": padded([ids_of(row) for row in rows], pad_id),
+        "attention_mask": padded([[1] * row_length(row) for row in rows], 0),
+        "labels": padded([labels_of(row) for row in rows], IGNORED),
     }
-    for i, row in enumerate(rows):
-        prompt, answer = row["prompt_ids"], row["answer_ids"]
-        end = len(prompt) + len(answer)
-        batch["input_ids"][i, :end] = torch.tensor([*prompt, *answer])
-        batch["attention_mask"][i, :end] = 1
-        batch["labels"][i, len(prompt) : end] = torch.tensor(labels_of(row))
-    return batch
 
 
 def pack(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -399,13 +385,10 @@ def pack(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     `position_ids` start at 0 with every example. Given these and no attention mask, transformers keeps the examples
     apart in every attention kernel: by a mask (sdpa, eager) or by sequence lengths (flash attention).
     """
-    lengths = [row_length(row) for row in rows]
-    ids = [token for row in rows for token in [*row["prompt_ids"], *row["answer_ids"]]]
-    labels = [label for row in rows for label in [*[IGNORED] * len(row["prompt_ids"]), *labels_of(row)]]
     return {
-        "input_ids": torch.tensor([ids]),
-        "labels": torch.tensor([labels]),
-        "position_ids": torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
+        "input_ids": torch.tensor([[token for row in rows for token in ids_of(row)]]),
+        "labels": torch.tensor([[label for row in rows for label in labels_of(row)]]),
+        "position_ids": torch.cat([torch.arange(row_length(row)) for row in rows]).unsqueeze(0),
     }
 
 

@@ -17,7 +17,7 @@ import torch
 
 from bench.config import CUTS_WEIGHTS, HardwareConfig, RunConfig
 from bench.machine import allowed_cores, compiler_problem, gpu_out_of_reach, processor
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.planner.time import COMPILE_REPAYS_FROM_STEPS
 from bench.record import Environment
 from bench.worker.attention import PRODUCTS, faster_on_cpu
@@ -89,8 +89,7 @@ def resolve(config: RunConfig, steps: int | None = None, processes: int = 1) -> 
         raise ConfigurationError(
             [f"hardware.devices: {processes} were asked for, but {torch.cuda.device_count()} are visible; lower it"]
         )
-    if problems := unsupported(config, kind):
-        raise ConfigurationError(problems)
+    refuse(unsupported(config, kind))
     if config.train.kernels == "liger" and (kind != "cuda" or importlib.util.find_spec("liger_kernel") is None):
         raise ConfigurationError(["train.kernels: liger needs CUDA and the package liger-kernel; use torch"])
     dtype, compiled = compute_dtype(hardware, kind), _compilation(config, kind, steps)

@@ -96,7 +96,7 @@ def _measured(setting: _Setting, model: Any, reference: Reference) -> tuple[list
         smaller = replace(suite, items_per_task=min(asked.suite_items, suite.items_per_task or asked.suite_items))
         how: dict[str, Any] = {"autocast_dtype": device.autocast_dtype, "advance": context.progress.advance}
         with context.clock.span("regression"), inference(model, device):
-            found = run_suite(smaller, model, setting.tokenizer, context.tables, window(context.config), **how)
+            found = run_suite(smaller, model, setting.tokenizer, window(context.config), **how)
         tasks, items = tasks + found.tasks, items + found.items
     setting.enter("divergence", len(reference.texts))
     with context.clock.span("divergence"), inference(model, device):

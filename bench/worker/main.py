@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.config import RunConfig
 from bench.identity import artifact_folder, changed_inputs, damaged, data_folder, is_whole, write_atomic
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.outcome import EXIT_CONFIGURATION, EXIT_DIVERGED, EXIT_ERROR, EXIT_OK, EXIT_OOM
 from bench.record import TrainResult, from_json, to_json
 from bench.worker.instruments.clock import Clock, Load, open_load
@@ -139,11 +139,6 @@ class Context:
         return Path(self.config.paths.cache)
 
     @property
-    def tables(self) -> Path:
-        """The folder with `datasets/`, in which the `datasets` library keeps its tables."""
-        return Path(self.config.paths.bundle or self.config.paths.cache)
-
-    @property
     def weights(self) -> Path:
         given = self.config.method.loaded_from
         return Path(given) if given else artifact_folder(self.config)
@@ -212,8 +207,7 @@ def refuse_changed_inputs(config: RunConfig, folder: Path, stage: str) -> None:
         trained, weights = from_json(TrainResult, (folder / "train.json").read_bytes()), artifact_folder(config)
         lost = ", ".join(damaged(weights, trained.weights, kept))
         problems += [f"{weights}: not as training wrote it: {lost}; the same command trains again"] if lost else []
-    if problems:
-        raise ConfigurationError(problems)
+    refuse(problems)
 
 
 def is_out_of_memory(error: BaseException, limited: bool = False) -> bool:

@@ -47,11 +47,10 @@ def load_to_train(config: RunConfig, source: str, device: str, compute_dtype: to
     They cut floating-point tensors only, so quantized weights are stored in elements of the compute dtype; the values
     are the same. Other weights wait on the CPU, from where every device takes its part.
     """
-    if config.hardware.strategy not in CUTS_WEIGHTS:
-        return load_base(config, source, device, compute_dtype, **options)
-    if config.method.quantization is None:
-        return load_base(config, source, "cpu", compute_dtype, **options)
-    return load_base(config, source, device, compute_dtype, storage=compute_dtype, **options)
+    if config.hardware.strategy in CUTS_WEIGHTS:
+        options["storage"] = compute_dtype
+        device = device if config.method.quantization else "cpu"
+    return load_base(config, source, device, compute_dtype, **options)
 
 
 def load_base(

@@ -43,7 +43,7 @@ from transformers.utils import cached_file
 from bench import checkpoint
 from bench.config import ModelConfig, RunConfig
 from bench.identity import digest, make_once, write_atomic
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.worker.chat import with_options
 from bench.worker.instruments.memory import release
 
@@ -83,17 +83,12 @@ def fetch(model: ModelConfig, cache: Path) -> str:
     if model.source == "hub":
         path = _or_explain(model, lambda: hf_hub_download(source, "config.json", revision=model.revision))
         content = json.loads(Path(path).read_bytes())
-        _refuse(checkpoint.config_problems(content, model.max_context))  # before the weights are downloaded
+        refuse(checkpoint.config_problems(content, model.max_context))  # before the weights are downloaded
         files: dict[str, Any] = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
         _or_explain(model, lambda: snapshot_download(source, revision=model.revision, **files))
     if model.source in ("hub", "folder"):
-        _refuse(checkpoint.problems(local_folder(model, source), model.max_context))
+        refuse(checkpoint.problems(local_folder(model, source), model.max_context))
     return source
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ConfigurationError(problems)
 
 
 def local_folder(model: ModelConfig, source: str) -> Path:
@@ -124,10 +119,8 @@ def load_tokenizer(model: ModelConfig, source: str) -> PreTrainedTokenizerBase:
             setattr(tokenizer, name, None)
     if tokenizer.eos_token_id is None:
         raise ConfigurationError(
-            [
-                f"model.location: the tokenizer of {model.name} names no token that ends a text; set eos_token in its "
-                'tokenizer_config.json, for example "eos_token": "<|im_end|>"'
-            ]
+            f"model.location: the tokenizer of {model.name} names no token that ends a text; set eos_token in its "
+            'tokenizer_config.json, for example "eos_token": "<|im_end|>"'
         )
     template = tokenizer.chat_template if model.chat_template is None else model.chat_template
     thinks = isinstance(template, str) and re.search(r"\benable_thinking\b", template)
@@ -151,7 +144,7 @@ def load_weights(model: ModelConfig, source: str, *, dtype: torch.dtype, **optio
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, by name
     options["generation_config"] = _end_tokens(model, source)
     loaded, found = _or_explain(model, lambda: _load(source, **options))
-    _refuse(_not_strict(type(loaded).__name__, found))
+    refuse(_not_strict(type(loaded).__name__, found))
     loaded.__dict__.pop("generate", None)  # a folder's own, which remote code may bring
     whole: PreTrainedModel = loaded.eval()
     return whole
@@ -250,7 +243,7 @@ def check(config: RunConfig, source: str, tokenizer: Any) -> list[str]:
     if not seen.exists():
         place = _place_for(sum(size for _, size, _ in files))
         loaded = load_weights(model, source, dtype=torch.bfloat16, device_map={"": place})
-        _refuse(_vocabulary_problems(tokenizer, loaded) + _loaded_problems(asked, loaded))
+        refuse(_vocabulary_problems(tokenizer, loaded) + _loaded_problems(asked, loaded))
         write_atomic(seen, json.dumps(_notes(config, folder, loaded)))
     notes: list[str] = json.loads(seen.read_bytes())
     return notes

@@ -108,14 +108,6 @@ class Team:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def to_first(self, value: T) -> list[T]:
-        """The value of every process, by rank, in the first; an empty list in the others."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] | None = [None] * self.size if self.is_first else None
-        torch.distributed.gather_object(value, values)
-        return values or []
-
 
 ALONE = Team()
 
@@ -167,16 +159,12 @@ def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
 
 # ------------------------------------------------------------------------------------------------------- measuring
 def whole_step(own: OwnStep, team: Team) -> OwnStep:
-    """A step of all processes, in the first of them: the slowest one's time, the sum of memory, all micro-batches.
-
-    The other processes get back their own share, which nobody reads.
-    """
+    """A step of all processes: the slowest one's time, the sum of memory, all micro-batches."""
     if team.size == 1:
         return own
     seconds, memory, consumed = own
     sent = [({name: part.cpu() for name, part in batch.items()}, float(loss)) for batch, loss in consumed]
-    steps: Sequence[OwnStep] = team.to_first((seconds, memory, sent)) or [own]
-    all_seconds, all_memory, all_consumed = zip(*steps, strict=True)
+    all_seconds, all_memory, all_consumed = zip(*team.all((seconds, memory, sent)), strict=True)
     held, peaks = zip(*all_memory, strict=True)
     return max(all_seconds), (_sum(held), _sum(peaks)), in_order(all_consumed)
 
@@ -187,7 +175,6 @@ def memory_of_all(team: Team, config: RunConfig, observer: Observer) -> dict[str
     Every process must call.
     """
     phases = team.all(observer.memory.read())
-    parts = team.all(observer.memory.read_parts())
     breakdowns = team.all(observer.breakdown)
     known = [asdict(breakdown) for breakdown in breakdowns if breakdown is not None]
     whole = {name: sum(entry[name] for entry in known) for name in known[0]} if len(known) == team.size else None
@@ -203,7 +190,6 @@ def memory_of_all(team: Team, config: RunConfig, observer: Observer) -> dict[str
     ]
     return {
         "memory": [_summed([held[name] for held in phases]) for name in phases[0]],
-        "step_memory": [_summed([held[name] for held in parts]) for name in parts[0]],
         "breakdown": MemoryBreakdown(**whole) if whole else None,
         "devices": team.size,
         "strategy": config.hardware.strategy,

@@ -58,9 +58,6 @@ class Observer(TrainerCallback):
         self._untimed, self._total = config.train.untimed_steps, total_steps
         self._heldout_steps = heldout_steps(total_steps, config.train.heldout_points)
         self.timed_tokens = [0] * context.team.size  # by rank
-        # The step whose memory is taken by part: a warm-up step, with one behind it to settle in; not the first, which
-        # compiles and makes the optimizer's state, unless there is no other.
-        self._parted_step = max(1, self._untimed - 1) if self._untimed else None
         self._has_tensors = config.hardware.strategy not in DEEPSPEED  # which keeps gradients in buffers of its own
         self._consumed: list[tuple[Batch, float | torch.Tensor]] = []
         self._started = self._seconds = self._elapsed = self._loss = 0.0
@@ -90,11 +87,11 @@ class Observer(TrainerCallback):
         self._started = self._clock.mark()
 
     def forward_starts(self) -> None:
-        self._mark("forward")
+        self.progress.part = "forward"
 
     def consumed(self, batch: Batch, loss: torch.Tensor) -> None:
         """Keep a micro-batch; it is hashed and counted after the step, outside the timed region."""
-        self._mark("backward")
+        self.progress.part = "backward"
         self._consumed.append((batch, loss))
 
     def go_on(
@@ -123,7 +120,7 @@ class Observer(TrainerCallback):
         self._enter_training()
 
     def on_pre_optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        self._mark("optimizer")
+        self.progress.part = "optimizer"
 
     def on_optimizer_step(self, *arguments: Any, **options: Any) -> None:
         # In the first warm-up step: gradients and optimizer state both exist.
@@ -133,7 +130,7 @@ class Observer(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         own_seconds = self._clock.mark() - self._started
-        self._mark(None)
+        self.progress.part = None
         own = (own_seconds, self.memory.now(), self._consumed)
         self._seconds, self._memory_bytes, consumed = whole_step(own, self._team)
         self._elapsed += self._seconds
@@ -204,12 +201,6 @@ class Observer(TrainerCallback):
         self.memory.enter(phase)
         self.energy.enter(phase)
         self.progress.phase(phase, total, done)
-
-    def _mark(self, part: str | None) -> None:
-        """Name the part of the step that begins, for an error's message; None: the step is over."""
-        self.progress.part = part
-        if len(self.steps) - self._done_before + 1 == self._parted_step:
-            self.memory.enter_part(part)
 
 
 @torch.no_grad()

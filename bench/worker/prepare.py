@@ -14,31 +14,42 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import time
+import traceback
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
+import psutil
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
 from bench.checkpoint import ASKED, Asked
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig
-from bench.identity import data_folder, weights_sha256
+from bench.identity import data_folder, weights_sha256, write_atomic
 from bench.metrics import normalised_label
-from bench.mistakes import ConfigurationError, all_of
+from bench.mistakes import all_of, refuse
 from bench.own_metrics import is_own
-from bench.record import from_json
+from bench.planner.past import speed_path
+from bench.record import Speed, from_json, to_json
 from bench.worker import data, device, evaluate, methods, models, reach
 from bench.worker.check import of_documents, texts_of
+from bench.worker.device import Device, name_of
 from bench.worker.divergence import reference_of
 from bench.worker.instruments.memory import release
+from bench.worker.loss import SupervisedHead, example_losses, inference
 from bench.worker.main import Context
-from bench.worker.probe import keep_speed
 from bench.worker.sources import hub
 from bench.worker.suites.local import check_suite
 
 _TRIED = 5  # test references that a metric of the user's own is tried on, each as its own answer
+_ROWS = 8  # of the test split, whose loss the probe computes
+_STEPS, _FEWEST, _SECONDS = 16, 6, 3.0  # of its decoding: most and fewest, and after which time it may end
 _OF_A_TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # padding and truncation are the caller's
 
 
@@ -80,8 +91,7 @@ def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
     config = context.config
     context.progress.phase("check")
     problems = before_download(config)
-    if problems:
-        raise ConfigurationError(problems)
+    refuse(problems)
     context.progress.phase("model")
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
@@ -89,13 +99,12 @@ def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
     context.progress.phase("data")
     tokenize = partial(data.prepare, config, tokenizer, data_folder(config))
     said, summary = all_of(partial(reach.said, config, source), tokenize)
-    if problems := metric_problems(config):
-        raise ConfigurationError(problems)
+    refuse(metric_problems(config))
     if config.suite.source in ("lm_eval", "local") and config.trial is None:  # the other suites bring their items
         from bench.worker.regression import check_tasks  # seconds to import
 
         context.progress.phase("suite")
-        check_tasks(config, context.tables)
+        check_tasks(config)
     return source, tokenizer, {"data": asdict(summary), "said": notes + said}
 
 
@@ -113,15 +122,13 @@ def check(context: Context) -> dict[str, Any]:
         task=replace(task, overflow="drop", overlap="drop"),
     )
     problems = check_suite(config.suite) + (hub.check_columns_without_download(task) if task.source == "hub" else [])
-    if problems:
-        raise ConfigurationError(problems)
+    refuse(problems)
     context.progress.phase("data")
     tokenizer = models.load_tokenizer(config.model, models.locate(config.model, context.cache))
     summary = data.prepare(config, tokenizer, data_folder(config))
-    if problems := metric_problems(config):
-        raise ConfigurationError(problems)
+    refuse(metric_problems(config))
     context.progress.phase("suite")
-    tasks, prepared = load_tasks(config.suite, context.tables), data.load_prepared(data_folder(config))
+    tasks, prepared = load_tasks(config.suite), data.load_prepared(data_folder(config))
     documents = {name: list(task.eval_docs)[: config.suite.items_per_task] for name, task in tasks.items()}
     found = of_documents(texts_of(prepared.train), documents)
     return {"data": asdict(summary), "suite": found, "blind": evaluate.blind(config, list(prepared.test))}
@@ -211,3 +218,79 @@ def device_problems(config: RunConfig) -> list[str]:
         count = torch.cuda.device_count()
         problems.append(f"hardware.devices: {hardware.devices} were asked for, but {count} are visible; lower it")
     return problems
+
+
+# --- The probe: how fast the base loads, computes losses and writes answers on the runs' device ---
+
+
+def keep_speed(context: Context, source: str, tokenizer: Any, resolved: Device) -> None:
+    """Probe once a model, task and device, where memory is plenty; kept where `planner.forecast` looks for it.
+
+    A probe that fails costs a sweep its estimate, and nothing else.
+    """
+    path, config = speed_path(context.config, f"{resolved.type}: {name_of(resolved.type)}"), context.config
+    weights_bytes = 4 * (config.model.parameters or 0)  # at most
+    is_roomy = resolved.type != "cpu" or weights_bytes < psutil.virtual_memory().available / 2
+    if path.exists() or config.hardware.memory_limit_gib is not None or not is_roomy:
+        return
+    context.progress.phase("probe")
+    try:
+        write_atomic(path, to_json(probe(context, source, tokenizer, resolved)))
+    except Exception:
+        traceback.print_exc()  # into the log
+    release()
+
+
+def probe(context: Context, source: str, tokenizer: Any, resolved: Device) -> Speed:
+    """Load, the loss of some test examples (the second time), first steps of a batch of answers; count the suite.
+
+    Nothing compiled is measured, and nothing is trained.
+    """
+    config, test = context.config, list(data.load_prepared(data_folder(context.config)).test)
+    started = time.perf_counter()
+    model = methods.load_as_stored(config, source, resolved.type, resolved.compute_dtype).eval()
+    load_seconds = context.clock.spans_seconds.get("import", 0.0) + time.perf_counter() - started
+    rows, head = test[:_ROWS], SupervisedHead(model)
+    with inference(model, resolved):
+        seconds = 0.0
+        for _ in range(2):  # the first call chooses kernels
+            resolved.synchronize()
+            started = time.perf_counter()
+            example_losses(model, head, rows, batch_size=_ROWS, pad_id=tokenizer.pad_token_id, device=resolved)
+            resolved.synchronize()
+            seconds = time.perf_counter() - started
+        new_tokens = config.task.max_new_tokens
+        lengths = [len(row["prompt_ids"]) + new_tokens for row in test]
+        batches = list(data.batches(lengths, config.hardware.generate_batch))
+        prompts = [test[i]["prompt_ids"] for i in batches[len(batches) // 2]]  # neither the longest nor the rest
+        answers_seconds = _answers_seconds(model, prompts, new_tokens, tokenizer.pad_token_id, resolved)
+    a_position, a_token = seconds / sum(map(data.row_length, rows)), answers_seconds / (len(prompts) * new_tokens)
+    if config.suite.source == "none" or config.trial:
+        return Speed(load_seconds, a_position, answers_seconds, len(prompts))
+    from bench.worker.regression import count_suite, window  # seconds to import
+
+    scored, written, items = count_suite(config.suite, model, tokenizer, window(config))
+    suite_seconds = scored * a_position + written * a_token
+    return Speed(load_seconds, a_position, answers_seconds, len(prompts), suite_seconds, items)
+
+
+def _answers_seconds(model: Any, prompts: list[list[int]], new_tokens: int, pad_id: int, resolved: Device) -> float:
+    """Of one batch of the longest answers: the first token, and the median of the next few for each other one."""
+    ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True, padding_value=pad_id, padding_side="left")
+    mask = pad_sequence([torch.ones(len(p)) for p in prompts], batch_first=True, padding_side="left").long()
+    started, stamps = time.perf_counter(), list[float]()
+
+    def stop(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        resolved.synchronize()
+        stamps.append(time.perf_counter() - started)
+        done = len(stamps) >= _STEPS or (len(stamps) >= _FEWEST and stamps[-1] > _SECONDS)
+        return torch.full((len(input_ids),), done, device=input_ids.device)
+
+    most = min(new_tokens, _STEPS)
+    how = GenerationConfig(max_new_tokens=most, min_new_tokens=most, do_sample=False, pad_token_id=pad_id)
+    model.generate(
+        input_ids=ids.to(resolved.type), attention_mask=mask.to(resolved.type), generation_config=how,
+        stopping_criteria=[stop],
+    )  # fmt: skip
+    later = [after - before for before, after in pairwise(stamps)]
+    return stamps[0] + (new_tokens - 1) * (median(later) if later else 0.0)

@@ -11,18 +11,21 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from bench.config import CUTS_WEIGHTS, AdapterConfig, ModelConfig, RunConfig, suggest
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.worker import data, methods
 from bench.worker.device import Device
 from bench.worker.instruments.tokens import matrices
 from bench.worker.loss import alike, inference
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 Layers = dict[str, Any]  # linear layers and Conv1D, by name
 _TARGETS = "method.adapter.target_modules"
@@ -51,8 +54,7 @@ def said(config: RunConfig, source: str) -> list[str]:
     if method.adapter is not None:
         found, wrong = _adapted(model, method.adapter, linear, passed_by)
         lines, problems = lines + found, problems + wrong
-    if problems:
-        raise ConfigurationError(problems)
+    refuse(problems)
     return lines
 
 
@@ -101,15 +103,16 @@ def _adapted(
     head, total = model.get_output_embeddings(), sum(p.numel() for p in model.parameters())
     ends = (head, model.get_input_embeddings()) if head.weight is model.get_input_embeddings().weight else ()
     usable = sorted({_last(name) for name, module in linear.items() if module is not head} - set(passed_by))
-    if unknown := _unmatched(model, adapter, usable):
-        return [], unknown
+    config = methods.lora_config(adapter, model, start=False)
     try:
-        peft = get_peft_model(model, methods.lora_config(adapter, model, start=False), low_cpu_mem_usage=True)
+        peft: Any = get_peft_model(model, config, low_cpu_mem_usage=True)
     except ValueError as error:  # PEFT's refusals, some of which show the whole module in brackets
         words = str(error).replace("lora.ParamWrapper", "an adapter on experts")
         reason = re.split(r" ?\((?:\s|model)|\. |\n", words)[0]
         others = ",".join(name for name in usable if f"'{name}'" not in reason)
         return [], [f"{_TARGETS}: PEFT cannot adapt this model so: {reason.rstrip('.')}; name others, as [{others}]"]
+    if unknown := _unmatched(config, peft.base_model.targeted_module_names):
+        return [], [f"{_TARGETS}: no module is called {name!r}{suggest(_last(name), usable)}" for name in unknown]
     layers = {name: layer for name, layer in peft.get_base_model().named_modules() if isinstance(layer, BaseTunerLayer)}
     called = {name: _called(name, layer) for name, layer in layers.items()}
     in_weights = dict.fromkeys(called[name] for name, layer in layers.items() if hasattr(layer, "parameter_name"))
@@ -160,26 +163,12 @@ def _called(name: str, layer: Any) -> str:
     return _last(name) if parameter == "weight" else str(parameter)
 
 
-def _unmatched(model: Any, adapter: AdapterConfig, usable: list[str]) -> list[str]:
-    """The targets that no part of the model is called by."""
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    wanted = methods.lora_config(adapter, model, start=False)
-    try:
-        convert_peft_config_for_transformers(wanted, model, None)  # names of experts, as older versions called them
-    except ValueError:  # an expert's name needs another's, as PEFT will say
+def _unmatched(config: LoraConfig, reached: Collection[str]) -> list[str]:
+    """The targets of a list, as PEFT has filled it in, that no adapted module is called by."""
+    targets = config.target_modules or ()
+    if isinstance(targets, str):  # a pattern: PEFT refuses one that matches nothing
         return []
-    targets, names = wanted.target_modules, [name for name, _ in model.named_modules()]
-    if isinstance(targets, str):
-        if targets.lower() == "all-linear" or any(re.fullmatch(targets, name) for name in names):
-            return []
-        longest = max(names, key=len)
-        return [f"{_TARGETS}: the pattern {targets!r} matches no whole name of a module, such as {longest}"]
-    return [
-        f"{_TARGETS}: no module is called {target!r}{suggest(_last(target), usable)}"
-        for target in sorted(targets or ())
-        if not any(f".{name}".endswith(f".{target}") for name in names)
-    ]
+    return sorted(target for target in targets if not any(f".{name}".endswith(f".{target}") for name in reached))
 
 
 def _last(name: str) -> str:
@@ -203,8 +192,6 @@ def check_loaded(model: Any, config: RunConfig, device: Device) -> None:
         )
     if not alike(behind[0, 8:], before[0, :5]):
         raise ConfigurationError(
-            [
-                f"train.packing: {config.model.name} does not keep the examples of a row apart (its positions, states "
-                "or attention go on from one to the next); set train.packing=false"
-            ]
+            f"train.packing: {config.model.name} does not keep the examples of a row apart (its positions, states "
+            "or attention go on from one to the next); set train.packing=false"
         )

@@ -7,7 +7,7 @@ would sum them in the model's bf16, which rounds a sentence of 40 nats to quarte
 
 Generation is greedy and uses the tokenizer's chat template where there is one; likelihoods are of plain text.
 
-    >>> outcome = run_suite(suite, model, tokenizer, cache_folder=Path("cache"), max_length=1024)
+    >>> outcome = run_suite(suite, model, tokenizer, max_length=1024)
     >>> outcome.tasks[0]
     RegressionTask(task='grammar_subject_verb', metric='acc', value=0.725, items=80, higher_is_better=True, chance=0.5)
 """
@@ -18,7 +18,6 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -41,7 +40,7 @@ from bench.worker.evaluate import load_tuned
 from bench.worker.loss import finite, inference
 from bench.worker.main import Context, write_lines
 from bench.worker.scoring import Counter, PrefixScorer
-from bench.worker.suites.lm_eval_tasks import load_tasks, quiet
+from bench.worker.suites.lm_eval_tasks import load_tasks
 
 # The first that a task has is reported. acc_norm corrects for the length of the answers; a bare acc means that the
 # task's authors saw no need.
@@ -60,7 +59,7 @@ def run(context: Context) -> RegressionResult:
     context.progress.phase("regression")
     with context.clock.span("regression"), inference(model, resolved):
         how: dict[str, Any] = {"autocast_dtype": resolved.autocast_dtype, "advance": context.progress.advance}
-        outcome = run_suite(config.suite, model, tokenizer, context.tables, window(config), **how)
+        outcome = run_suite(config.suite, model, tokenizer, window(config), **how)
     tasks, items = outcome.tasks, outcome.items
     if reference is not None:
         memory.enter("divergence")
@@ -85,13 +84,13 @@ def window(config: RunConfig) -> int:
     return min(WINDOW, config.model.max_context)
 
 
-def check_tasks(config: RunConfig, tables: Path) -> None:
+def check_tasks(config: RunConfig) -> None:
     """Load the suite before anything is trained, which downloads its data.
 
     Raises:
         ConfigurationError: what would stop it hours later: unknown tasks, no metric, answers longer than the window.
     """
-    tasks, positions = load_tasks(config.suite, tables), window(config)
+    tasks, positions = load_tasks(config.suite), window(config)
     _chosen_metrics(tasks)
     writing = {n: t.get_config("generation_kwargs") for n, t in tasks.items() if t.OUTPUT_TYPE == "generate_until"}
     answers = {name: normalize_gen_kwargs(asked)["max_gen_toks"] for name, asked in writing.items()}
@@ -120,7 +119,7 @@ def _reference(context: Context) -> tuple[Reference | None, str | None]:
 
 
 def run_suite(
-    suite: SuiteConfig, model: Any, tokenizer: Any, cache_folder: Path, max_length: int,
+    suite: SuiteConfig, model: Any, tokenizer: Any, max_length: int,
     autocast_dtype: torch.dtype | None = None, advance: Callable[..., None] = lambda done, total: None,
 ) -> Outcome:  # fmt: skip
     """Measure a model on a suite.
@@ -128,7 +127,6 @@ def run_suite(
     Args:
         model: a Hugging Face or PEFT causal model on its device; put into evaluation mode.
         tokenizer: must have a padding token or an end-of-text token.
-        cache_folder: the only folder written to.
         max_length: positions of the longest window, in tokens; longer texts are scored window by window.
         autocast_dtype: of the numerics that the model was trained with; lm-eval would else switch autocast off.
         advance: is told how many requests are scored, and of how many.
@@ -136,24 +134,20 @@ def run_suite(
     Raises:
         ConfigurationError: unknown tasks, or a task without a metric that is a mean over items.
     """
-    tasks = load_tasks(suite, cache_folder)
+    tasks = load_tasks(suite)
     metrics = _chosen_metrics(tasks)
     model.eval()
     how: dict[str, Any] = {"softmax_dtype": "float32", "mixed_precision_dtype": autocast_dtype}
     how |= {"tokenizer": tokenizer, "max_length": max_length, "batch_size": suite.batch_size}
-    with quiet("lm_eval"):  # it warns that a loaded model was given, which is what we want
-        lm = PrefixScorer(pretrained=model, **how)
+    lm = PrefixScorer(pretrained=model, **how)
     lm.advance = advance
     return _outcome(tasks, metrics, _samples(lm, tasks, suite, tokenizer))
 
 
-def count_suite(
-    suite: SuiteConfig, model: Any, tokenizer: Any, cache_folder: Path, max_length: int
-) -> tuple[int, int, int]:
+def count_suite(suite: SuiteConfig, model: Any, tokenizer: Any, max_length: int) -> tuple[int, int, int]:
     """(tokens that a suite and the divergence score, tokens that its answers may have, items of its largest task)."""
-    tasks = load_tasks(suite, cache_folder)
-    with quiet("lm_eval"):
-        lm = Counter(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size, max_length=max_length)
+    tasks = load_tasks(suite)
+    lm = Counter(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size, max_length=max_length)
     samples = _samples(lm, tasks, suite, tokenizer)
     items = max(len({sample["doc_id"] for sample in logged}) for logged, _ in samples.values())
     return lm.positions + sum(len(text.token_ids) for text in general_texts(tokenizer)), lm.written, items

@@ -17,13 +17,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig
 from bench.identity import WEIGHTS, checksums, data_folder, flush_to_disk
@@ -104,16 +105,15 @@ def _trainer(
     kept = context.weights / resume.FOLDER
     keeper = Keeper(kept, config, resolved, observer, model) if config.train.checkpoint_every_steps else None
     arguments = training_arguments(config, resolved, steps, kept, context.team)
+    padded = partial(data.collate, pad_id=pad_id, multiple=data.padding_multiple(resolved.type))
     trainer = SftTrainer(
         model=model,
         args=arguments,
         optimizers=(methods.make_optimizer(model, config.method, arguments), None),
         train_dataset=rows,
+        data_collator=data.pack if config.train.packing else padded,
         callbacks=[observer, keeper] if keeper else [observer],
         head=head,
-        rows=rows,
-        pad_id=pad_id,
-        packing=config.train.packing,
         observer=observer,
         autocast=resolved.autocast if config.hardware.strategy == "fsdp" else nullcontext,
         team=context.team,
@@ -180,9 +180,6 @@ class SftTrainer(Trainer):
         self,
         *,
         head: SupervisedHead,
-        rows: Any,
-        pad_id: int,
-        packing: bool,
         observer: Observer,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         team: Team = ALONE,
@@ -190,8 +187,7 @@ class SftTrainer(Trainer):
         **options: Any,
     ):
         super().__init__(**options)
-        self._head, self._rows, self._pad_id, self._packing, self.observer = head, rows, pad_id, packing, observer
-        self._autocast, self._team, self.keeper = autocast, team, keeper
+        self._head, self.observer, self._autocast, self._team, self.keeper = head, observer, autocast, team, keeper
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the effective batch's tokens,
         self.model_accepts_loss_kwargs = True  # which the trainer counts, over all processes, when this is set
 
@@ -200,22 +196,21 @@ class SftTrainer(Trainer):
         multi.cut_on_cpu_too(self)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        how = {"warmup_steps": self.args.get_warmup_steps(num_training_steps), "steps": num_training_steps}
-        factor = partial(rate_factor, kind=SchedulerType(self.args.lr_scheduler_type).value, **how)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
+        """transformers' schedule of one step more, from its second step on: the first step's rate is above 0."""
+        optimizer = optimizer or self.optimizer
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        theirs = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup_steps + 1, num_training_steps + 1)
+        factor = theirs.lr_lambdas[0]
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: factor(step + 1))
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        rows, size = self._rows, self.args.per_device_train_batch_size  # the rows are in training order already
-        batch_size = size * self.args.gradient_accumulation_steps * self._team.size
+        rows: Any = self.train_dataset  # in training order already
+        size, team = self.args.per_device_train_batch_size, self._team
+        batch_size = size * self.args.gradient_accumulation_steps * team.size
+        dealt = multi.deal(len(rows), batch_size=batch_size, micro_batch=size, rank=team.rank, size=team.size)
         dataset: Any = [*rows, multi.idle_row(rows)]
-        loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=multi.deal(
-                len(rows), batch_size=batch_size, micro_batch=size, rank=self._team.rank, size=self._team.size
-            ),
-            collate_fn=self._collate,
-        )
+        loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=dealt, collate_fn=self.data_collator)
         # Dealt already: accelerate would deal whole micro-batches too, but even out a last step with repeated examples.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
@@ -225,15 +220,10 @@ class SftTrainer(Trainer):
 
     def micro_batches(self, steps: int) -> Iterator[Batch]:
         """The micro-batches of the first optimizer steps, in order."""
-        size = self.args.per_device_train_batch_size
-        end = min(steps * size * self.args.gradient_accumulation_steps, len(self._rows))
-        for start in range(0, end, size):
-            yield self._collate(self._rows[start : min(start + size, end)])
-
-    def _collate(self, rows: Any) -> Batch:
-        if self._packing:
-            return data.pack(rows)
-        return data.collate(rows, self._pad_id, data.padding_multiple(self.args.device.type))
+        size, rows = self.args.per_device_train_batch_size, cast("Any", self.train_dataset)
+        rows = rows[: steps * size * self.args.gradient_accumulation_steps]
+        for start in range(0, len(rows), size):
+            yield self.data_collator(rows[start : start + size])
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         if self.keeper is not None:
@@ -283,20 +273,6 @@ def point_steps(points: Collection[float], steps: int) -> list[int]:
     [1, 2]
     """
     return sorted({max(1, round(share * steps)) for share in points} - {steps})
-
-
-def rate_factor(step: int, *, kind: str, warmup_steps: int, steps: int) -> float:
-    """The share of the learning rate that a step is done with, from step 0 on.
-
-    It rises in a line to 1 at step `warmup_steps`, and is above 0 from the first step on; then as in transformers.
-
-    >>> [rate_factor(step, kind="linear", warmup_steps=1, steps=4) for step in range(4)]
-    [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant_with_warmup": 1.0}[kind]
 
 
 def training_arguments(

@@ -133,8 +133,8 @@ def test_each_split_has_a_fingerprint_and_that_of_the_test_split_is_of_its_texts
 def test_asking_for_more_than_there_is_lists_what_there_is(sums: Path, tmp_path: Path) -> None:
     problems = problems_of(configuration(sums, train_examples=81, test_examples=11), tmp_path / "prepared")
     assert problems == [
-        f"task.{split}_examples: {wanted} asked for, but sums.jsonl has {there} for {split} "
-        "(train 80, validation 10, test 10); lower it, or null for all"
+        f"task.{split}_examples: {wanted} asked for, but {there} of the {there} for {split} fit train.max_length=200; "
+        "lower it, null takes all, or raise train.max_length"
         for split, wanted, there in [("train", 81, 80), ("test", 11, 10)]
     ]
 

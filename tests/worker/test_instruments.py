@@ -249,23 +249,6 @@ def test_the_time_line_shows_what_is_held_and_the_peak_so_far() -> None:
     assert memory.now()[1] < memory.peak_so_far_bytes() == memory.read()["train"].peak_bytes
 
 
-def test_parts_of_a_phase_have_peaks_of_their_own_and_leave_the_phase_its_own() -> None:
-    memory = Memory(CpuMeter())
-    memory.enter("train")
-    for part, mib in (("forward", 100), ("backward", 300), ("forward", 150), ("optimizer", 50)):
-        memory.enter_part(part)
-        block = np.ones(mib * MIB, dtype=np.uint8)
-        del block
-    memory.enter_part(None)
-    block = np.ones(200 * MIB, dtype=np.uint8)  # of no part
-    del block
-    parts, phase = memory.read_parts(), memory.read()["train"]
-    assert list(parts) == ["forward", "backward", "optimizer"]
-    above = [parts[name].peak_bytes - parts["optimizer"].peak_bytes for name in ("forward", "backward")]
-    assert above == pytest.approx([100 * MIB, 250 * MIB], rel=0.01)
-    assert phase.peak_bytes == parts["backward"].peak_bytes
-
-
 def test_a_peak_that_cannot_be_reset_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("VmHWM:\t 900 kB\nVmRSS:\t 500 kB\nRssAnon:\t 400 kB\n")
     (tmp_path / "clear_refs").mkdir()  # cannot be written to
@@ -348,22 +331,6 @@ def test_cuda_memory_by_phase_on_a_fake_device() -> None:
     assert train.peak_reserved_bytes == 802 * MIB
     assert train.device_used_bytes == 900 * MIB
     assert "synchronize" in cuda.calls
-
-
-def test_a_new_part_leaves_the_cuda_cache_alone() -> None:
-    cuda = FakeCuda()
-    memory = Memory(AcceleratorMeter(cuda))
-    memory.enter("train")
-    emptied = cuda.calls.count("empty_cache")
-    for part, mib in (("forward", 70), ("backward", 90), ("optimizer", 20)):
-        memory.enter_part(part)
-        cuda.allocate(mib * MIB)
-        cuda.allocate(-mib * MIB)
-    assert {name: part.peak_bytes // MIB for name, part in memory.read_parts().items()} == {
-        "forward": 70, "backward": 90, "optimizer": 20,
-    }  # fmt: skip
-    assert memory.read()["train"].peak_bytes == 90 * MIB
-    assert cuda.calls.count("empty_cache") == emptied
 
 
 def test_several_gpus_add_up() -> None:

@@ -16,7 +16,7 @@ from bench.machine import device_name
 from bench.planner.forecast import forecast
 from bench.planner.past import probed, speed_path
 from bench.sweep import fetching
-from bench.worker import device, models, probe
+from bench.worker import device, models, prepare
 from bench.worker.suites.quick import MAX_NEW_TOKENS
 
 
@@ -34,7 +34,7 @@ def test_preparing_probes_once(here, smoke, tmp_path: Path, monkeypatch: pytest.
     assert min(speed.load_seconds, speed.forward_seconds_per_token, speed.answers_seconds) > 0
     assert speed.answers == 4  # the whole test split
     assert speed_path(config, "cuda: another") != speed_path(config, str(device_name("cpu")))
-    monkeypatch.setattr(probe, "probe", None)  # would fail
+    monkeypatch.setattr(prepare, "probe", None)  # would fail
     fetching.prepare(config)
 
 
@@ -59,7 +59,7 @@ def test_a_probe_that_fails_stops_nothing(here, smoke, tmp_path: Path, monkeypat
     def failing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(probe, "probe", failing)
+    monkeypatch.setattr(prepare, "probe", failing)
     (config,) = compose(smoke("method=lora", f"paths.cache={tmp_path / 'cache'}"), multirun=False)
     fetching.prepare(config)
     assert probed(config, device_name("cpu")) is None
@@ -76,16 +76,16 @@ def test_seconds_of_answers_by_hand(smoke, monkeypatch: pytest.MonkeyPatch, new_
         looks.append(next(ticks))
         return float(looks[-1])
 
-    monkeypatch.setattr(probe.time, "perf_counter", clock)
-    monkeypatch.setattr(probe, "_SECONDS", 4.5)
-    seconds = probe._answers_seconds(model, [[1, 2, 3], [4]], new_tokens, 0, device.resolve(config))
+    monkeypatch.setattr(prepare.time, "perf_counter", clock)
+    monkeypatch.setattr(prepare, "_SECONDS", 4.5)
+    seconds = prepare._answers_seconds(model, [[1, 2, 3], [4]], new_tokens, 0, device.resolve(config))
     assert seconds == float(new_tokens)
     assert len(looks) == 1 + steps
 
 
 def test_no_memory_is_risked_for_it(here, smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "probe", lambda *_: pytest.fail("probed"))
-    monkeypatch.setattr(probe.psutil, "virtual_memory", lambda: SimpleNamespace(available=1, total=1))
+    monkeypatch.setattr(prepare, "probe", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr(prepare.psutil, "virtual_memory", lambda: SimpleNamespace(available=1, total=1))
     (config,) = compose(
         smoke("method=lora", f"paths.cache={tmp_path / 'cache'}", "model.parameters=90000"), multirun=False
     )

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -63,8 +64,14 @@ def quick(items_per_task: int | None = 4, tasks: tuple[str, ...] = ()) -> SuiteC
     return SuiteConfig(name="quick", source="quick", items_per_task=items_per_task, tasks=list(tasks))
 
 
-def run(suite: SuiteConfig, model: Any, tokenizer: Any, folder: Path) -> Outcome:
-    return run_suite(suite, model, tokenizer, cache_folder=folder, max_length=512)
+@pytest.fixture(autouse=True)
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables that `datasets` makes go below the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def run(suite: SuiteConfig, model: Any, tokenizer: Any) -> Outcome:
+    return run_suite(suite, model, tokenizer, max_length=512)
 
 
 @pytest.fixture
@@ -94,14 +101,14 @@ def test_answers_longer_than_the_window_are_refused_before_training(
     (config,) = compose(smoke(*given), multirun=False)
     assert window(config) == positions  # whatever the training examples' length is
     if fits:
-        check_tasks(config, tmp_path / "cache")
+        check_tasks(config)
         return
     with pytest.raises(ConfigurationError, match="essay writes 1280 tokens, which leaves no room"):
-        check_tasks(config, tmp_path / "cache")
+        check_tasks(config)
 
 
 def test_a_model_against_itself_gives_identical_items(model, tokenizer, tmp_path) -> None:
-    first, second = (run(quick(), model, tokenizer, tmp_path) for _ in range(2))
+    first, second = (run(quick(), model, tokenizer) for _ in range(2))
     assert first == second
     assert [item.item_id for item in first.items] == [item.item_id for item in second.items]
     assert [task.task for task in first.tasks] == [task.name for task in quick_tasks()]
@@ -112,16 +119,16 @@ def test_a_model_against_itself_gives_identical_items(model, tokenizer, tmp_path
 
 def test_another_model_gets_the_same_items_and_other_scores(model, tokenizer, tmp_path) -> None:
     suite = quick(tasks=("prose",))
-    before = run(suite, model, tokenizer, tmp_path)
+    before = run(suite, model, tokenizer)
     with torch.no_grad():
         model.lm_head.weight.mul_(3)
-    after = run(suite, model, tokenizer, tmp_path)
+    after = run(suite, model, tokenizer)
     assert [item.item_id for item in before.items] == [item.item_id for item in after.items]
     assert [i.score for i in before.items] != [i.score for i in after.items]
 
 
 def test_values_are_weighted_means_of_items(model, tokenizer, tmp_path) -> None:
-    outcome = run(quick(), model, tokenizer, tmp_path)
+    outcome = run(quick(), model, tokenizer)
     for task in outcome.tasks:
         own = [item for item in outcome.items if item.task == task.task]
         value = sum(i.score * i.weight for i in own) / sum(i.weight for i in own)
@@ -133,7 +140,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(model, tokenizer, tmp_path)
     """Uniform over 257 tokens, one token a byte: log2(257) bits per byte, for every text."""
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    outcome = run(quick(tasks=("prose", "code")), model, tokenizer, tmp_path)
+    outcome = run(quick(tasks=("prose", "code")), model, tokenizer)
     documents = {task.name: task.documents for task in quick_tasks()}
     assert [task.value for task in outcome.tasks] == pytest.approx([math.log2(257)] * 2)
     assert [i.weight for i in outcome.items[:4]] == [len(d["text"].encode()) for d in documents["prose"][:4]]
@@ -142,7 +149,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(model, tokenizer, tmp_path)
 def test_a_score_that_is_not_finite_is_unknown_and_can_be_read_back(model, tokenizer, tmp_path) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
-    outcome = run(quick(tasks=("prose", "addition")), model, tokenizer, tmp_path)
+    outcome = run(quick(tasks=("prose", "addition")), model, tokenizer)
     by_task = {task.task: task for task in outcome.tasks}
     assert by_task["prose"].value is None  # bits per byte
     assert by_task["addition"].value is not None  # right or wrong is always known
@@ -155,7 +162,7 @@ def test_ties_score_no_more_than_chance(model, tokenizer, tmp_path) -> None:
     """A model that finds all choices equally likely always takes one position: right once in four."""
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    (task,) = run(quick(40, tasks=("addition",)), model, tokenizer, tmp_path).tasks
+    (task,) = run(quick(40, tasks=("addition",)), model, tokenizer).tasks
     assert task.value == task.chance == 0.25
 
 
@@ -169,7 +176,7 @@ def test_generation_is_greedy_and_in_chat_form(model, tokenizer, tmp_path, monke
         return generate(**arguments)
 
     monkeypatch.setattr(model, "generate", record)
-    run(quick(tasks=("instructions",)), model, tokenizer, tmp_path)
+    run(quick(tasks=("instructions",)), model, tokenizer)
     assert calls
     assert all(c["do_sample"] is False and c["num_beams"] == 1 and c["repetition_penalty"] == 1.0 for c in calls)
     prompts = [tokenizer.decode(row, skip_special_tokens=True) for c in calls for row in c["input_ids"]]
@@ -182,11 +189,11 @@ def test_batches_hold_positions_and_change_nothing(model, tokenizer, tmp_path, m
     score, generate = PrefixScorer._score, model.generate
     monkeypatch.setattr(PrefixScorer, "_score", lambda self, rows: scored.append(rows) or score(self, rows))
     monkeypatch.setattr(model, "generate", lambda **how: calls.append(how["input_ids"].shape) or generate(**how))
-    together = run(suite, model, tokenizer, tmp_path)
+    together = run(suite, model, tokenizer)
     assert (len(calls), len(scored)) == (1, 3)  # 16 rows of 512: answers, choices, and texts, whose logits are all kept
     monkeypatch.setattr(data, "ROW", 16)  # 256 positions
     calls.clear(), scored.clear()
-    apart = run(suite, model, tokenizer, tmp_path)
+    apart = run(suite, model, tokenizer)
     assert len(calls) > 1
     assert all(rows == 1 or rows * (length + MAX_NEW_TOKENS) <= 256 for rows, length in calls)
     assert all(len(rows) == 1 or len(rows) * max(row.weight for row in rows) <= 256 for rows in scored)
@@ -196,17 +203,17 @@ def test_batches_hold_positions_and_change_nothing(model, tokenizer, tmp_path, m
 
 def test_nothing_is_written(model, tokenizer, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(quick(2), model, tokenizer, tmp_path / "cache")
+    run(quick(2), model, tokenizer)
     assert list(tmp_path.rglob("*")) == []
 
 
 def test_unknown_task_stops_before_anything_runs(model, tokenizer, tmp_path) -> None:
     with pytest.raises(ConfigurationError, match="did you mean 'capitals'"):
-        run(quick(tasks=("capitls",)), model, tokenizer, tmp_path)
+        run(quick(tasks=("capitls",)), model, tokenizer)
 
 
 def test_none_measures_nothing(model, tokenizer, tmp_path) -> None:
-    assert run(SuiteConfig(name="none", source="none"), model, tokenizer, tmp_path) == Outcome([], [])
+    assert run(SuiteConfig(name="none", source="none"), model, tokenizer) == Outcome([], [])
 
 
 @pytest.fixture
@@ -233,7 +240,7 @@ def local(folder: Path, **settings: Any) -> SuiteConfig:
 
 
 def test_own_yaml_tasks_run_under_their_own_names(model, tokenizer, tmp_path, yaml_folder) -> None:
-    outcome = run(local(yaml_folder), model, tokenizer, tmp_path / "cache")
+    outcome = run(local(yaml_folder), model, tokenizer)
     assert [(t.task, t.metric, t.items, t.chance) for t in outcome.tasks] == [
         ("first", "acc_norm", 6, 0.5),
         ("second", "acc_norm", 6, 0.5),
@@ -246,9 +253,9 @@ def test_a_suite_is_counted_without_being_run(model, tokenizer, tmp_path, yaml_f
     texts = 120
     monkeypatch.setattr(regression, "general_texts", lambda _: [divergence.Text("prose_kl", "a", [1] * texts)])
     monkeypatch.setattr(model, "generate", None)
-    counted = count_suite(local(yaml_folder), model, tokenizer, tmp_path / "cache", 512)
+    counted = count_suite(local(yaml_folder), model, tokenizer, 512)
     assert counted == (2 * 6 * (11 + 1 + 4 + 9) + texts, 0, 6)
-    answers = count_suite(quick(3, tasks=("instructions",)), model, tokenizer, tmp_path / "cache", 512)
+    answers = count_suite(quick(3, tasks=("instructions",)), model, tokenizer, 512)
     assert answers == (texts, 3 * MAX_NEW_TOKENS, 3)
 
 
@@ -257,7 +264,7 @@ def test_groups_of_tags_and_tasks_are_loaded_once(model, tokenizer, tmp_path, ya
         with (yaml_folder / f"{name}.yaml").open("a") as file:
             file.write("tag: tagged\n")
     (yaml_folder / "group.yaml").write_text("group: both\ntask: [tagged]\n")
-    outcome = run(local(yaml_folder), model, tokenizer, tmp_path / "cache")
+    outcome = run(local(yaml_folder), model, tokenizer)
     assert [t.task for t in outcome.tasks] == ["first", "second"]
 
 
@@ -272,7 +279,7 @@ def test_one_filter_of_a_shipped_generation_task_is_kept(model, tokenizer, tmp_p
         f"dataset_name: null\ndataset_kwargs: {{data_files: {{train: {data}, test: {data}}}}}\n"
         "num_fewshot: 2\ngeneration_kwargs: {until: [], max_gen_toks: 4, do_sample: true}\n"
     )
-    outcome = run(local(tmp_path, tasks=["sums"]), model, tokenizer, tmp_path / "cache")
+    outcome = run(local(tmp_path, tasks=["sums"]), model, tokenizer)
     assert [(t.task, t.metric, t.items, t.chance) for t in outcome.tasks] == [("sums", "exact_match", 6, None)]
     assert len(outcome.items) == 6
 
@@ -284,12 +291,12 @@ def test_a_task_whose_metric_is_no_mean_is_refused(model, tokenizer, tmp_path, y
         + "metric_list:\n  - {metric: mcc, aggregation: matthews_corrcoef, higher_is_better: true}\n"
     )
     with pytest.raises(ConfigurationError, match="first has no metric that is a mean"):
-        run(local(yaml_folder, tasks=["first"]), model, tokenizer, tmp_path / "cache")
+        run(local(yaml_folder, tasks=["first"]), model, tokenizer)
 
 
 @pytest.mark.skipif(not BLIMP.is_dir(), reason="needs the BLiMP files in ../shared/data/blimp")
 def test_minimal_pair_files_run_as_tasks(model, tokenizer, tmp_path) -> None:
-    outcome = run(local(BLIMP, items_per_task=10), model, tokenizer, tmp_path)
+    outcome = run(local(BLIMP, items_per_task=10), model, tokenizer)
     assert [t.task for t in outcome.tasks] == [file.stem for file in sorted(BLIMP.glob("*.jsonl"))]
     assert all(t.metric == "acc" and t.chance == 0.5 and t.items == 10 for t in outcome.tasks)
 

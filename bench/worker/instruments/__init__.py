@@ -1,7 +1,7 @@
 """The instruments that measure a run.
 
-One contract. An instrument measures by phase, from the first `enter` to `stop`; `tests/worker/test_instruments.py` holds
-every one to it:
+One contract. An instrument measures by phase, from the first `enter` to `stop`; `tests/worker/test_instruments.py`
+holds every one to it:
 
     enter(phase)   start, or mark a phase: the one before it ends. A phase entered again goes on: what adds up is
                    added, of peaks the larger is kept
@@ -11,7 +11,7 @@ every one to it:
 Unknown is None, never 0. Opening an instrument takes its zero, so it is opened before what it measures exists.
 
     clock    seconds of wall time; `with clock.span(phase)` marks both edges       Clock()
-    memory   PhaseMemory; also the parts of a step, and the memory of this moment  open_memory(device)
+    memory   PhaseMemory; also the memory of this moment                           open_memory(device)
     tokens   TokenCounts of the batches that it was given, and their hash          TokenStream()
     energy   watt-hours                                                            open_energy(device)
 

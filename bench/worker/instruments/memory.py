@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -31,24 +31,11 @@ from bench.record import MemoryBreakdown, PhaseMemory
 from bench.worker.instruments.energy import Nvml, open_nvml
 
 
-class MemoryMeter(Protocol):
-    """One contract for every device."""
-
-    def release(self) -> None:
-        """Give freed memory back to the system; takes a while."""
-
-    def reset_peak(self) -> None:
-        """Let the high-water mark start from what is held now; takes microseconds."""
-
-    def now(self) -> tuple[int | None, int | None]:
-        """(bytes held, the most since the last reset)."""
-
-    def read(self, phase: str) -> PhaseMemory:
-        """Everything known since the last reset, under a phase's name."""
-
-
 class CpuMeter:
-    """Resident memory of this process, from Linux's /proc; None elsewhere, and where the peak cannot be reset."""
+    """Resident memory of this process, from Linux's /proc; None elsewhere, and where the peak cannot be reset.
+
+    A meter of any device has these four calls.
+    """
 
     def __init__(self, proc: Path = Path("/proc/self")):
         self._proc = proc
@@ -57,20 +44,24 @@ class CpuMeter:
         self._was_reset = False
 
     def release(self) -> None:
+        """Give freed memory back to the system; takes a while."""
         _collect()
         self._trim(0)
 
     def reset_peak(self) -> None:
+        """Let the high-water mark start from what is held now; takes microseconds."""
         self._was_reset = False
         with suppress(OSError):
             (self._proc / "clear_refs").write_text("5")
             self._was_reset = True
 
     def now(self) -> tuple[int | None, int | None]:
+        """(bytes held, the most since the last reset)."""
         status = self._status()
         return status.get("VmRSS"), status.get("VmHWM") if self._was_reset else None
 
     def read(self, phase: str) -> PhaseMemory:
+        """Everything known since the last reset, under a phase's name."""
         peak = self.now()[1]
         above = None if peak is None or self._start_bytes is None else peak - self._start_bytes
         return PhaseMemory(phase, peak, above, anonymous_bytes=self._status().get("RssAnon"))
@@ -153,49 +144,33 @@ _freeze_once = functools.cache(gc.freeze)  # to ask gc whether it has been done 
 
 
 class Memory:
-    """Attributes peaks to phases, an instrument; and to parts of a phase, such as the forward pass of a step."""
+    """Attributes peaks to phases, an instrument."""
 
-    def __init__(self, meter: MemoryMeter):
+    def __init__(self, meter: CpuMeter | AcceleratorMeter):
         self._meter = meter
         self._phase: str | None = None
-        self._part: str | None = None
         self._phases: dict[str, PhaseMemory] = {}
-        self._parts: dict[str, PhaseMemory] = {}
         self._seen_bytes: dict[str, int] = {}  # highest peak that `now` has shown, by phase
 
     def enter(self, phase: str) -> None:
         """Start a phase; the one before it ends, and what it freed is given back first."""
         self._update()
-        self._phase, self._part = phase, None
+        self._phase = phase
         self._meter.release()
-        self._meter.reset_peak()
-
-    def enter_part(self, part: str | None) -> None:
-        """Start a part of the phase that runs; None ends the last one. Cheap: nothing is given back in between.
-
-        So a part's peak holds what the allocator keeps of the parts before it.
-        """
-        self._update()
-        self._part = part
         self._meter.reset_peak()
 
     def stop(self) -> None:
         self._update()
-        self._phase = self._part = None
+        self._phase = None
 
     def read(self) -> dict[str, PhaseMemory]:
         self._update()
         return dict(self._phases)
 
-    def read_parts(self) -> dict[str, PhaseMemory]:
-        """Part -> its peak so far."""
-        self._update()
-        return dict(self._parts)
-
     def recall(self, phases: Iterable[PhaseMemory]) -> None:
         """Peaks of an earlier process that did a part of the same work; the larger one is kept, as within one."""
         for phase in phases:
-            self._keep(self._phases, phase)
+            self._keep(phase)
 
     def now(self) -> tuple[int | None, int | None]:
         """(bytes held at this moment, peak bytes of the phase so far); None outside of phases or where unknown."""
@@ -215,15 +190,13 @@ class Memory:
         return max((peak for peak in peaks if peak is not None), default=None)
 
     def _update(self) -> None:
-        for name, kept in ((self._phase, self._phases), (self._part, self._parts)):
-            if name is not None:
-                self._keep(kept, self._meter.read(name))
+        if self._phase is not None:
+            self._keep(self._meter.read(self._phase))
 
-    @staticmethod
-    def _keep(kept: dict[str, PhaseMemory], reading: PhaseMemory) -> None:
-        before = kept.get(reading.phase)
+    def _keep(self, reading: PhaseMemory) -> None:
+        before = self._phases.get(reading.phase)
         if before is None or (reading.peak_bytes or 0) > (before.peak_bytes or 0):
-            kept[reading.phase] = reading
+            self._phases[reading.phase] = reading
 
 
 def open_memory(device: str) -> Memory:

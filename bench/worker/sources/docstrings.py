@@ -29,7 +29,7 @@ from pathlib import Path
 
 from bench.config import TaskConfig
 from bench.identity import DOCSTRING_PACKAGES, package_versions
-from bench.mistakes import ConfigurationError
+from bench.mistakes import refuse
 from bench.worker.sources import Example, Loaded, content_hash
 from bench.worker.sources.layouts import Row, column_problems, fill
 
@@ -50,8 +50,7 @@ def load(task: TaskConfig) -> Loaded:
     Raises:
         ConfigurationError: when a template names a column that is not among `COLUMNS`.
     """
-    if problems := column_problems(COLUMNS, task, "task.prompt", "task.target"):
-        raise ConfigurationError(problems)
+    refuse(column_problems(COLUMNS, task, "task.prompt", "task.target"))
     dropped: Counter[str] = Counter()
     gc.disable()  # syntax trees have no cycles: looking for some in millions of nodes costs a third of the time
     try:

@@ -123,37 +123,29 @@ def read_records(source: Source) -> Read:
 
 
 def _read_json(source: Source, content: bytes) -> Read:
+    """A list of records, or one a line. Only \\n ends one: texts may hold others that str.splitlines would break at."""
     text = decoded(content, str(source.path))
-    if not text.lstrip().startswith("["):
-        return _json_lines(source, text)
-    records, problem = _parsed(text)
-    return ([], [f"{source.path}:{problem}"]) if problem else _objects(source, list(enumerate(records, 1)))
-
-
-def _json_lines(source: Source, text: str) -> Read:
-    records, problems = [], []
-    # Only \n ends a line: JSON texts may hold other separators that str.splitlines would break at.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            record, problem = _parsed(line)
-            if problem:
-                problems.append(f"{source.path}:{number}:{problem.partition(':')[2]}; one object a line")
-            else:
-                records.append((number, record))
+    is_list = text.lstrip().startswith("[")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    records, problems = list[tuple[int, Any]](), list[str]()
+    for number, part in [(1, text)] if is_list else lines:
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError) as error:
+            line = error.lineno if is_list and isinstance(error, json.JSONDecodeError) else number
+            problems.append(f"{source.path}:{line}: {_why(error)}{'' if is_list else '; one object a line'}")
+        else:
+            records += enumerate(value, 1) if is_list else [(number, value)]
     rows, more = _objects(source, records)
     return rows, problems + more
 
 
-def _parsed(text: str) -> tuple[Any, str | None]:
-    """(the value, "LINE: what is wrong")."""
-    try:
-        return json.loads(text), None
-    except json.JSONDecodeError as error:
-        return None, f"{error.lineno}: not JSON: {error.msg} (column {error.colno})"
-    except RecursionError:
-        return None, "1: nested too deeply to be read"
-    except ValueError:  # Python's own limit
-        return None, f"1: a number of more than {sys.get_int_max_str_digits()} digits; write it as a text"
+def _why(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} (column {error.colno})"
+    if isinstance(error, RecursionError):
+        return "nested too deeply to be read"
+    return f"a number of more than {sys.get_int_max_str_digits()} digits; write it as a text"  # Python's own limit
 
 
 def _objects(source: Source, records: list[tuple[int, Any]]) -> Read:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.config import TaskConfig, suggest
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.worker.sources import Example, Loaded, divided
 from bench.worker.sources.layouts import Row, column_problems, described, fill, with_labels
 
@@ -35,8 +35,7 @@ def load(task: TaskConfig) -> Loaded:
             own = with_labels(rows, own)
             if task.label_column is None:  # else each split names its own classes
                 task = replace(task, labels=own.labels)
-        if problems := _column_problems(split, list(rows[0].columns) if rows else [], own):
-            raise ConfigurationError(problems)
+        refuse(_column_problems(split, list(rows[0].columns) if rows else [], own))
         examples, unusable = fill(rows, own)
         if not examples:
             raise ConfigurationError([f"{own.hub_dataset}, split {name!r}: no usable example: {unusable[:1]}"])

@@ -1,18 +1,16 @@
 """Turns a suite into lm-eval task objects, ready to run.
 
 The quick suite and minimal-pair files become tasks over in-memory data sets, so that nothing is written. For other
-tasks lm-eval loads the data; the prepared tables go below `cache_folder` (files of the model hub stay in the hub's
-own cache, which models share).
+tasks lm-eval loads the data, by `datasets` in its own cache (`main` names its folder).
 
-    >>> list(load_tasks(SuiteConfig(name="quick", source="quick"), cache_folder))
+    >>> list(load_tasks(SuiteConfig(name="quick", source="quick")))
     ['grammar_subject_verb', ..., 'instructions']
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +19,23 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 
 from bench.config import SuiteConfig
-from bench.mistakes import ConfigurationError
+from bench.mistakes import refuse
 from bench.worker.suites import Document, QuickTask, local
 from bench.worker.suites.local import check_suite
 from bench.worker.suites.quick import MAX_NEW_TOKENS, followed, quick_tasks
 
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a loaded model, and of what our tasks leave out
 FEWSHOT_SEED = 1234  # lm-eval's default: which solved examples a prompt shows
 
 
-def load_tasks(suite: SuiteConfig, cache_folder: Path) -> dict[str, Task]:
+def load_tasks(suite: SuiteConfig) -> dict[str, Task]:
     """The tasks of a suite by name, groups replaced by their members; few-shot examples and decoding are fixed.
 
     Raises:
         ConfigurationError: unknown names, or files that cannot be read.
     """
-    if problems := check_suite(suite):
-        raise ConfigurationError(problems)
-    with quiet("lm_eval"), _prepared_data_below(cache_folder):
-        tasks = _load(suite)
+    refuse(check_suite(suite))
+    tasks = _load(suite)
     for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
@@ -110,27 +107,3 @@ def _in_memory(documents: tuple[Document, ...]) -> Callable[..., dict[str, datas
 
 def _judge(document: Document, results: list[str]) -> dict[str, float]:
     return {"followed": float(followed(document["rule"], document["argument"], results[0]))}
-
-
-@contextmanager
-def quiet(logger_name: str) -> Iterator[None]:
-    """Errors only from a logger while the block runs."""
-    logger = logging.getLogger(logger_name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextmanager
-def _prepared_data_below(cache_folder: Path) -> Iterator[None]:
-    """Let `datasets` keep its prepared tables in our cache: lm-eval has no setting for it."""
-    before = datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH
-    datasets.config.HF_DATASETS_CACHE = cache_folder / "datasets"
-    datasets.config.DOWNLOADED_DATASETS_PATH = cache_folder / "datasets" / "downloads"
-    try:
-        yield
-    finally:
-        datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH = before
