@@ -79,7 +79,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Shape:
-    """All that the planner reads of a model: in closed form by `shape_of`, else counted by `bench.worker.count`."""
+    """All that the planner reads of a model: in closed form by `shape_of`, else counted by `bench.worker.reach`."""
 
     vocab_size: int
     hidden_size: int

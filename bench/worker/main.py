@@ -48,7 +48,7 @@ STAGES = {  # stage -> (module below bench.worker, function that takes the Conte
     "judge": ("gguf", "judge"),
     "check": ("prepare", "check"),
     "doctor": ("doctor", "run"),
-    "count": ("count", "run"),
+    "count": ("reach", "count"),
 }
 _INTERVAL_SECONDS = 0.5
 

@@ -2,7 +2,7 @@
 
 Inside the timed step nothing happens but reading the clock at its edges and keeping references to the batches. All
 else (hashing, counting, memory, files) waits until the step has been timed. Of several processes that train together,
-each times its own step from a common start; the first collects and writes what all did (`multi.whole_step`).
+each times its own step from a common start; the first writes what all did together (`multi.whole_step`).
 
     >>> observer = Observer(context, config, steps, memory, energy, measure_heldout)
     >>> SftTrainer(observer=observer, callbacks=[observer], ...).train()

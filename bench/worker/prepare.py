@@ -90,8 +90,7 @@ def _fetched(context: Context) -> tuple[str, Any, dict[str, Any]]:
     """(what `from_pretrained` takes, the tokenizer, what `fetch` returns)."""
     config = context.config
     context.progress.phase("check")
-    problems = before_download(config)
-    refuse(problems)
+    refuse(before_download(config))
     context.progress.phase("model")
     source = models.fetch(config.model, context.cache)
     tokenizer = models.load_tokenizer(config.model, source)
@@ -121,8 +120,7 @@ def check(context: Context) -> dict[str, Any]:
         train=replace(train, max_length=max(train.max_length, context.config.model.max_context)),
         task=replace(task, overflow="drop", overlap="drop"),
     )
-    problems = check_suite(config.suite) + (hub.check_columns_without_download(task) if task.source == "hub" else [])
-    refuse(problems)
+    refuse(check_suite(config.suite) + (hub.check_columns_without_download(task) if task.source == "hub" else []))
     context.progress.phase("data")
     tokenizer = models.load_tokenizer(config.model, models.locate(config.model, context.cache))
     summary = data.prepare(config, tokenizer, data_folder(config))

@@ -21,7 +21,7 @@ from bench.planner.forecast import plan_before
 from bench.planner.table import plan_notes
 from bench.planner.tensors import Shape, adapter_tensors, base_parameters, shape_of
 from bench.planner.time import planned_costs
-from bench.worker import count
+from bench.worker import reach
 from bench.worker.instruments.tokens import linear_costs
 from bench.worker.main import Context, Progress
 from bench.worker.methods import lora_config
@@ -67,13 +67,13 @@ def run_of(folder: Path, cache: Path, *overrides: str) -> RunConfig:
 
 
 def count_in(folder: Path, config: RunConfig) -> None:
-    count.run(Context(folder, config, Progress(folder, "count")))
+    reach.count(Context(folder, config, Progress(folder, "count")))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_adapters_and_flops_are_those_of_transformers_and_peft(name: str) -> None:
     _, model = of(name)
-    shape = count.counted(model)
+    shape = reach.counted(model)
     assert sum(base_parameters(shape).values()) == sum(p.numel() for p in model.parameters())
     (full,) = compose(["model=tiny-random", "method=full"], multirun=False)
     planned, measured = planned_costs(shape, full.method), linear_costs(model)
@@ -111,7 +111,7 @@ def test_the_closed_forms_are_what_is_counted(kind: str, tied: bool) -> None:
     architecture = ArchitectureConfig(model_type=kind, tie_word_embeddings=tied, **CLOSED)  # type: ignore[arg-type]
     numbers = asdict(architecture)
     config = tf.AutoConfig.for_model(numbers.pop("model_type"), sliding_window=None, **numbers)
-    found, closed = count.counted(on_meta(config)), shape_of(architecture)
+    found, closed = reach.counted(on_meta(config)), shape_of(architecture)
     by_size = [
         replace(shape, tensors={kind: sorted(sizes) for kind, sizes in shape.tensors.items()})
         for shape in (found, closed)
@@ -121,14 +121,14 @@ def test_the_closed_forms_are_what_is_counted(kind: str, tied: bool) -> None:
 
 def test_experts_count_whole_in_memory_and_by_their_share_in_time() -> None:
     _, model = of("mixtral")  # 4 experts of 3 x 64 x 128, of which a token goes through 2; two layers
-    shape = count.counted(model)
+    shape = reach.counted(model)
     attention, router, experts = 2 * 64 * 64 + 2 * 64 * 32, 4 * 64, 4 * 3 * 64 * 128
     assert base_parameters(shape)["other"] == 2 * (router + experts)
     assert shape.multiplied() == 2 * (attention + router + experts // 2)
 
 
 def test_a_window_takes_pairs_from_its_layers_alone() -> None:
-    shape = count.counted(of("gemma2")[1])  # one layer sees 24 tokens, the other all
+    shape = reach.counted(of("gemma2")[1])  # one layer sees 24 tokens, the other all
     (lora,) = compose(["model=tiny-random", "method=lora"], multirun=False)
     costs = planned_costs(shape, lora.method, length=100)
     pairs, in_window = 100 * 101 / 2, 24 * 25 / 2 + 76 * 24
@@ -136,7 +136,7 @@ def test_a_window_takes_pairs_from_its_layers_alone() -> None:
 
 
 def test_a_pattern_and_names_choose_among_what_was_counted() -> None:
-    shape = count.counted(of("gpt2")[1])
+    shape = reach.counted(of("gpt2")[1])
     attn = adapter_tensors(shape, AdapterConfig(rank=2, target_modules=["attn.c_proj"]))
     assert attn == [2 * 64, 64 * 2] * 2
     assert adapter_tensors(shape, AdapterConfig(rank=2, target_modules=r"transformer\.h\..*attn\.c_proj")) == attn
