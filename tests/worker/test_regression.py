@@ -67,7 +67,7 @@ def quick(items_per_task: int | None = 4, tasks: tuple[str, ...] = ()) -> SuiteC
 @pytest.fixture(autouse=True)
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables that `datasets` makes go below the test's folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache" / "datasets"))
 
 
 def run(suite: SuiteConfig, model: Any, tokenizer: Any) -> Outcome:
