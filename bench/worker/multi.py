@@ -22,7 +22,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,7 +32,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bench.config import DEEPSPEED, RunConfig
 from bench.outcome import EXIT_ERROR, EXIT_OK
-from bench.record import DeviceShare, MemoryBreakdown, PhaseMemory
+from bench.record import DeviceShare
 from bench.worker.instruments.tokens import IGNORED
 from bench.worker.main import die_with_parent
 
@@ -174,10 +174,7 @@ def memory_of_all(team: Team, config: RunConfig, observer: Observer) -> dict[str
 
     Every process must call.
     """
-    phases = team.all(observer.memory.read())
-    breakdowns = team.all(observer.breakdown)
-    known = [asdict(breakdown) for breakdown in breakdowns if breakdown is not None]
-    whole = {name: sum(entry[name] for entry in known) for name in known[0]} if len(known) == team.size else None
+    phases, breakdowns = team.all(observer.memory.read()), team.all(observer.breakdown)
     seconds = sum(step.seconds for step in observer.steps if step.timed)
     shares = [
         DeviceShare(
@@ -190,18 +187,18 @@ def memory_of_all(team: Team, config: RunConfig, observer: Observer) -> dict[str
     ]
     return {
         "memory": [_summed([held[name] for held in phases]) for name in phases[0]],
-        "breakdown": MemoryBreakdown(**whole) if whole else None,
+        "breakdown": None if None in breakdowns else _summed(breakdowns),
         "devices": team.size,
         "strategy": config.hardware.strategy,
         "per_device": shares if team.size > 1 else [],
     }
 
 
-def _summed(entries: Sequence[PhaseMemory]) -> PhaseMemory:
-    """One phase over all processes; a value that one of them does not know is unknown."""
+def _summed(entries: Sequence[Any]) -> Any:
+    """One record of all processes; a number that one of them does not know is unknown."""
     values = [asdict(entry) for entry in entries]
-    names = [name for name in values[0] if name != "phase"]
-    return PhaseMemory(entries[0].phase, **{name: _sum(entry[name] for entry in values) for name in names})
+    numbers = [name for name, first in values[0].items() if not isinstance(first, str)]
+    return replace(entries[0], **{name: _sum(entry[name] for entry in values) for name in numbers})
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

@@ -112,7 +112,7 @@ def check(context: Context) -> dict[str, Any]:
 
     Examples up to the model's whole context are counted, and those in two splits, where a sweep would refuse them.
     """
-    from bench.worker.suites.lm_eval_tasks import load_tasks  # seconds to import
+    from bench.worker.regression import load_tasks  # seconds to import
 
     train, task = context.config.train, context.config.task
     config = replace(

@@ -5,7 +5,9 @@ and each task's value is their weighted mean. Scores move a little with the batc
 it comes from the suite, and is the same for every run of a comparison. Log-probabilities are computed in fp32: lm-eval
 would sum them in the model's bf16, which rounds a sentence of 40 nats to quarters of a nat and makes ties.
 
-Generation is greedy and uses the tokenizer's chat template where there is one; likelihoods are of plain text.
+Generation is greedy and uses the tokenizer's chat template where there is one; likelihoods are of plain text. The quick
+suite and minimal-pair files become tasks over in-memory data sets, so that nothing is written. For other tasks lm-eval
+loads the data, by `datasets` in its own cache (`main` names its folder).
 
     >>> outcome = run_suite(suite, model, tokenizer, max_length=1024)
     >>> outcome.tasks[0]
@@ -14,24 +16,28 @@ Generation is greedy and uses the tokenizer's chat template where there is one; 
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy
 import torch
 from lm_eval import evaluator
 from lm_eval.api.metrics import mean
 from lm_eval.api.registry import get_aggregation
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
 
 from bench.config import RunConfig, SuiteConfig
 from bench.identity import data_folder
-from bench.mistakes import ConfigurationError
+from bench.mistakes import ConfigurationError, refuse
 from bench.record import RegressionItem, RegressionResult, RegressionTask
 from bench.worker import data, device, models
 from bench.worker.check import of_documents, texts_of
@@ -40,8 +46,11 @@ from bench.worker.evaluate import load_tuned
 from bench.worker.loss import finite, inference
 from bench.worker.main import Context, write_lines
 from bench.worker.scoring import Counter, PrefixScorer
-from bench.worker.suites.lm_eval_tasks import load_tasks
+from bench.worker.suites import local
+from bench.worker.suites.quick import MAX_NEW_TOKENS, Document, QuickTask, followed, quick_tasks
 
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a loaded model, and of what our tasks leave out
+FEWSHOT_SEED = 1234  # lm-eval's default: which solved examples a prompt shows
 # The first that a task has is reported. acc_norm corrects for the length of the answers; a bare acc means that the
 # task's authors saw no need.
 METRIC_PREFERENCE = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "bits_per_byte")
@@ -237,3 +246,87 @@ def _chance(task: Task, metric: str, samples: list[dict[str, Any]]) -> float | N
     if getattr(task, "multiple_target", 0):
         return None
     return math.fsum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
+
+
+# --- The tasks of a suite, as lm-eval runs them ---
+
+
+def load_tasks(suite: SuiteConfig) -> dict[str, Task]:
+    """The tasks of a suite by name, groups replaced by their members; few-shot examples and decoding are fixed.
+
+    Raises:
+        ConfigurationError: unknown names, or files that cannot be read.
+    """
+    refuse(local.check_suite(suite))
+    tasks = _load(suite)
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(FEWSHOT_SEED)
+        # transformers fills unset generation fields from the model's own `generation_config`, so that leaving
+        # `do_sample` out may sample. Tasks that ask for sampling are made greedy too: a draw hides small differences.
+        if task.OUTPUT_TYPE == "generate_until":
+            greedy = {"do_sample": False, "temperature": 0.0, "num_beams": 1, "repetition_penalty": 1.0}
+            task.set_config("generation_kwargs", greedy, update=True)
+    return tasks
+
+
+def _load(suite: SuiteConfig) -> dict[str, Task]:
+    folder = Path(suite.path or "")
+    if suite.source == "none":
+        return {}
+    if suite.source == "quick" or (suite.source == "local" and local.pair_files(folder)):
+        own = quick_tasks() if suite.source == "quick" else local.minimal_pair_tasks(folder)
+        return {
+            t.name: ConfigurableTask(config=_configuration(t)) for t in own if not suite.tasks or t.name in suite.tasks
+        }
+    if suite.source == "lm_eval":
+        return dict(TaskManager().load(suite.tasks)["tasks"])
+    # The defaults are left out: reading them takes seven seconds.
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    tasks: dict[str, Task] = {}
+    for name in suite.tasks or [*manager.all_groups, *manager.all_subtasks]:
+        if name not in tasks:  # else a group has brought it
+            tasks |= manager.load(name)["tasks"]
+    return tasks
+
+
+def _configuration(task: QuickTask) -> dict[str, Any]:
+    """lm-eval's description of one of our own tasks; continuations carry their own leading space."""
+    shared = {"task": task.name, "custom_dataset": _in_memory(task.documents), "test_split": "test", "num_fewshot": 0}
+    if task.kind == "choice":
+        return shared | {
+            "output_type": "multiple_choice",
+            "doc_to_text": "context",
+            "doc_to_choice": "choices",
+            "doc_to_target": "answer",
+            "target_delimiter": "",
+            "metric_list": [_metric("acc", "mean", True)],
+        }
+    if task.kind == "text":
+        return shared | {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "text",
+            "metric_list": [_metric("bits_per_byte", "bits_per_byte", False)],
+        }
+    return shared | {
+        "output_type": "generate_until",
+        "doc_to_text": "prompt",
+        "doc_to_target": "rule",
+        "generation_kwargs": {"until": [], "max_gen_toks": MAX_NEW_TOKENS},
+        "process_results": _judge,
+        "metric_list": [_metric("followed", "mean", True)],
+    }
+
+
+def _metric(name: str, aggregation: str, higher_is_better: bool) -> dict[str, Any]:
+    return {"metric": name, "aggregation": aggregation, "higher_is_better": higher_is_better}
+
+
+def _in_memory(documents: tuple[Document, ...]) -> Callable[..., dict[str, datasets.Dataset]]:
+    return lambda **_: {"test": datasets.Dataset.from_list(list(documents))}
+
+
+def _judge(document: Document, results: list[str]) -> dict[str, float]:
+    return {"followed": float(followed(document["rule"], document["argument"], results[0]))}

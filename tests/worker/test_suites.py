@@ -12,9 +12,9 @@ import pytest
 
 from bench.config import SuiteConfig
 from bench.identity import digest
-from bench.worker.suites import choice_task, local, quick
+from bench.worker.suites import local, quick
 from bench.worker.suites.local import check_suite
-from bench.worker.suites.quick import quick_tasks
+from bench.worker.suites.quick import choice_task, quick_tasks
 
 BLIMP = Path(__file__).parents[3] / "shared" / "data" / "blimp"
 CHOICE_TASKS = [task for task in quick_tasks() if task.kind == "choice"]

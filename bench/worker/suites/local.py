@@ -22,8 +22,7 @@ import yaml
 from bench.config import SuiteConfig, suggest
 from bench.worker.sources import decoded, shortened
 from bench.worker.sources.files import Source, read_records
-from bench.worker.suites import QuickTask
-from bench.worker.suites.quick import quick_tasks
+from bench.worker.suites.quick import QuickTask, quick_tasks
 
 
 class _Loader(yaml.SafeLoader):
