@@ -20,8 +20,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -90,15 +90,6 @@ class Team:
         """Wait until every process is here."""
         if self.size > 1:
             torch.distributed.barrier()
-
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """The first process goes through the block, then all others: what it leaves in a cache is there for them."""
-        if not self.is_first:
-            self.wait()
-        yield
-        if self.is_first:
-            self.wait()
 
     def all(self, value: T) -> list[T]:
         """The value of every process, by rank, in every process. Tensors must be on the CPU."""

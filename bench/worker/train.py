@@ -155,8 +155,7 @@ def load_trainable(context: Context, resolved: Device, memory: Memory) -> tuple[
         products = resolved.attention == attention.PRODUCTS
         where = context.team.device(resolved.type)
         how = {"attn_implementation": "sdpa" if products else resolved.attention}
-        with context.team.first_alone():
-            base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)
+        base = methods.load_to_train(config, source, where, resolved.compute_dtype, **how)  # `make_once` has a lock
         if products:
             attention.use_products(base)
         model = methods.make_trainable(base, config.method, config.seed)
