@@ -49,6 +49,7 @@ from bench.sweep.tracking import track_report
 from bench.trust import own_folder
 
 if TYPE_CHECKING:
+    from bench.report.section import Section
     from bench.stats.limits import Limits
 
 _DOCTOR_SECONDS = 120  # for all its trials; they take about 20
@@ -186,15 +187,27 @@ def _write_report(
 ) -> None:  # fmt: skip
     """Write the report of the folders, and say what to use: the decision of every model, task and suite."""
     from bench.report.build import read_groups, write_report  # charts take a second to import
-    from bench.stats.decide import decide
+    from bench.report.sections import answer
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sweep, found = read_groups(*folders, allowed=allowed, target_loss=target_loss)
         path = write_report(sweep, found, limits, formats)
         for group in found:
-            console.answer(group.name, decide(group, limits))
+            _say_answer(group.name, answer.section(group, limits), answer.change(group, limits))
     console.say(f"Report: {path}")
+
+
+def _say_answer(name: str, answer: Section, change: Section | None) -> None:
+    """The first two sections of a report's chapter, without their charts."""
+    headline = answer.headline
+    assert headline is not None
+    sure = "" if headline.sureness is None else f" {headline.sureness:.0%} sure."
+    console.say(f"\n{name}\n{headline.sentence}{sure} {headline.reason}")
+    for table in (section.table for section in (answer, change) if section and section.table):
+        console.table(table.headers, table.rows, table.headers[: table.text_columns])
+    for aside in headline.asides:
+        console.say(f"- {aside}")
 
 
 def report(given: Given) -> int:

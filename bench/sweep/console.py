@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import console as rich_console
 from rich.box import MARKDOWN, SIMPLE_HEAD
@@ -38,15 +38,12 @@ from bench.record import Record
 from bench.sweep.child import Watch
 from bench.trust import printable
 
-if TYPE_CHECKING:
-    from bench.stats.decide import Decision
-
 PLAIN_INTERVAL_SECONDS = 30
 PLAIN_WIDTH = 250  # of tables in a file or a pipe, characters
-PAIRS_SHOWN, ARMS_SHOWN = 3, 6
+PAIRS_SHOWN = 3
 METHODS_NEEDED = 2  # that have ended, for an estimate: an untrained model alone says little of how long training takes
 REFRESH_HZ = 1  # at rich's ten, drawing would take 2% of a core beside the measured child
-UNKNOWN, GIB = "-", 2**30
+GIB = 2**30
 
 
 class Console:
@@ -100,7 +97,6 @@ class Console:
         for group in groups_of(configs):
             if group.pairs:
                 self.say(heading(group))
-                self.table(*fairness_table(group))
                 for line in verdicts(group, allowed):
                     self.say(line)
 
@@ -167,19 +163,6 @@ class Console:
         if record.serve_failure is not None:
             self.say(f"         serving: {record.serve_failure.message}")
             self.say(f"         {record.serve_failure.next_step}")
-
-    def answer(self, name: str, decision: Decision) -> None:
-        """What to use, how sure that is, what the methods cost, and what would make it surer."""
-        sure = "" if decision.sureness is None else f" {decision.sureness:.0%} sure."
-        self.say(f"\n{name}\n{decision.sentence}{sure} {decision.reason}")
-        if len(decision.arms):
-            self.table(*answer_table(decision))
-        if decision.cost_if_wrong is not None:
-            self.say(f"If that is wrong, it falls short of the best by {decision.cost_if_wrong:.3f} on average.")
-        if decision.surer:
-            self.say(decision.surer)
-        for caveat in decision.caveats:
-            self.say(f"- {caveat}")
 
 
 class Agenda:
@@ -266,62 +249,11 @@ def live(out: RichConsole, name: str, agenda: Agenda | None = None) -> Iterator[
         yield watch
 
 
-def answer_table(decision: Decision) -> tuple[list[str], list[list[str]], list[str]]:
-    """(headers, a row a method with its score, its costs and why it was not chosen, the columns of words)."""
-    costs = {"peak_memory_bytes": (GIB, 2), "train_seconds": (60, 1), "checkpoint_bytes": (2**20, 1)}
-    rows = []
-    for row in decision.arms.to_dict("records"):
-        unknown = {name for name in ("low", *costs) if row[name] is None or row[name] != row[name]}
-        interval = UNKNOWN if "low" in unknown else f"{row['low']:.3f} to {row['high']:.3f}"
-        cost = [UNKNOWN if name in unknown else f"{row[name] / unit:.{n}f}" for name, (unit, n) in costs.items()]
-        score = f"{row['score']:.3f}"
-        rows.append(["->" if row["chosen"] else "", row["arm"], score, interval, *cost, row["why_not"] or ""])
-    score = decision.measure.name if decision.measure else "score"
-    headers = ["", "method", score, "95%", "memory, GiB", "time, min", "to keep, MiB", "why not"]
-    return headers, rows, ["", "method", "why not"]
-
-
 def heading(group: Group) -> str:
-    """How many settings are the same for all arms of a planned comparison."""
+    """How many settings are the same for all arms of a planned comparison, and in what the arms differ."""
     same = f"Identical for all {len(group.seeds)} arms: {len(group.identical)} settings."
-    return f"{same} Different:" if group.different else f"{same} None differs."
-
-
-def fairness_table(group: Group) -> tuple[list[str], list[list[str]], list[str]]:
-    """(headers, a row a setting that differs, the columns of words); a column an arm.
-
-    With many arms one column: each value and the number of arms that have it.
-    """
-    headers, rows = ["setting", *group.seeds], []
-    for setting, values in folded(group).items():
-        cells = [values.get(arm, UNKNOWN) for arm in group.seeds]
-        if len(cells) > ARMS_SHOWN:
-            headers = ["setting", "values"]
-            cells = [", ".join(f"{value} ({count} arms)" for value, count in Counter(cells).items())]
-        rows.append([setting, *cells])
-    return headers, rows, headers
-
-
-def folded(group: Group) -> dict[str, dict[str, str]]:
-    """Setting -> arm -> value as text; settings of one part that differ only in being there make one row.
-
-    The eight equal settings of an adapter that LoRA and QLoRA have and others lack are no news in eight rows.
-    """
-    parts: dict[str, dict[str, dict[str, str]]] = {}
-    rows: dict[str, dict[str, str]] = {}
-    for setting, values in group.different.items():
-        part = setting.rpartition(".")[0]
-        texts = {arm: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for arm, v in values.items()}
-        if part.count(".") and len({repr(value) for value in values.values()}) == 1:
-            parts.setdefault(f"{part}.*", {})[setting] = texts
-            rows.setdefault(f"{part}.*", {})
-        else:
-            rows[setting] = texts
-    for name, members in parts.items():
-        for arm in dict.fromkeys(arm for texts in members.values() for arm in texts):
-            held = [texts[arm] for texts in members.values() if arm in texts]
-            rows[name][arm] = f"{len(held)} alike" if len(held) > 1 else held[0]
-    return rows
+    parts = dict.fromkeys(".".join(setting.split(".")[:2]) for setting in group.different)
+    return f"{same} Different: {', '.join(parts)} (values: {FILE})." if parts else f"{same} None differs."
 
 
 def verdicts(group: Group, allowed: Collection[str]) -> list[str]:
