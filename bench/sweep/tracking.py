@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.config import RunConfig, to_mapping
 from bench.identity import run_folder
-from bench.record import Record, Sample, Step
+from bench.record import Record
 from bench.trust import own_folder
+
+if TYPE_CHECKING:
+    from bench.stats.frames import Sweep
 
 
 def tracking_problems(config: RunConfig) -> list[str]:
@@ -60,44 +62,26 @@ def summary(record: Record) -> dict[str, float | str]:
     return values | known | {"status": str(record.status)}
 
 
-def curves(record: Record, folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> its numbers: all of `steps.jsonl`, and the held-out loss where it was taken; unknown ones left out."""
-    from bench.stats.reading import read_rows
-
-    found: dict[int, dict[str, float]] = {}
-    for step in read_rows(Step, folder / "steps.jsonl", []) if record.train else []:
-        numbers = {f"train/{name}": value for name, value in asdict(step).items() if value is not None}
-        found[int(numbers.pop("train/step"))] = numbers
-    for point in record.train.heldout if record.train else ():
-        if point.loss is not None:
-            found.setdefault(point.step, {})["heldout/loss"] = point.loss
-    return dict(sorted(found.items()))
-
-
-def predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:
-    """(headers, a row a test example) of `samples.jsonl.gz`; no rows where nothing was evaluated."""
-    from bench.stats.reading import read_rows
-
-    samples = read_rows(Sample, folder / "samples.jsonl.gz", [])
-    scores = list(samples[0].scores) if samples else []
-    rows = [[s.example_id, s.prompt, s.reference, s.prediction, *map(s.scores.get, scores)] for s in samples]
-    return ["example_id", "prompt", "reference", "prediction", *scores], rows
+def curves(sweep: Sweep) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, its numbers): those of `steps.jsonl`, and the held-out loss where it was taken; unknown ones left out."""
+    steps = sweep.steps.set_index("step").drop(columns="seed").select_dtypes("number").add_prefix("train/")
+    heldout = sweep.heldout.set_index("step")["loss"].astype(float).rename("heldout/loss")
+    for step, values in steps.join(heldout, how="outer").iterrows():
+        yield int(str(step)), values.dropna().to_dict()
 
 
 def send_record(config: RunConfig, record: Record) -> None:
     """One run of the tracker for one of ours, grouped by sweep."""
+    from bench.stats.frames import load
+
     folder = run_folder(config)
-    settings = to_mapping(record.config) | {"comparison_key": record.comparison_key}
+    sweep, settings = load(folder), to_mapping(record.config) | {"comparison_key": record.comparison_key}
     wandb, run = _open(config, folder, record.run_id, settings)
-    for step, values in curves(record, folder).items():
+    for step, values in curves(sweep):
         run.log(values, step=step)
-    headers, rows = predictions(folder)
-    tables = {"predictions": wandb.Table(columns=headers, data=rows)} if rows else {}
-    if record.regression:
-        tasks = [[t.task, t.metric, t.items, t.chance, t.value] for t in record.regression.tasks]
-        tables["regression"] = wandb.Table(columns=["task", "metric", "items", "chance", "value"], data=tasks)
-    if tables:
-        run.log(tables)
+    tables = {"predictions": sweep.samples.drop(columns="unscored"), "regression": sweep.regression}
+    if shown := {name: wandb.Table(dataframe=frame) for name, frame in tables.items() if len(frame)}:
+        run.log(shown)
     run.summary.update(summary(record))
     run.finish()
 
