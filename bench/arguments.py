@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,39 +60,3 @@ def take(settings: Sequence[str], *names: str) -> tuple[dict[str, str], list[str
     """(a command's own settings by name, the others as they were given)."""
     own = {name: value for name, _, value in (text.partition("=") for text in settings) if name in names}
     return own, [text for text in settings if text.partition("=")[0] not in names]
-
-
-def is_true(name: str, value: str) -> bool:
-    """A setting that is true or false.
-
-    Raises:
-        ConfigurationError: it is neither.
-    """
-    if value.lower() not in ("true", "false"):
-        raise ConfigurationError([f"{name}={value}: true or false"])
-    return value.lower() == "true"
-
-
-def number(name: str, text: str, least: float, most: float) -> float:
-    """A setting within bounds.
-
-    Raises:
-        ConfigurationError: it is no number, or outside.
-    """
-    with suppress(ValueError):
-        if least <= float(text) <= most:
-            return float(text)
-    raise ConfigurationError([f"{name}={text}: a number from {least:g} to {most:g}"])
-
-
-def target_loss(text: str | None) -> float | None:
-    """In nats per token.
-
-    Raises:
-        ConfigurationError: it is no finite number above 0.
-    """
-    with suppress(ValueError):
-        value = None if text is None else float(text)
-        if value is None or 0 < value < math.inf:
-            return value
-    raise ConfigurationError([f"target_loss={text}: a loss in nats per token is above 0 and finite, such as 1.9"])

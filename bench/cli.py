@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import math
 import os
 import sys
 import textwrap
@@ -26,16 +25,18 @@ from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from bench import machine
-from bench.arguments import Given, Takes, is_true, number, parse, take, target_loss
+from bench.arguments import Given, Takes, parse, take
 from bench.compose import CONFIG_FOLDER, choices, compose, default_settings, is_search
 from bench.config import RunConfig, suggest
 from bench.fairness import FILE, REQUIREMENTS, groups_of, to_json
 from bench.identity import data_key, run_folder, sweep_folder, write_atomic
 from bench.machine import Finding
-from bench.mistakes import ConfigurationError, all_of, names_in
+from bench.mistakes import ConfigurationError, all_of, checked, names_in
 from bench.outcome import Status
 from bench.planner import disk
 from bench.planner.advice import plan_of, planned_runs
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from bench.stats.limits import Limits
 
 _DOCTOR_SECONDS = 120  # for all its trials; they take about 20
+_SURE: Any = Annotated[float, Field(ge=0.5, le=0.999)]
+_MINUTES: Any = Annotated[float, Field(ge=0)]
+_TARGET_LOSS: Any = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None  # nats a token
 console = Console()
 
 
@@ -230,7 +234,7 @@ def report(given: Given) -> int:
     _, *options = all_of(
         lambda: _existing(given.paths),
         lambda: names_in("allow_different", own.get("allow_different"), REQUIREMENTS),
-        lambda: target_loss(own.get("target_loss")),
+        lambda: checked(_TARGET_LOSS, own.get("target_loss"), "target_loss"),
         lambda: limits_from_words(words),
         lambda: names_in("export", own.get("export"), FORMATS),
     )
@@ -346,8 +350,8 @@ def settle(given: Given) -> int:
     own, others = take(given.settings, "sure", "budget_minutes")
     _, overrides = take(others, *(limit.name for limit in fields(Limits)))
     sure, minutes, limits = all_of(
-        lambda: number("sure", own.get("sure", "0.95"), 0.5, 0.999),
-        lambda: number("budget_minutes", own.get("budget_minutes", "60"), 0, math.inf),
+        lambda: checked(_SURE, own.get("sure", 0.95), "sure"),
+        lambda: checked(_MINUTES, own.get("budget_minutes", 60.0), "budget_minutes"),
         lambda: limits_from_words([text for text in others if text not in overrides]),
     )
     config, found = settle_sweep(overrides, limits, sure, minutes, console)
@@ -377,7 +381,7 @@ def export(given: Given) -> int:
         hints = {text: suggest(text.partition("=")[0], [*exporting.SETTINGS]) for text in others}
         raise ConfigurationError([f"{text}: export has no such setting{hint}" for text, hint in hints.items()])
     (folder,) = given.paths
-    check, is_run = is_true("check", own.get("check", "false")), os.path.isfile(folder / "record.json")
+    check, is_run = checked(bool, own.get("check", False), "check"), os.path.isfile(folder / "record.json")
     if check and not is_run:
         return _checked(folder, exporting.check(folder, Path(own["base"]) if "base" in own else None))
     asked = exporting.asked_for(own)
@@ -409,12 +413,12 @@ def fetch(given: Given) -> int:
     A run uses it by paths.bundle=FOLDER and then asks no hub. The same command again goes on where it was interrupted.
     """
     own, overrides = take(given.settings, "to", "wheels", "check")
-    if is_true("check", own.get("check", "false")) != bool(given.paths):
+    if checked(bool, own.get("check", False), "check") != bool(given.paths):
         raise ConfigurationError(["fetch: takes to=FOLDER to fetch into it, or FOLDER check=true to check it"])
     if given.paths:
         return _checked(given.paths[0], fetching.refusals(given.paths[0]))
     target = Path(own.get("to", "bundle"))
-    wheels = is_true("wheels", own.get("wheels", "true"))
+    wheels = checked(bool, own.get("wheels", True), "wheels")
     configs = compose(overrides, multirun=True)
     with console.stage(f"fetch into {target}") as watch:
         bundle = fetching.fetch(configs, target, wheels=wheels, watch=watch)
