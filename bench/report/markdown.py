@@ -25,7 +25,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from bench.checkpoint import Manifest, ScoreInterval
 from bench.metrics import Scale
 from bench.record import Sample
-from bench.report.section import UNKNOWN, Examples, Report, Section, Table, number, percent
+from bench.report.section import UNKNOWN, Report, Section, Table, percent
 from bench.served import ServedAnswer
 from bench.stats.decide import decide
 from bench.stats.frames import groups, load
@@ -34,7 +34,6 @@ from bench.stats.reading import read_record, read_rows
 from bench.trust import LONGEST_TEXT, printable, shortened
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w))")
-_EXAMPLES, _PROMPT_CHARACTERS, _ANSWER_CHARACTERS = 4, 500, 600
 
 
 def render(report: Report, images: Mapping[int, str]) -> str:
@@ -69,7 +68,7 @@ def _section(section: Section, level: int, images: Mapping[int, str]) -> Iterato
     yield _table(section.table) if section.table else ""
     yield fenced(section.code) if section.code else ""
     if section.examples:
-        yield from _examples(section.examples)
+        yield f"{len(section.examples.rows):,} test examples can be browsed in report.html."
     for part in section.parts:
         yield from _section(part, level + 1, images)
     yield line(section.note)
@@ -87,21 +86,6 @@ def _table(table: Table) -> str:
 
 def _list(items: Sequence[str]) -> str:
     return "\n".join(f"- {line(item)}" for item in items)
-
-
-def _examples(examples: Examples) -> Iterator[str]:
-    """The first few; the page holds the others."""
-    for identity, prompt, reference, _, answers in examples.rows[:_EXAMPLES]:
-        yield f"**Example {line(identity)}.** Prompt:"
-        yield fenced(shortened(prompt, _PROMPT_CHARACTERS))
-        yield "Reference:"
-        yield fenced(shortened(reference, _ANSWER_CHARACTERS))
-        for arm, answer in zip(examples.arms, answers, strict=True):
-            if answer is not None:
-                text, cut, score = answer[0], answer[1], answer[2]
-                ending = ", cut at the length limit" if cut else ""
-                yield f"{line(arm)} ({line(examples.metrics[0])} {number(score)}{ending}):"
-                yield fenced(shortened(text, _ANSWER_CHARACTERS))
 
 
 def line(text: object) -> str:

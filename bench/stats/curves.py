@@ -32,9 +32,8 @@ from bench.stats.frames import Group
 from bench.stats.measures import SUITE_MEAN, Measure
 from bench.stats.paired import Estimate, Floats, Means, SeedPart, holm, means, verdict
 
-_COLUMNS = ["arm", "seed", "run_id", "set", "target", "status", "tokens", "seconds", "seconds_without_compiling",
-            "energy_wh", "final_loss", "loss_at_equal_tokens", "loss_at_equal_seconds", "equal_tokens",
-            "equal_seconds"]  # fmt: skip
+_COLUMNS = ["arm", "seed", "run_id", "set", "target", "status", "tokens", "seconds", "energy_wh", "final_loss",
+            "loss_at_equal_tokens", "loss_at_equal_seconds", "equal_tokens", "equal_seconds"]  # fmt: skip
 Runs = dict[str, dict[int, tuple[Record, "Curve"]]]  # arm -> seed -> its run
 
 
@@ -45,8 +44,7 @@ class Curve:
     Attributes:
         tokens, loss: trained on, and held-out (nats a token, infinite where it was not finite) at the held-out points,
             shape (points,).
-        clock: tokens, training seconds, and seconds with the median step in the place of each compiling one (NaN:
-            unknown), at the places where the time is known, shape (3, places).
+        clock: tokens and training seconds at the places where the time is known, shape (2, places).
         energy: training seconds and watt-hours, shape (2, places); NaN without a counter. Of a counter that was read
             at the end alone the power is taken to be constant.
     """
@@ -64,9 +62,9 @@ class Curve:
         finite = np.isfinite(self.loss[beside]).all()
         return float(np.interp(tokens, self.tokens, self.loss)) if finite else math.nan
 
-    def seconds_at(self, tokens: float, compiling: bool = True) -> float:
-        """Training seconds, with or without what compiling took; NaN where unknown."""
-        return _read(tokens, self.clock[0], self.clock[1 if compiling else 2])
+    def seconds_at(self, tokens: float) -> float:
+        """Training seconds; NaN where unknown."""
+        return _read(tokens, *self.clock)
 
     def energy_at(self, seconds: float) -> float:
         """Watt-hours until then; NaN where unknown."""
@@ -105,18 +103,14 @@ def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
     points = sorted(train.heldout, key=lambda point: point.step)
     if not points:
         return None
-    compiled = not train.environment.compiled.startswith("off") and train.compile_seconds != 0
     if steps and len(steps) == train.steps:
         ordered = sorted(steps, key=lambda step: step.step)
-        median = train.step_seconds_median if train.compile_seconds is not None else None
-        own = [median if compiled and not step.timed else step.seconds for step in ordered]  # None becomes NaN
-        rows = [[step.tokens for step in ordered], [step.elapsed_seconds for step in ordered], own]
+        rows = [[step.tokens for step in ordered], [step.elapsed_seconds for step in ordered]]
         clock = np.insert(np.array(rows, dtype=float), 0, 0.0, axis=1)
-        clock[0], clock[2] = clock[0].cumsum(), clock[2].cumsum()
+        clock[0] = clock[0].cumsum()
     else:
         places = [(0.0, 0.0), *((p.train_tokens, p.train_seconds) for p in points if p.train_tokens > 0)]
-        tokens, seconds = np.array(places, dtype=float).T
-        clock = np.stack([tokens, seconds, seconds * (math.nan if compiled else 1.0)])
+        clock = np.array(places, dtype=float).T
     readings = [(p.train_seconds, p.energy_wh) for p in points if p.step > 0 and p.energy_wh is not None]
     if len(readings) < sum(p.step > 0 for p in points):
         readings = [] if train.energy_wh is None else [(train.train_seconds, train.energy_wh)]
@@ -145,8 +139,8 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
         target: held-out loss, nats a token; None: the group's, else each set's default.
 
     Columns:
-        arm, seed, run_id, set, target, status (`Curve.reach`), tokens, seconds, seconds_without_compiling, energy_wh
-        (until the target), final_loss, loss_at_equal_tokens, loss_at_equal_seconds (at equal_tokens, equal_seconds).
+        arm, seed, run_id, set, target, status (`Curve.reach`), tokens, seconds, energy_wh (until the target),
+        final_loss, loss_at_equal_tokens, loss_at_equal_seconds (at equal_tokens, equal_seconds).
         Losses in nats a token; NaN where unknown, infinite where not finite.
     """
     target = group.target_loss if target is None else target
@@ -170,10 +164,9 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
             status, tokens = curve.reach(goal)
             seconds = curve.seconds_at(tokens)
             rows.append(
-                (arm, seed, record.run_id, place, goal, status, tokens, seconds,
-                 curve.seconds_at(tokens, compiling=False), curve.energy_at(seconds), float(curve.loss[-1]),
-                 curve.loss_at(tokens_end), curve.loss_at(_read(seconds_end, curve.clock[1], curve.clock[0])),
-                 tokens_end, seconds_end)
+                (arm, seed, record.run_id, place, goal, status, tokens, seconds, curve.energy_at(seconds),
+                 float(curve.loss[-1]), curve.loss_at(tokens_end),
+                 curve.loss_at(_read(seconds_end, curve.clock[1], curve.clock[0])), tokens_end, seconds_end)
             )  # fmt: skip
         left, place = [arm for arm in left if arm not in members], place + 1
     return pd.DataFrame(rows, columns=_COLUMNS)

@@ -1,4 +1,4 @@
-"""Learning curves read by hand: targets, time by the steps, compiling apart, energy, equal tokens and time."""
+"""Learning curves read by hand: targets, time by the steps, energy, equal tokens and time."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_nothing_is_read_outside_of_the_points() -> None:
     assert curve_of(trained(heldout=[]), []) is None
 
 
-def test_time_is_that_of_the_steps_and_compiling_is_set_apart() -> None:
+def test_time_is_that_of_the_steps() -> None:
     """Twenty steps of 100 tokens: the first takes 55 s, since it compiles, the others 5 s."""
     steps = [
         Step(n + 1, 3.0, 1.0, 1e-4, 5.0 if n else 55.0, 100, 20, 120, 55.0 + 5.0 * n, timed=n > 0) for n in range(20)
@@ -83,10 +83,9 @@ def test_time_is_that_of_the_steps_and_compiling_is_set_apart() -> None:
     facts = {"train_seconds": 150.0, "compile_seconds": 50.0, "step_seconds_median": 5.0, "environment": ENVIRONMENT}
     train = trained([(0, 0.0, 4.0), (10, 100.0, 3.0), (20, 150.0, 2.5)], **facts)
     own = curve(train, steps)
-    assert (own.seconds_at(500.0), own.seconds_at(500.0, compiling=False)) == (75.0, 25.0)
+    assert own.seconds_at(500.0) == 75.0
     without_steps = curve(train, steps[:3])  # not all of them: between the held-out points
     assert without_steps.seconds_at(500.0) == 50.0
-    assert math.isnan(without_steps.seconds_at(500.0, compiling=False))
 
 
 @pytest.mark.parametrize(

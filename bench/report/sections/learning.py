@@ -50,7 +50,6 @@ def _reached(reached: pd.DataFrame) -> Section:
     columns = [  # header, column, decimals, factor
         ("tokens, thousands", "tokens", 1, 1e-3),
         ("time, min", "seconds", 2, 1 / 60),
-        ("without compiling, min", "seconds_without_compiling", 2, 1 / 60),
         ("energy, Wh", "energy_wh", 2, 1.0),
         (f"loss at {number(tokens, 1)} thousand tokens", "loss_at_equal_tokens", 3, 1.0),
         (f"loss at {number(minutes, 2)} min", "loss_at_equal_seconds", 3, 1.0),
