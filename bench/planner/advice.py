@@ -24,7 +24,6 @@ from bench.compose import CONFIG_FOLDER, compose_beside
 from bench.config import HardwareConfig, MethodConfig, ModelConfig, PathsConfig, RunConfig
 from bench.identity import digest, sha256_of
 from bench.mistakes import ConfigurationError, all_of
-from bench.planner.calibration import peak_interval_bytes
 from bench.planner.memory import (
     Batch,
     Device,
@@ -33,7 +32,7 @@ from bench.planner.memory import (
     estimate,
 )
 from bench.planner.tensors import Architecture, Shape, adapter_tensors, base_parameters, trained_parameters
-from bench.planner.time import COMPILE_REPAYS_FROM_STEPS, Duration, PlanConfig, duration
+from bench.planner.time import COMPILE_REPAYS_FROM_STEPS, Duration, PlanConfig, duration, peak_interval_bytes
 
 GIB = 2**30
 MARGIN = 0.1  # about what the estimate was off by where it could be checked: docs/planner.md
@@ -83,7 +82,7 @@ class Plan:
     gradients_bytes: int  # of all that is trained, whether the highest moment holds them or not
     terms: Terms  # on one device, at the highest moment of a step
     peak_memory_bytes: int  # their sum, which is what a run measures as its `peak_memory_bytes`
-    peak_interval_bytes: tuple[int, int] | None  # 90%: `planner.calibration`; None: not known for device or model
+    peak_interval_bytes: tuple[int, int] | None  # 90%: `planner.time`; None: not known for device or model
     largest_term: str
     verdict: Verdict
     largest_micro_batch: int | None
@@ -128,8 +127,6 @@ def planned_runs(overrides: Sequence[str]) -> list[tuple[RunConfig, PlanConfig, 
 
 def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
     """The plan of one run; its micro-batch, where `auto`, is the one that `auto` is expected to come to."""
-    if options.devices == 1 and config.hardware.strategy != "none":  # as the run itself would share its steps
-        options = replace(options, devices=config.hardware.devices, strategy=config.hardware.strategy)
     if config.train.micro_batch == "auto":
         budget_gib = config.hardware.memory_budget_gib
         within = machine if budget_gib is None else replace(machine, memory_gib=budget_gib)
@@ -145,8 +142,8 @@ def plan_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Plan:
         method=config.method.name,
         hardware=config.hardware.name,
         device=machine.device,
-        devices=options.devices,
-        strategy=options.strategy,
+        devices=config.hardware.devices,
+        strategy=config.hardware.strategy,
         max_length=config.train.max_length,
         micro_batch=config.train.fitted_micro_batch,
         gradient_checkpointing=config.train.gradient_checkpointing,
@@ -171,7 +168,7 @@ def predict(config: RunConfig, options: PlanConfig, machine: Machine) -> Terms:
     """The peak of a training step on one device, term by term.
 
     Raises:
-        ConfigurationError: an unknown architecture or adapter target, more micro-batches than a step has examples.
+        ConfigurationError: an unknown architecture or adapter target.
     """
     return estimate(step_of(config, options, machine))
 
@@ -179,10 +176,7 @@ def predict(config: RunConfig, options: PlanConfig, machine: Machine) -> Terms:
 def step_of(config: RunConfig, options: PlanConfig, machine: Machine) -> PlannedStep:
     """The step to plan for: a micro-batch of the longest examples. Errors as `predict` has them."""
     train, architecture = config.train, architecture_of(config.model, config.paths)
-    rows, length, of_devices = train.fitted_micro_batch, train.max_length, train.fitted_micro_batch * options.devices
-    if of_devices > train.batch_size:
-        found = f"plan.devices: {options.devices} micro-batches of {rows} are more than {train.batch_size}"
-        raise ConfigurationError([f"{found}, which is train.batch_size; raise it or lower train.micro_batch"])
+    rows, length, devices = train.fitted_micro_batch, train.max_length, config.hardware.devices
     padded = options.padded and rows > 1
     if train.packing:
         rows, length, padded = 1, rows * length, True
@@ -194,9 +188,9 @@ def step_of(config: RunConfig, options: PlanConfig, machine: Machine) -> Planned
         Batch(rows, length, round(rows * length * options.supervised_share), padded),
         machine.device,
         compiled=train.compile == "regional" or (train.compile == "auto" and not short),
-        accumulates=train.batch_size > of_devices,
-        devices=options.devices,
-        strategy=options.strategy,
+        accumulates=train.batch_size > train.fitted_micro_batch * devices,
+        devices=devices,
+        strategy=config.hardware.strategy,
     )
 
 
@@ -263,7 +257,8 @@ def verdict(peak_memory_bytes: int, memory_gib: float | None) -> Verdict:
 
 def largest_micro_batch(config: RunConfig, options: PlanConfig, machine: Machine) -> int | None:
     """The largest divisor of `train.batch_size` that fits and is not tight; None when not even 1 does."""
-    allowed = [rows for rows in sizes(config.train.batch_size) if rows * options.devices <= config.train.batch_size]
+    batch_size, devices = config.train.batch_size, config.hardware.devices
+    allowed = [rows for rows in sizes(batch_size) if rows * devices <= batch_size]
     fitting = (rows for rows in reversed(allowed) if _fits(_with(config, "train", micro_batch=rows), options, machine))
     return next(fitting, None)
 
@@ -291,8 +286,8 @@ def _fits(config: RunConfig, options: PlanConfig, machine: Machine) -> bool:
 def remedies(config: RunConfig, options: PlanConfig, machine: Machine) -> list[Remedy]:
     """Changes that make the run fit, the mildest first; none when nothing known does."""
     found = []
-    for change, changed, with_options in _candidates(config, options, machine):
-        total = predict(changed, with_options, machine).total
+    for change, changed in _candidates(config, options, machine):
+        total = predict(changed, options, machine).total
         if verdict(total, machine.memory_gib) == "fits":
             found.append(Remedy(change, total))
         if len(found) == REMEDIES_SHOWN:
@@ -300,50 +295,47 @@ def remedies(config: RunConfig, options: PlanConfig, machine: Machine) -> list[R
     return found
 
 
-def _candidates(
-    config: RunConfig, options: PlanConfig, machine: Machine
-) -> Iterator[tuple[str, RunConfig, PlanConfig]]:
-    """(overrides, the run, the planner's options): what leaves the learning alone, then what does not."""
+def _candidates(config: RunConfig, options: PlanConfig, machine: Machine) -> Iterator[tuple[str, RunConfig]]:
+    """(overrides, the run with them): what leaves the learning alone, then what does not."""
     lean, words = config, ""
 
-    def smaller() -> Iterator[tuple[str, RunConfig, PlanConfig]]:
+    def smaller() -> Iterator[tuple[str, RunConfig]]:
         rows = largest_micro_batch(lean, options, machine)
         if rows is not None and rows < config.train.fitted_micro_batch:
-            yield f"{words}train.micro_batch={rows}", _with(lean, "train", micro_batch=rows), options
+            yield f"{words}train.micro_batch={rows}", _with(lean, "train", micro_batch=rows)
 
     if config.hardware.attention == "eager":
         lean, words = _with(config, "hardware", attention="sdpa"), "hardware.attention=sdpa "
-        yield words.strip(), lean, options
+        yield words.strip(), lean
     yield from smaller()
     if not config.train.gradient_checkpointing:
         lean, words = _with(lean, "train", gradient_checkpointing=True), f"{words}train.gradient_checkpointing=true "
-        yield words.strip(), lean, options
+        yield words.strip(), lean
         yield from smaller()
     as_wide = words, lean
     if lean.train.fitted_micro_batch > 1:
         lean, words = _with(lean, "train", micro_batch=1), f"{words}train.micro_batch=1 "
     if config.method.trains == "all_weights" and config.method.optimizer == "adamw":
-        yield f"{words}method.optimizer=adamw_8bit", _with(lean, "method", optimizer="adamw_8bit"), options
-    own = "plan" if options.devices > 1 and config.hardware.strategy == "none" else "hardware"
+        yield f"{words}method.optimizer=adamw_8bit", _with(lean, "method", optimizer="adamw_8bit")
     if sharded := _sharded(lean, options, machine):
-        yield f"{words}{own}.devices={sharded.devices} {own}.strategy=fsdp", lean, sharded
+        yield f"{words}hardware.devices={sharded.hardware.devices} hardware.strategy=fsdp", sharded
     lighter = ["qlora"] if config.method.quantization is None else []  # presets of conf/method/ that hold less
     for name in ["lora", *lighter] if config.method.trains == "all_weights" else lighter:
         of_method = [(text, replace(run, method=preset(name))) for text, run in (as_wide, (words, lean))]
         text, run = next((pair for pair in of_method if _fits(pair[1], options, machine)), of_method[-1])
-        yield f"{text}method={name}", run, options
+        yield f"{text}method={name}", run
     length = lean.train.max_length // 2
     while length >= SHORTEST:
-        yield f"{words}train.max_length={length}", _with(lean, "train", max_length=length), options
+        yield f"{words}train.max_length={length}", _with(lean, "train", max_length=length)
         length //= 2
 
 
-def _sharded(config: RunConfig, options: PlanConfig, machine: Machine) -> PlanConfig | None:
+def _sharded(config: RunConfig, options: PlanConfig, machine: Machine) -> RunConfig | None:
     """On the fewest devices on which the run fits, sharded; None: on none."""
-    devices = 2 * options.devices
+    devices = 2 * config.hardware.devices
     while devices <= MOST_DEVICES and config.train.batch_size % (devices * config.train.fitted_micro_batch) == 0:
-        sharded = replace(options, devices=devices, strategy="fsdp")
-        if _fits(config, sharded, machine):
+        sharded = _with(config, "hardware", devices=devices, strategy="fsdp")
+        if _fits(sharded, options, machine):
             return sharded
         devices *= 2
     return None

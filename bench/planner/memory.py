@@ -17,7 +17,7 @@ from functools import cached_property
 from math import ceil
 from typing import Literal, NamedTuple
 
-from bench.config import MethodConfig, RunConfig
+from bench.config import MethodConfig, RunConfig, Strategy
 from bench.planner.tensors import (
     Architecture,
     Layers,
@@ -32,7 +32,6 @@ from bench.planner.tensors import (
     shape_of,
 )
 
-Strategy = Literal["ddp", "zero2", "zero3", "fsdp"]
 Device = Literal["cpu", "cuda"]
 BYTES = {"bfloat16": 2, "float32": 4}
 MIB = 2**20
@@ -115,7 +114,7 @@ class PlannedStep:
     compiled: bool
     accumulates: bool = True
     devices: int = 1
-    strategy: Strategy = "ddp"
+    strategy: Strategy = "none"
     loss_in_chunks: bool = True
 
     @cached_property

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench.planner.advice import GIB, Plan
-from bench.planner.calibration import peak_interval_bytes
-from bench.planner.time import Range
+from bench.planner.time import Range, peak_interval_bytes
 
 UNKNOWN = "-"
 WORDS = ("model", "method")  # columns that hold no numbers

@@ -9,14 +9,15 @@ time at one utilization. Energy is the time at the device's full power, so at mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bench.config import MethodConfig, PositiveInt, RunConfig
-from bench.planner.calibration import interval
-from bench.planner.memory import Strategy
 from bench.planner.past import Counts
 from bench.planner.tensors import Architecture, Shape, adapter_tensors, shape_of
 
@@ -32,13 +33,44 @@ def _listed(given: Any) -> Any:
     return given if given is None or isinstance(given, list) else [given]
 
 
+# --- How far estimates are from what is measured: taken from runs that others published ---
+
+CALIBRATION = Path(__file__).with_name("calibration.yaml")  # written by `python -m benchmarks.planner calibrate`
+Quantity = Literal["peak_memory", "utilization"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The middle 90% of what was measured."""
+
+    low: float  # of a peak: measured / estimated; of utilization: of the data sheet's FLOPs, recomputation counted
+    high: float
+    runs: int  # that it was taken from
+    sources: int
+
+
+@cache
+def interval(device: str, quantity: Quantity) -> Interval | None:
+    """Of a kind of device; None: nobody measured enough."""
+    content = yaml.safe_load(CALIBRATION.read_text(encoding="utf-8"))
+    found = content.get(device, {}).get(quantity)
+    return None if found is None else Interval(**found)
+
+
+def peak_interval_bytes(peak_memory_bytes: int, device: str) -> tuple[int, int] | None:
+    """Where the measured peak is expected to lie, nine times of ten; None: not known for this kind of device."""
+    found = interval(device, "peak_memory")
+    return None if found is None else (round(peak_memory_bytes * found.low), round(peak_memory_bytes * found.high))
+
+
+# --- How long a run will take ---
+
+
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PlanConfig:
     """What the planner assumes beside the run's own settings; each is explained in `conf/plan.yaml`."""
 
     memory_gib: Annotated[list[_Positive] | None, BeforeValidator(_listed)] = None
-    devices: PositiveInt = 1
-    strategy: Strategy = "ddp"
     supervised_share: _Share = 1.0
     padded: bool = True
     tokens_per_example: PositiveInt | None = None
@@ -131,19 +163,15 @@ def duration(config: RunConfig, architecture: Architecture, options: PlanConfig)
     tokens = None if count is None else count * length
     if hardware.bf16_tflops is None or config.method.trains == "nothing":
         return Duration(tokens, None, None, None, None)
-    done = needed_flops(
-        done_costs(config, architecture, length),
-        tokens=length,
-        supervised_tokens=round(length * options.supervised_share),
-        attended_pairs=length * (length + 1) // 2,
-    )
+    of_one = Counts(1, None, None, length, exact=True, supervised_share=options.supervised_share)
+    done = example_flops(done_costs(config, architecture, length), of_one)
     low, high = (
-        share * options.devices * hardware.bf16_tflops * 1e12 * length / done for share in options.utilization_range
+        share * hardware.devices * hardware.bf16_tflops * 1e12 * length / done for share in options.utilization_range
     )
     hours = None if tokens is None else (tokens / high / 3600, tokens / low / 3600)
 
     def times(rate: float | None) -> Range | None:
-        factor = None if rate is None else rate * options.devices
+        factor = None if rate is None else rate * hardware.devices
         return None if hours is None or factor is None else (hours[0] * factor, hours[1] * factor)
 
     kilowatts = None if hardware.watts is None else hardware.watts / 1000

@@ -20,12 +20,13 @@ from statistics import median
 import yaml
 from tabulate import tabulate
 
-from bench.planner.calibration import FILE, Interval, Quantity
+from bench.planner.time import CALIBRATION as FILE
+from bench.planner.time import Interval, Quantity
 from benchmarks.planner.published import published
 
 MISSED = 0.05  # of runs, at each end
 HEAD = """\
-# 90% intervals, written by `python -m benchmarks.planner calibrate` (docs/planner.md); read by planner/calibration.py.
+# 90% intervals, written by `python -m benchmarks.planner calibrate` (docs/planner.md); read by planner/time.py.
 """
 Scored = list[tuple[str, float]]  # (source, value) of a run
 

@@ -72,17 +72,25 @@ def test_runs_that_differ_in_the_device_alone_are_not_one() -> None:
 
 def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        plans(["model=llama-3.1-8", "plan.device=8", "plan.strategy=fdsp", "train.epoch=1"])
+        plans(["model=llama-3.1-8", "plan.paded=false", "plan.utilization=2", "train.epoch=1"])
     text = caught.value.message()
     assert len(caught.value.problems) == 4
-    assert "plan.device: no such setting (did you mean 'devices'?)" in text
-    assert "plan.strategy" in text
+    assert "plan.paded: no such setting (did you mean 'padded'?)" in text
+    assert "plan.utilization" in text
     assert "did you mean 'llama-3.1-8b'?" in text
 
 
 def test_more_devices_than_examples_is_a_mistake() -> None:
-    with pytest.raises(ConfigurationError, match=r"plan\.devices: 8 micro-batches of 4 are more than"):
-        plans(["model=llama-3.2-1b", "hardware=h100", "plan.devices=8"])
+    with pytest.raises(ConfigurationError, match=r"8 devices with train\.micro_batch=4 do not divide"):
+        plans(["model=llama-3.2-1b", "hardware=h100", "hardware.devices=8", "hardware.strategy=fsdp"])
+
+
+def test_devices_share_a_plan() -> None:
+    shared = ["hardware.devices=4", "hardware.strategy=fsdp"]
+    one, four = (plans(["model=llama-3.2-1b", "method=full", "hardware=h100", *more])[0] for more in ([], shared))
+    assert (four.devices, four.strategy) == (4, "fsdp")
+    assert four.terms.weights < one.terms.weights / 3
+    assert four.duration.tokens_per_second[0] == pytest.approx(4 * one.duration.tokens_per_second[0])
 
 
 def test_a_model_without_an_architecture_is_a_mistake(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from bench.planner.advice import plans
-from bench.planner.calibration import FILE, interval, peak_interval_bytes
-from bench.planner.time import PlanConfig
+from bench.planner.time import CALIBRATION as FILE
+from bench.planner.time import PlanConfig, interval, peak_interval_bytes
 from benchmarks.planner import calibrate
 from benchmarks.planner.published import published
 
