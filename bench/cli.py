@@ -273,7 +273,7 @@ def tune(given: Given) -> int:
     """Find each method's own learning rate, by the loss on the validation split.
 
     python -m bench tune method=full,lora,qlora                   the settings of the sweep it is for
-    python -m bench tune method=lora model=... tune.points=5      settings of the search: conf/tune.yaml
+    python -m bench tune method=lora model=... tune.max_points=7  settings of the search: conf/tune.yaml
 
     The rates go to results/tune/<sweep>/rates.yaml, which a sweep reads with rates=FILE.
     """

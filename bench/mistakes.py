@@ -104,7 +104,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
 
 
 def checked(kind: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
-    """A settings dataclass from a mapping; `name` leads the keys in messages ("tune" for tune.points).
+    """A settings dataclass from a mapping; `name` leads the keys in messages ("tune" for tune.factor).
 
     Raises:
         ConfigurationError: with every mistake found.

@@ -39,7 +39,6 @@ OPEN_SIDE = 10.0  # beyond the lowest or highest rate tried, the optimum is look
 class TuneConfig:
     """How rates are searched; the same for every method. The settings are explained in `conf/tune.yaml`."""
 
-    points: PositiveInt = 1
     factor: Annotated[float, Field(gt=1)] = 2.5
     max_points: PositiveInt = 5
     rates: Annotated[list[Rate], Field(min_length=1)] | None = None
@@ -67,14 +66,14 @@ def edge(trials: Sequence[Trial]) -> Edge | None:
 
 
 def next_rate(settings: TuneConfig, middle: float, trials: Sequence[Trial]) -> float | None:
-    """The rate to try next: first the grid from its middle outwards, then beyond the edge that the best is at, then,
-    once the best is inside, between it and its neighbours: every method gets as many trials.
+    """The rate to try next: first the method's own, then beyond the edge that the best is at, then, once the best is
+    inside, between it and its neighbours: every method gets as many trials. Or the rates that are given, in turn.
 
     Returns:
         None when the search is over: `max_points` were tried, or there is no rate beyond the edge.
     """
     tried = sorted({trial.learning_rate for trial in trials})
-    for rate in settings.rates or _grid(settings, middle):
+    for rate in settings.rates or [middle]:
         if rate not in tried:
             return rate
     if settings.rates is not None or len(tried) >= settings.max_points:
@@ -87,13 +86,6 @@ def next_rate(settings: TuneConfig, middle: float, trials: Sequence[Trial]) -> f
         return rate if rate not in tried else None
     rate = _rounded(min(tried) / settings.factor if end == "low" else max(tried) * settings.factor)
     return rate if 0 < rate <= 1 else None
-
-
-def _grid(settings: TuneConfig, middle: float) -> list[float]:
-    """Log-spaced rates, the middle first, then its neighbours, the higher one before the lower."""
-    powers = sorted(range(-((settings.points - 1) // 2), settings.points // 2 + 1), key=lambda p: (abs(p), -p))
-    rates = [_rounded(middle * settings.factor**power) if power else middle for power in powers]
-    return [rate for rate in rates if 0 < rate <= 1]
 
 
 def _rounded(rate: float) -> float:

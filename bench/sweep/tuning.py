@@ -5,7 +5,7 @@ A trial trains in a child process of its own, as a run of the sweep does, and me
 reads the test split and keeps no weights. The chosen rates go to results/tune/<sweep>/rates.yaml, which a sweep reads
 with rates=FILE. The same command again runs only what is missing.
 
->>> tune(["method=full,lora", "model=smollm2-135m", "tune.points=5"], console)
+>>> tune(["method=full,lora", "model=smollm2-135m", "tune.max_points=7"], console)
 0
 """
 
@@ -53,7 +53,7 @@ def tune(overrides: Sequence[str], console: Console) -> int:
     except ValueError as error:
         raise ConfigurationError([f"{path}: not readable ({error}); mend it or delete it"]) from None
     prepare_all([first for first in firsts if not is_finished(first)], console)
-    most = len(settings.rates) if settings.rates else max(settings.points, settings.max_points)
+    most = len(settings.rates) if settings.rates else settings.max_points
     console.say(f"{len(arms)} searches of at most {most} trials each, seed {settings.seed}.")
     tunings = []
     for arm in arms:

@@ -75,8 +75,8 @@ def test_an_edge_is_an_end_of_what_was_tried(trials: list[Trial], expected: str 
         (1.2e-4, TuneConfig(), 5e-5, [5e-5, 1.25e-4, 3.13e-4, 1.98e-4, 7.91e-5]),
         (8e-6, TuneConfig(), 5e-5, [5e-5, 1.25e-4, 2e-5, 8e-6, 3.2e-6]),
         (1.0, TuneConfig(max_points=4), 1e-4, [1e-4, 2.5e-4, 6.25e-4, 1.56e-3]),
-        (1e-4, TuneConfig(points=3, factor=10), 1e-4, [1e-4, 1e-3, 1e-5, 3.16e-4, 3.16e-5]),
-        (1e-2, TuneConfig(points=3, factor=10), 1e-4, [1e-4, 1e-3, 1e-5, 1e-2, 1e-1]),
+        (1e-4, TuneConfig(factor=10), 1e-4, [1e-4, 1e-3, 1e-5, 3.16e-4, 3.16e-5]),
+        (1e-2, TuneConfig(factor=10), 1e-4, [1e-4, 1e-3, 1e-2, 1e-1, 3.16e-2]),
         (1.0, TuneConfig(rates=[1e-4, 1e-5], max_points=9), 1e-4, [1e-4, 1e-5]),
         (1.0, TuneConfig(factor=10, max_points=9), 0.5, [0.5]),  # no rate is above 1
     ],

@@ -73,9 +73,9 @@ def test_a_trial_reads_no_test_split_and_keeps_no_weights(smoke, tmp_path: Path)
 
 
 def test_mistakes_are_told_before_anything_runs(smoke, capfd) -> None:
-    assert main(["tune", *smoke("method=lora", "tune.points=0", "train.epoch=1")]) == 2
+    assert main(["tune", *smoke("method=lora", "tune.max_points=0", "train.epoch=1")]) == 2
     errors = capfd.readouterr().err
-    assert "tune.points" in errors
+    assert "tune.max_points" in errors
     assert "train.epoch" in errors
     assert "2 problems; nothing was run" in errors
 

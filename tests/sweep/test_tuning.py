@@ -104,9 +104,9 @@ def test_the_file_is_kept_beside_the_runs(rates: Path, tmp_path: Path) -> None:
 
 
 def test_a_sweep_s_overrides_make_one_search_a_method_and_budget() -> None:
-    overrides = ["method=base,full,lora", "seed=0,1,2", "suite=quick,none", "train.epochs=1,2", "tune.points=3"]
+    overrides = ["method=base,full,lora", "seed=0,1,2", "suite=quick,none", "train.epochs=1,2", "tune.max_points=3"]
     settings, arms = compose_tuning(overrides)
-    assert settings.points == 3
+    assert settings.max_points == 3
     assert settings.factor == TuneConfig().factor
     assert [(arm.method.name, arm.train.epochs) for arm in arms] == [("full", 1), ("full", 2), ("lora", 1), ("lora", 2)]
 
@@ -118,10 +118,11 @@ def test_the_settings_file_holds_the_defaults_of_the_type() -> None:
 
 def test_all_mistakes_of_a_search_are_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        compose_tuning(["method=lorra", "tune.pionts=3", "tune.factor=1", "tune.rates=[0.1,-1]", "train.epoch=2"])
+        compose_tuning(["method=lorra", "tune.max_pionts=3", "tune.factor=1", "tune.rates=[0.1,-1]", "train.epoch=2"])
     text = caught.value.message()
     assert len(caught.value.problems) == 5
-    for hint in ("did you mean 'points'", "tune.factor", "tune.rates", "did you mean 'lora'", "did you mean 'epochs'"):
+    hints = ("did you mean 'max_points'", "tune.factor", "tune.rates", "did you mean 'lora'", "did you mean 'epochs'")
+    for hint in hints:
         assert hint in text
 
 
