@@ -16,7 +16,6 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
-from bench import machine
 from bench.config import RunConfig
 from bench.mistakes import ConfigurationError
 from bench.planner import disk
@@ -26,9 +25,7 @@ from bench.planner.past import (
     WHEN_ASKED,
     Counts,
     counts_of,
-    earlier_runs,
-    expected_seconds,
-    largest_task,
+    not_asked,
     prepared,
     probed,
     probed_seconds,
@@ -82,18 +79,15 @@ def plan_before(config: RunConfig, memory_gib: float | None) -> Plan | None:
 def forecast(config: RunConfig, memory_gib: float | None, device: str | None) -> Forecast:
     """Of one run on a device, named as `Environment.device` has it; None: unknown.
 
-    Times are those of earlier runs of the same model and method on this device, scaled; else a probe's; else training
-    and held-out losses by the planner.
+    Times are a probe's; else training and held-out losses by the planner.
     """
-    earlier = earlier_runs(config, device, len(machine.allowed_cores()))
-    counts = counts_of(config, prepared(config, earlier))
-    seconds = expected_seconds(config, counts, earlier)
-    speed = probed(config, device)
-    for part, otherwise in (_by_probe(config, counts, speed) if speed else _by_planner(config, counts)).items():
-        seconds[part] = otherwise if seconds[part] is None else seconds[part]
+    counts, speed = counts_of(config, prepared(config)), probed(config, device)
+    seconds: dict[str, float | None] = dict.fromkeys(PARTS)
+    seconds |= _by_probe(config, counts, speed) if speed else _by_planner(config, counts)
+    items = config.suite.items_per_task or (speed.suite_items if speed else None)
+    download_bytes = disk.model_need(config).size_bytes
     plan = plan_before(config, memory_gib)
-    items = config.suite.items_per_task or largest_task(config, earlier, speed)
-    return Forecast(config, plan, disk.model_need(config).size_bytes, counts, seconds, items)
+    return Forecast(config, plan, download_bytes, counts, seconds | not_asked(config, counts), items)
 
 
 def _by_probe(config: RunConfig, counts: Counts, speed: Speed) -> dict[str, float | None]:

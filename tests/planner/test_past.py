@@ -1,4 +1,4 @@
-"""Expected times: those of earlier runs, scaled by hand; the planner's; or none."""
+"""Expected times: a probe's, the planner's, or none; and the parts of a run that has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import ENVIRONMENT, make_record
+from synthetic import make_record
 
 from bench.compose import CONFIG_FOLDER, compose
 from bench.config import RunConfig
@@ -17,14 +17,12 @@ from bench.planner.past import (
     PARTS,
     Counts,
     counts_of,
-    earlier_runs,
-    expected_seconds,
-    largest_task,
     measured_seconds,
+    not_asked,
     speed_path,
 )
 from bench.planner.time import PlanConfig, planned_seconds
-from bench.record import DataSummary, FrontierResult, Record, RegressionTask, Speed, WeightsResult, to_json
+from bench.record import DataSummary, Record, Speed, to_json
 
 DATA = DataSummary("f", 1000, 300, 100, {}, tokens_per_example_mean=200.0, tokens_per_example_max=700, source="here")
 
@@ -78,38 +76,6 @@ def test_counts_by_hand() -> None:
     assert unknown == Counts(None, None, None, 1024.0, False)
 
 
-def test_earlier_runs_are_scaled() -> None:
-    found = expected_seconds(lora(), counts_of(lora(), DATA), [earlier()])
-    assert found == {
-        "load": 49.0,
-        "train": 2000 * 200 / 600 + 10,
-        "heldout": pytest.approx(34 / (4 * 60 + 50) * (4 * 256 + 100)),
-        "generation": 52 / 50 * 100,
-        "suite": 30.0,
-        "frontier": 0.0,
-        "weights": 0.0,
-    }
-
-
-def test_stages_that_are_asked_for_take_as_long_as_before() -> None:
-    asked = lora("evaluation.points=[0.5]", "evaluation.weights=true")
-    found = FrontierResult([], [], {}, ENVIRONMENT)
-    changes = WeightsResult(210, [], {}, ENVIRONMENT)
-    walls = WALLS | {"frontier": 80.0, "weights": 22.0}
-    record = earlier(config=asked, frontier=found, weights=changes, stage_wall_seconds=walls)
-
-    def expected(config: RunConfig) -> tuple[float | None, float | None]:
-        seconds = expected_seconds(config, counts_of(config, DATA), [earlier(), record])
-        return seconds["frontier"], seconds["weights"]
-
-    assert expected(asked) == (80.0, 22.0)
-    assert expected(lora("evaluation.points=[0.2]", "evaluation.weights=true")) == (None, None)  # never done so
-    assert expected(lora()) == (0.0, 0.0)
-    headers, (row,) = time_table([forecast(asked, None, None)])
-    assert dict(zip(headers, row, strict=True))["frontier, min"] == "-"
-    assert "frontier, min" not in time_table([forecast(lora(), None, None)])[0]
-
-
 def told(**seconds: float | None) -> Forecast:
     """A LoRA run of the general suite with 200 test examples, 10 minutes of training and nothing else."""
     config = lora("suite=general", "task.test_examples=200", "task.train_examples=400")
@@ -139,41 +105,6 @@ def test_items_are_bounded_by_default() -> None:
     answers = {name: lora(f"task={name}").task for name in hub}
     assert all((task.test_examples or 10**9) <= 1000 for task in answers.values())
     assert lora("suite=general").suite.items_per_task == 100
-    assert largest_task(lora("suite=general"), []) is None
-    tasks = [RegressionTask("a", "acc", 0.5, 40, True, None, 90), RegressionTask("a_kl", "kl", 0.1, 64, False)]
-    record = earlier()
-    assert record.regression
-    assert largest_task(lora(), [replace(record, regression=replace(record.regression, tasks=tasks))]) == 40
-
-
-def test_what_no_earlier_run_tells_is_unknown() -> None:
-    counts = counts_of(lora(), DATA)
-    found = expected_seconds(lora(), counts, [])
-    assert {part for part, seconds in found.items() if seconds is None} == {*PARTS} - {"frontier", "weights"}
-    another = lora("suite=none", "task.max_new_tokens=7")
-    found = expected_seconds(another, counts, [earlier()])
-    assert (found["generation"], found["suite"]) == (None, 0.0)
-    base = lora("method=base")
-    assert expected_seconds(base, counts_of(base, DATA), [])["train"] == 0.0
-
-
-def test_earlier_runs_are_of_this_device_method_and_model(tmp_path: Path) -> None:
-    config = lora(f"paths.results={tmp_path}")
-    record = earlier()
-    for place, found in enumerate([record, replace(record, status=Status.KILLED), replace(record, started_at="2027")]):
-        folder = tmp_path / f"sweep{place}" / "lora-smollm2-135m-x"
-        folder.mkdir(parents=True)
-        (folder / "record.json").write_text(to_json(found))
-    (tmp_path / "sweep0" / "lora-smollm2-135m-torn").mkdir()
-    (tmp_path / "sweep0" / "lora-smollm2-135m-torn" / "record.json").write_text("{")
-    device = record.train.environment.device if record.train else ""
-    assert [r.started_at for r in earlier_runs(config, device, 2)] == ["2027", record.started_at]
-    assert (
-        earlier_runs(config, device, 4)
-        == earlier_runs(config, "cpu: another", 2)
-        == earlier_runs(config, None, 2)
-        == []
-    )
 
 
 def test_the_planner_fills_in_training_and_held_out_losses(tmp_path: Path) -> None:
@@ -209,7 +140,17 @@ def test_a_sharded_run_takes_its_part_of_the_time() -> None:
     assert one[1] == two[1]
 
 
-def test_a_probe_fills_in_what_no_earlier_run_tells(tmp_path: Path) -> None:
+def test_stages_that_are_not_asked_for_take_no_time() -> None:
+    asked = lora("evaluation.points=[0.5]", "evaluation.weights=true", "suite=none")
+    assert not_asked(asked, counts_of(asked, DATA)) == {"suite": 0.0}
+    base = lora("method=base", "evaluation.weights=true")
+    assert not_asked(base, counts_of(base, DATA)) == {"train": 0.0, "frontier": 0.0, "weights": 0.0}
+    headers, (row,) = time_table([forecast(asked, None, None)])
+    assert dict(zip(headers, row, strict=True))["frontier, min"] == "-"
+    assert "frontier, min" not in time_table([forecast(lora(), None, None)])[0]
+
+
+def test_a_probe_tells_the_rest(tmp_path: Path) -> None:
     own = [f"paths.{name}={tmp_path}" for name in ("results", "cache")]
     config = lora("task.train_examples=2000", "task.validation_examples=300", "task.test_examples=100", *own)
     speed = Speed(load_seconds=7.0, forward_seconds_per_token=0.001, answers_seconds=20.0, answers=50)

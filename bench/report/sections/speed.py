@@ -40,8 +40,8 @@ _NOTE = (
 
 EXPECTED = (*(f"{name}, s" for name in PARTS.values()), "all, s", "peak memory, GiB")
 _EXPECTED_NOTE = (
-    "Expected / measured (error), mean over seeds. Expected from earlier runs on this device, else from a probe, else "
-    "from the planner; load is what is left of the stages. Peak: planned for the longest examples."
+    "Expected / measured (error), mean over seeds. Expected from a probe of this device, else from the planner; load "
+    "is what is left of the stages. Peak: planned for the longest examples."
 )
 
 
