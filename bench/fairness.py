@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.config import RunConfig, role_of
-from bench.identity import MEASURED, names_of_arms, run_id, settings_with_roles
+from bench.identity import names_of_arms, run_id, settings_of
 from bench.record import Environment, EvaluateResult, Record, RegressionResult, TrainResult
 
 COMPUTING_PACKAGES = ("transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "lm-eval")
@@ -78,19 +78,6 @@ def requirement_of(setting: str, *, trained: bool = True) -> str | None:
     role = role_of(setting)
     for_training = role.stage == "training" if role.for_training is None else role.for_training
     return role.requirement if trained or not for_training else None
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Dotted setting -> value, of those that change a result of the run; seed and method's name are left out.
-
-    None is a value: that of a setting which would change a result if it were set.
-    """
-    return {
-        name: value
-        for name, value, role in settings_with_roles(config)
-        if role.stage in MEASURED and name not in ("seed", "method.name")
-        and (role.requirement or role.applies(config)) and (role.applies(config) or not config.untrained)
-    }  # fmt: skip
 
 
 def differences(left: RunConfig, right: RunConfig) -> dict[str, tuple[Any, Any]]:

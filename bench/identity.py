@@ -63,6 +63,19 @@ def settings_of_stages(config: RunConfig, *stages: str) -> dict[str, Any]:
     return {name: value for name, value, role in found if role.stage in stages and role.applies(config)}
 
 
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Dotted setting -> value, of those that change a result of the run; seed and method's name are left out.
+
+    None is a value: that of a setting which would change a result if it were set.
+    """
+    return {
+        name: value
+        for name, value, role in settings_with_roles(config)
+        if role.stage in MEASURED and name not in ("seed", "method.name")
+        and (role.requirement or role.applies(config)) and (role.applies(config) or not config.untrained)
+    }  # fmt: skip
+
+
 def data_key(config: RunConfig) -> str:
     """Names the prepared, tokenized data of all splits (12 hex digits)."""
     found = settings_with_roles(config)
@@ -392,7 +405,7 @@ def names_of_arms(runs: Iterable[tuple[str, str, RunConfig]]) -> dict[str, str]:
     by_method: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     sweep_of: dict[str, str] = {}
     for run, method, config in runs:
-        by_method[method][run] = _settings_of_arm(config)
+        by_method[method][run] = settings_of(config)
         sweep_of[run] = config.sweep
     names: dict[str, str] = {}
     for method, settings in by_method.items():
@@ -418,13 +431,3 @@ def _one_to_one(pairs: Iterable[tuple[str, str]]) -> bool:
     """Whether neither side of a pair occurs with two partners."""
     found = set(pairs)
     return len(found) == len({left for left, _ in found}) == len({right for _, right in found})
-
-
-def _settings_of_arm(config: RunConfig) -> dict[str, Any]:
-    """What sets one arm apart from another of the same method: all that is measured but the seed."""
-    found = settings_with_roles(config)
-    return {
-        name: value
-        for name, value, role in found
-        if name != "seed" and role.stage in MEASURED and (role.applies(config) or not config.untrained)
-    }

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.fairness import settings_of, side_by_side
+from bench.fairness import side_by_side
+from bench.identity import settings_of
 from bench.record import Record
 from bench.report.section import Section, Table
 from bench.stats.compare import Refusal, compare
