@@ -1,8 +1,7 @@
 """Learning curves: when each run reached a target loss; what was forgotten at equal learning.
 
 Between two held-out points the loss is taken to be linear in the tokens trained on; time is that of the optimizer steps
-where all are known. Nothing is read outside of the points, nor next to a loss that is not finite. Only runs that may be
-compared share a target (given, or the highest final loss among them) and a common end (the fewest tokens and the
+where all are known. Nothing is read outside of the points. Only runs that may be compared share a target (given, or the highest final loss among them) and a common end (the fewest tokens and the
 shortest time among them).
 
 A run's `Path` leads through learning (how far its held-out loss fell below the base's) and forgetting, at points along
@@ -42,8 +41,7 @@ class Curve:
     """One run; every array rises in tokens.
 
     Attributes:
-        tokens, loss: trained on, and held-out (nats a token, infinite where it was not finite) at the held-out points,
-            shape (points,).
+        tokens, loss: trained on, and held-out (nats a token) at the held-out points, shape (points,).
         clock: tokens and training seconds at the places where the time is known, shape (2, places).
         energy: training seconds and watt-hours, shape (2, places); NaN without a counter. Of a counter that was read
             at the end alone the power is taken to be constant.
@@ -55,12 +53,8 @@ class Curve:
     energy: Floats
 
     def loss_at(self, tokens: float) -> float:
-        """NaN outside of the points, and next to a loss that is not finite."""
-        if not self.tokens[0] <= tokens <= self.tokens[-1]:
-            return math.nan
-        beside = [np.searchsorted(self.tokens, tokens, "right") - 1, np.searchsorted(self.tokens, tokens)]
-        finite = np.isfinite(self.loss[beside]).all()
-        return float(np.interp(tokens, self.tokens, self.loss)) if finite else math.nan
+        """NaN outside of the points."""
+        return _read(tokens, self.tokens, self.loss)
 
     def seconds_at(self, tokens: float) -> float:
         """Training seconds; NaN where unknown."""
@@ -71,20 +65,14 @@ class Curve:
         return _read(seconds, *self.energy)
 
     def reach(self, target: float) -> tuple[str, float]:
-        """When the loss was first at or below a target: (status, tokens; NaN for never).
-
-        reached (between two points, or at one); at start (before the first step); by then (not later: the loss of the
-        point before is missing or not finite); never.
-        """
+        """When the loss was first at or below a target: (reached, at start or never; tokens, NaN for never)."""
         below = np.flatnonzero(self.loss <= target)
         if not len(below):
             return "never", math.nan
         place = int(below[0])
-        if self.tokens[place] == 0:
-            return "at start", 0.0
-        before = float(self.loss[place - 1]) if place else math.inf
-        if not math.isfinite(before):
-            return "by then", float(self.tokens[place])
+        if place == 0:
+            return "at start", float(self.tokens[0])
+        before = float(self.loss[place - 1])
         share = (before - target) / (before - float(self.loss[place]))
         return "reached", float(self.tokens[place - 1] + share * (self.tokens[place] - self.tokens[place - 1]))
 
@@ -116,7 +104,7 @@ def curve_of(train: TrainResult, steps: Sequence[Step]) -> Curve | None:
         readings = [] if train.energy_wh is None else [(train.train_seconds, train.energy_wh)]
     return Curve(
         tokens=np.array([point.train_tokens for point in points], dtype=float),
-        loss=np.array([math.inf if point.loss is None else point.loss for point in points]),
+        loss=np.array([point.loss for point in points], dtype=float),
         clock=clock,
         energy=np.array([(0.0, 0.0), *readings] if readings else [(0.0, math.nan)]).T,
     )
@@ -141,7 +129,7 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
     Columns:
         arm, seed, run_id, set, target, status (`Curve.reach`), tokens, seconds, energy_wh (until the target),
         final_loss, loss_at_equal_tokens, loss_at_equal_seconds (at equal_tokens, equal_seconds).
-        Losses in nats a token; NaN where unknown, infinite where not finite.
+        Losses in nats a token; NaN where unknown.
     """
     target = group.target_loss if target is None else target
     runs = _curves(group)
@@ -156,8 +144,7 @@ def reach_frame(group: Group, target: float | None = None) -> pd.DataFrame:
     while left:
         members = comparable(left, fair)
         found = [(arm, seed, *runs[arm][seed]) for arm in members for seed in sorted(runs[arm])]
-        finals = [float(curve.loss[-1]) for *_, curve in found if math.isfinite(curve.loss[-1])]
-        goal = max(finals, default=math.nan) if target is None else target
+        goal = max(float(curve.loss[-1]) for *_, curve in found) if target is None else target
         tokens_end = min(float(curve.tokens[-1]) for *_, curve in found)
         seconds_end = min(float(curve.clock[1, -1]) for *_, curve in found)
         for arm, seed, record, curve in found:

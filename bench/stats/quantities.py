@@ -206,16 +206,16 @@ def _examples(group: Group, arms: Sequence[list[Record]], name: str) -> Means:
 
 
 def _spikes(group: Group, arms: Sequence[list[Record]]) -> Means:
-    """Share of steps whose gradient norm is not finite, or far above those before."""
+    """Share of steps whose gradient norm is far above those before."""
     rows = []
     for of_arm in arms:
         norms = [[s.gradient_norm for s in group.sweep.step_rows.get(run.run_id, ())] for run in of_arm]
-        known = np.array([[np.inf if norm is None else norm for norm in of_run] for of_run in norms], dtype=float)
+        known = np.array(norms, dtype=float)
         if known.ndim < 2 or known.shape[1] <= SPIKE_WINDOW or not np.isfinite(known).any():
             raise NotMeasuredError(f"no gradient norms of more than {SPIKE_WINDOW} steps")
         before = np.lib.stride_tricks.sliding_window_view(known[:, :-1], SPIKE_WINDOW, axis=1)
         after = known[:, SPIKE_WINDOW:]
-        rows.append((np.isinf(after) | (after > SPIKE_FACTOR * np.median(before, axis=2))).astype(float))
+        rows.append((after > SPIKE_FACTOR * np.median(before, axis=2)).astype(float))
     if len({of_arm.shape[1] for of_arm in rows}) > 1:
         raise NotMeasuredError("the runs' steps are not equally many")
     return means(rows)
