@@ -438,7 +438,7 @@ def data(given: Given) -> int:
     from bench.report.build import data_page  # charts take a second to import
 
     for config in {data_key(config): config for config in compose(given.settings, multirun=True)}.values():
-        aside = replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
+        aside = fetching.out_of_results(config)
         with console.stage(f"check {config.task.name}") as watch:
             outcome = fetching.prepare(aside, watch, "check")
         if outcome.failure is not None:
@@ -460,12 +460,8 @@ def doctor(given: Given) -> int:
     """
     configs = compose(given.settings, multirun=True)
     found = machine.findings(configs[0].hardware) + disk.findings(disk.needed(configs))
-    cache = Path(configs[0].paths.cache)
-    aside = replace(
-        configs[0],
-        paths=replace(configs[0].paths, results=str(cache / "prepared")),
-        hardware=replace(configs[0].hardware, stage_timeout_seconds=_DOCTOR_SECONDS),
-    )
+    hardware = replace(configs[0].hardware, stage_timeout_seconds=_DOCTOR_SECONDS)
+    aside = fetching.out_of_results(replace(configs[0], hardware=hardware))
     as_json = "--json" in given.flags
     with nullcontext(lambda progress: None) if as_json else console.stage("doctor") as watch:
         outcome = fetching.prepare(aside, watch, "doctor")

@@ -53,9 +53,7 @@ class Step:
     """One optimizer step."""
 
     step: int  # from 1
-    loss: (
-        float | None
-    )  # nats per supervised token: sum of token losses / tokens of the effective batch; None: not finite
+    loss: float | None  # nats per supervised token, of all tokens of the effective batch; None: not finite
     gradient_norm: float | None  # before clipping
     learning_rate: float
     seconds: float  # wall time of the step, device synchronized at both edges
@@ -181,9 +179,7 @@ class TrainResult:
     per_device: list[DeviceShare] = field(default_factory=list)  # empty: one device
     micro_batch: int | None = None  # examples per forward pass; None: unknown
     resumed_at_steps: list[int] = field(default_factory=list)  # steps done when it went on after a stop; empty: never
-    weights: dict[str, str] = field(
-        default_factory=dict
-    )  # file that training wrote -> SHA-256; empty: unknown, or none
+    weights: dict[str, str] = field(default_factory=dict)  # file that training wrote -> SHA-256; empty: unknown, none
     made: Made | None = None  # None: the parent did not see the end of the stage; as in the results below
     heldout_examples: int | None = None  # that every held-out loss is over; None: unknown
     heldout_left_out: int | None = None  # validation examples beyond train.heldout_examples; None: unknown

@@ -1,8 +1,8 @@
 """Learning curves: when each run reached a target loss; what was forgotten at equal learning.
 
 Between two held-out points the loss is taken to be linear in the tokens trained on; time is that of the optimizer steps
-where all are known. Nothing is read outside of the points. Only runs that may be compared share a target (given, or the highest final loss among them) and a common end (the fewest tokens and the
-shortest time among them).
+where all are known. Nothing is read outside of the points. Only runs that may be compared share a target (given, or the
+highest final loss among them) and a common end (the fewest tokens and the shortest time among them).
 
 A run's `Path` leads through learning (how far its held-out loss fell below the base's) and forgetting, at points along
 training. Two methods are compared over the range of learning that all their runs reached by training, from the highest

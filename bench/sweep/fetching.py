@@ -78,6 +78,11 @@ def prepare(config: RunConfig, watch: Watch = lambda progress: None, stage: Stag
         return run_stage(folder, stage, config.hardware.stage_timeout_seconds, watch)
 
 
+def out_of_results(config: RunConfig) -> RunConfig:
+    """The run with its folder in the cache: of a stage that is no part of a sweep."""
+    return replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
+
+
 def prepare_all(
     pending: Sequence[RunConfig], console: Console, stage: Stage = "prepare", *, aside: bool = False
 ) -> None:
@@ -92,7 +97,7 @@ def prepare_all(
     """
     count_all(pending, console)
     if aside:
-        pending = [replace(c, paths=replace(c.paths, results=str(Path(c.paths.cache) / "prepared"))) for c in pending]
+        pending = [out_of_results(config) for config in pending]
     checks = (
         checkpoint.problems_of, unwritable_folders, bundle_problems, tracking_problems, evaluation_problems,
         memory_problems,
@@ -122,9 +127,8 @@ def prepare_all(
 def count_all(configs: Iterable[RunConfig], console: Console, *, quiet: bool = False) -> None:
     """Let a child count the models that the planner does not know, once each; failures go to standard error."""
     for config in {repr(config.model): config for config in configs if is_uncounted(config)}.values():
-        aside = replace(config, paths=replace(config.paths, results=str(Path(config.paths.cache) / "prepared")))
         with nullcontext(lambda progress: None) if quiet else console.stage(f"count {config.model.name}") as watch:
-            outcome = prepare(aside, watch, "count")
+            outcome = prepare(out_of_results(config), watch, "count")
         if outcome.failure is not None:
             console.problem(f"{config.model.name}: unknown to the planner: {outcome.failure.message.splitlines()[0]}")
 

@@ -35,6 +35,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from bench import machine
 from bench.compose import CONFIG_FOLDER, as_mistakes, explicit, quoted, to_run_config
 from bench.config import RunConfig
 from bench.identity import run_folder, run_id, sweep_folder, write_atomic
@@ -325,13 +326,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get(VISIBLE)
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
+    found = machine.driver()
+    return [str(index) for index in range(len(found.gpus))] if found else []
 
 
 @contextlib.contextmanager
