@@ -40,8 +40,7 @@ from bench.mistakes import ConfigurationError, all_of, checked, names_in
 from bench.outcome import Status
 from bench.planner import disk
 from bench.planner.advice import plan_of, planned_runs
-from bench.planner.forecast import Forecast
-from bench.planner.table import WORDS, plan_notes, plan_table
+from bench.planner.forecast import WORDS, Forecast, plan_notes, plan_table
 from bench.record import to_json as record_json
 from bench.sweep import exporting, fetching, judging, launchers, tuning
 from bench.sweep.console import Console

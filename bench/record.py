@@ -402,7 +402,7 @@ class Speed:
 class Expected:
     """What a run was expected to take before it started; None: unknown."""
 
-    seconds: dict[str, float | None]  # part of the run (`planner.past.PARTS`) -> wall seconds
+    seconds: dict[str, float | None]  # part of the run (`planner.time.PARTS`) -> wall seconds
     peak_memory_bytes: int | None  # the planner's; None for an untrained run too
     download_bytes: int
 

@@ -32,8 +32,7 @@ from bench.fairness import FILE, Group, Pair, Reason, groups_of
 from bench.identity import run_id
 from bench.machine import Finding
 from bench.outcome import Status
-from bench.planner.forecast import Forecast, forecast_table, forecast_warnings, time_notes, time_table
-from bench.planner.table import WORDS
+from bench.planner.forecast import WORDS, Forecast, forecast_table, forecast_warnings, time_notes, time_table
 from bench.record import Record
 from bench.sweep.child import Watch
 from bench.trust import printable

@@ -35,7 +35,7 @@ from bench.identity import data_folder, weights_sha256, write_atomic
 from bench.metrics import normalised_label
 from bench.mistakes import all_of, refuse
 from bench.own_metrics import is_own
-from bench.planner.past import speed_path
+from bench.planner.time import speed_path
 from bench.record import Speed, from_json, to_json
 from bench.worker import data, device, evaluate, methods, models, reach
 from bench.worker.check import of_documents, texts_of

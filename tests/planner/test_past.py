@@ -13,15 +13,16 @@ from bench.config import RunConfig
 from bench.outcome import Status
 from bench.planner.advice import architecture_of
 from bench.planner.forecast import Forecast, bounds, forecast, time_notes, time_table
-from bench.planner.past import (
+from bench.planner.time import (
     PARTS,
     Counts,
+    PlanConfig,
     counts_of,
     measured_seconds,
     not_asked,
+    planned_seconds,
     speed_path,
 )
-from bench.planner.time import PlanConfig, planned_seconds
 from bench.record import DataSummary, Record, Speed, to_json
 
 DATA = DataSummary("f", 1000, 300, 100, {}, tokens_per_example_mean=200.0, tokens_per_example_max=700, source="here")

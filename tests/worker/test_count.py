@@ -17,8 +17,7 @@ from bench.compose import compose
 from bench.config import AdapterConfig, ArchitectureConfig, RunConfig
 from bench.mistakes import ConfigurationError
 from bench.planner.advice import architecture_of, is_uncounted
-from bench.planner.forecast import plan_before
-from bench.planner.table import plan_notes
+from bench.planner.forecast import plan_before, plan_notes
 from bench.planner.tensors import Shape, adapter_tensors, base_parameters, shape_of
 from bench.planner.time import planned_costs
 from bench.worker import reach

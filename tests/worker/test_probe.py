@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from bench.compose import compose
 from bench.machine import device_name
 from bench.planner.forecast import forecast
-from bench.planner.past import probed, speed_path
+from bench.planner.time import probed, speed_path
 from bench.sweep import fetching
 from bench.worker import device, models, prepare
 from bench.worker.suites.quick import MAX_NEW_TOKENS

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bench.fairness import STAGES
-from bench.planner.past import PARTS, measured_seconds
+from bench.planner.time import PARTS, measured_seconds
 from bench.record import Record
 from bench.report.charts import Chart, step_time_chart
 from bench.report.section import Section, Table, crossed, number, seeds_table
