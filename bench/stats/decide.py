@@ -311,21 +311,10 @@ def _excess(evidence: Evidence, limits: Limits, place: int) -> tuple[float, str]
 
 def _reason(evidence: Evidence, choice: Choice) -> str:
     assert choice.arm is not None
-    pool = np.flatnonzero(np.nan_to_num(choice.qualifies) >= 0.5)
-    top = int(pool[evidence.means[pool].argmax()])
     score, short = f"Its {evidence.measure.name} of {evidence.known.mean[choice.arm]:.3f}", choice.expected[choice.arm]
-    beside = ", of those that meet the limits" if len(pool) < len(evidence.arms) else ""
+    beside = ", of those that meet the limits" if np.nan_to_num(choice.qualifies).min() < 0.5 else ""
     within = f"{'within' if short <= choice.tolerance else 'more than'} the tolerance of {choice.tolerance:.3f}"
-    parts = [f"{score} is expected to fall {short:.3f} short of the best{beside}, {within}"]
-    if top == choice.arm:
-        parts = [f"{score} is the best{beside}; {choice.tolerance:.3f} less would do"]
-    units = {"peak_memory_bytes": (2**30, "GiB"), "train_seconds": (60, "min")}
-    for place in dict.fromkeys((choice.arm, top)):
-        known = [f"{needed / unit:.2f} {word}" for name, (unit, word) in units.items()
-                 if math.isfinite(needed := evidence.costs[name].iloc[place])]  # fmt: skip
-        needs = "no training" if evidence.free[place] else " and ".join(known) or "an unknown"
-        parts.append(f"{evidence.arms[place]} needs {needs}")
-    return "; ".join(parts) + "."
+    return f"{score} is expected to fall {short:.3f} short of the best{beside}, {within}."
 
 
 def _surer(evidence: Evidence, arm: str, tolerance: float, more: dict[str, float | None] | None) -> str:
