@@ -262,7 +262,7 @@ def plan(given: Given) -> int:
     if "--json" in given.flags:
         print(json.dumps([asdict(plan) for plan in made], indent=1))
     else:
-        console.table(*plan_table(made), WORDS, as_text=False)
+        console.table(*plan_table(made), WORDS)
         for line in plan_notes(made):
             console.say(line)
     return 0

@@ -27,7 +27,6 @@ from bench.planner.tensors import (
     adapter_tensors,
     base_bytes,
     base_parameters,
-    base_tensors,
     optimizer_bytes,
     shape_of,
 )
@@ -176,7 +175,7 @@ class PlannedStep:
     @cached_property
     def static(self) -> Terms:
         """Weights, optimizer state, and the gradients at the end of the backward pass, on one device alone."""
-        method, base, first = self.method, base_tensors(self.shape), self.shape.layers[0]
+        method, base, first = self.method, self.shape.tensors, self.shape.layers[0]
         adapter = adapter_tensors(self.shape, method.adapter)
         frequencies = 2 * 2 * first.queries // first.heads  # bytes of the rotary embedding's two fp32 buffers
         weights = base_bytes(base, method.quantization, self.weights_element) + 4 * sum(adapter) + frequencies
@@ -280,7 +279,7 @@ def _shared(alone: Terms, step: PlannedStep) -> Terms:
     cut = replace(alone, gradients=ceil(alone.gradients / n), optimizer=ceil(alone.optimizer / n))
     if step.strategy == "zero2":
         return cut
-    layers = base_bytes(base_tensors(a) | {"embeddings": []}, step.method.quantization, step.weights_element)
+    layers = base_bytes(a.tensors | {"embeddings": []}, step.method.quantization, step.weights_element)
     whole = step.weights_element * base_parameters(a)["embeddings"] + _GATHERED_LAYERS * layers // a.depth
     copies = alone.casts
     if step.config.train.gradient_checkpointing:  # autocast's, of the one layer that is computed again

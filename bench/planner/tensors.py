@@ -135,19 +135,9 @@ def shape_of(architecture: Architecture) -> Shape:
     return architecture if isinstance(architecture, Shape) else _closed_form(architecture)
 
 
-def linears(architecture: Architecture) -> list[Linear]:
-    """The linear layers of the first decoder layer, in the order in which they compute."""
-    return list(shape_of(architecture).layers[0].linears)
-
-
-def base_tensors(architecture: Architecture) -> dict[str, list[int]]:
-    """Elements of every parameter tensor of the base, by kind; a head tied to the embedding is the embedding."""
-    return shape_of(architecture).tensors
-
-
 def base_parameters(architecture: Architecture) -> dict[str, int]:
     """Parameters of the base by kind of tensor."""
-    return {kind: sum(sizes) for kind, sizes in base_tensors(architecture).items()}
+    return {kind: sum(sizes) for kind, sizes in shape_of(architecture).tensors.items()}
 
 
 def trained_parameters(architecture: Architecture, method: MethodConfig) -> int:

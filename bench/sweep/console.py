@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich import console as rich_console
-from rich.box import MARKDOWN, SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.live import Live
@@ -62,16 +62,9 @@ class Console:
         """A line on standard error."""
         self._error.print(_plain(text), style="red" if self._error.is_terminal else None)
 
-    def table(
-        self, headers: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[str], *, as_text: bool = True
-    ) -> None:
-        """A table of ready text; columns of `words` are set flush left, the others, which hold numbers, flush right.
-
-        Args:
-            as_text: also in a file or a pipe, which else get Markdown.
-        """
-        markdown = not (as_text or self._out.is_terminal)
-        shown = Table(box=MARKDOWN if markdown else SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
+    def table(self, headers: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[str]) -> None:
+        """A table of ready text; columns of `words` are set flush left, the others, which hold numbers, flush right."""
+        shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for header in headers:
             shown.add_column(_plain(header), justify="left" if header in words else "right", overflow="fold")
         for row in rows:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bench.compose import compose
 from bench.config import ArchitectureConfig, RunConfig
 from bench.planner.memory import Batch, PlannedStep, saved_by_layer
-from bench.planner.tensors import adapter_tensors, linears
+from bench.planner.tensors import adapter_tensors
 from bench.worker import methods
 from bench.worker.device import compile_layers
 from bench.worker.loss import SupervisedHead
@@ -97,7 +97,7 @@ def expected_bytes(config: RunConfig, kind: str, *, padded: bool, compiled: bool
     if config.method.adapter is not None:
         copies = 2 * sum(adapter_tensors(architecture, config.method.adapter))
     else:
-        copies = 2 * sum(m.weights for m in linears(architecture)) if step.weights_element == 4 else 0
+        copies = 2 * sum(m.weights for m in step.shape.layers[0].linears) if step.weights_element == 4 else 0
     return sum(saved_by_layer(step).values()) + copies
 
 
