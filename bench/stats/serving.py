@@ -141,10 +141,9 @@ def forms_frame(group: Group) -> pd.DataFrame:
     Columns: arm, form, is_what, evaluated (whether the run's scores are this form's); disk_bytes, weights_bytes,
     load_seconds, peak_memory_bytes (of loading and serving, the highest of the seeds); score; difference (from the
     evaluated form, paired by example) with low and high (95%), as_good (shown not to be worse), margin; made_of (the
-    form before it on the way from training) and change (from that, as difference); logit_difference and
-    logit_difference_mean (from the evaluated form, largest and mean), same_token_share, equal_answers_share;
-    latency_ratio (total seconds / the evaluated form's) with _low and _high; ship, smallest (the form to ship, and the
-    one of fewest bytes among those as good).
+    form before it on the way from training) and change (from that, as difference); logit_difference (from the
+    evaluated form, the largest), equal_answers_share; latency_ratio (total seconds / the evaluated form's) with _low
+    and _high; ship (the form to ship).
     """
     frames = [_arm_forms(group, arm, records) for arm, records in served_arms(group).items()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -165,11 +164,10 @@ def _arm_forms(group: Group, arm: str, records: list[Record]) -> pd.DataFrame:
             | _fidelity([entry for entry in compared if entry.form == name])
             | _columns("latency_ratio", times)
         )  # fmt: skip
-    frame = pd.DataFrame(rows).assign(ship=False, smallest=False)
-    good = frame[frame["as_good"].eq(True) & frame["latency_ratio"].notna()].fillna({"logit_difference_mean": 0.0})
-    for advice, column in (("ship", "latency_ratio"), ("smallest", "disk_bytes")):
-        if good[column].notna().any():
-            frame.loc[good.sort_values([column, "logit_difference_mean"], kind="stable").index[0], advice] = True
+    frame = pd.DataFrame(rows).assign(ship=False)
+    good = frame[frame["as_good"].eq(True) & frame["latency_ratio"].notna()].fillna({"logit_difference": 0.0})
+    if len(good):
+        frame.loc[good.sort_values(["latency_ratio", "logit_difference"], kind="stable").index[0], "ship"] = True
     return frame
 
 
@@ -181,15 +179,12 @@ def _loading(results: Sequence[ServeResult], form: str) -> dict[str, float]:
 
 
 def _fidelity(entries: Sequence[Fidelity]) -> dict[str, float]:
-    """Over seeds: of the largest logit difference the largest, of the rest the mean; a lost logit is infinitely off."""
-    logits = [entry.logits for entry in entries if entry.logits]
-    off = pd.DataFrame([(one.largest, one.mean) for one in logits], columns=["largest", "mean"], dtype=float)
+    """Over seeds: the largest logit difference, and the mean share of equal answers; a lost logit is infinitely off."""
+    off = [entry.logits.largest for entry in entries if entry.logits]
     equal = [entry.equal_answers / entry.examples for entry in entries if entry.equal_answers is not None]
     return {
-        "logit_difference": off["largest"].fillna(math.inf).max(),
-        "logit_difference_mean": off["mean"].fillna(math.inf).mean(),
-        "same_token_share": pd.Series([one.same_token_share for one in logits], dtype=float).mean(),
-        "equal_answers_share": pd.Series(equal, dtype=float).mean(),
+        "logit_difference": max((math.inf if one is None else one for one in off), default=math.nan),
+        "equal_answers_share": float(np.mean(equal)) if equal else math.nan,
     }
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import pandas as pd
 
 from bench.record import ServeResult
 from bench.report.charts import LATENCY_TIMES, Chart, adapters_chart, differences_chart, latency_chart
-from bench.report.section import Column, Section, Table, difference, interval, known, mib, number, percent, table_of
+from bench.report.section import Column, Section, Table, difference, interval, mib, number, percent, table_of
 from bench.stats.frames import Group, groups, load
 from bench.stats.serving import adapters_frame, forms_frame, latency_frame
 
 _NOTE = (
     "Score: of the form's own answers; difference from the evaluated form, paired by example, with its 95% interval. "
-    "As good: shown not to be worse by more than the margin. Logit error: largest (mean) difference of a logit from "
+    "As good: shown not to be worse by more than the margin. Logit error: largest difference of a logit from "
     "the evaluated form's. Latency: total seconds against the evaluated form's, paired by repetition. Ship: of the "
-    "forms that are as good, the fastest; smallest: the one of fewest bytes."
+    "forms that are as good, the fastest."
 )
+_DIFFERENCE = ("difference", "difference_low", "difference_high")
 _WAYS = {
     "mixed": "several adapters in one batch",
     "swapped": "one adapter after the other",
@@ -45,20 +47,18 @@ def section(group: Group) -> Section | None:
 
 
 def _forms(forms: pd.DataFrame) -> Table:
-    rows = []
-    for form in forms.to_dict("records"):
-        advice = [word for word in ("evaluated", "ship", "smallest") if form[word]]
-        good = "-" if form["as_good"] is None else "yes" if form["as_good"] else "not shown"
-        change = interval(form["difference"], form["difference_low"], form["difference_high"], sign=True)
-        error = f"{number(form['logit_difference'])} ({number(form['logit_difference_mean'], 4)})"
-        rows.append([
-            form["arm"], form["form"], ", ".join(advice) or "-", mib(form["disk_bytes"]), number(form["score"]), change,
-            good, error if known(form["logit_difference"]) else "-",
-            interval(form["latency_ratio"], form["latency_ratio_low"], form["latency_ratio_high"], 2),
-        ])  # fmt: skip
-    headers = ["method", "form", "advice", "on disk, MiB", "score", "difference [95%]", "as good", "logit error",
-               "latency [95%]"]  # fmt: skip
-    return Table(headers, rows, text_columns=3, bold=frozenset(i for i, yes in enumerate(forms["ship"]) if yes))
+    columns: list[Column] = [
+        ("method", str, "arm"),
+        ("form", str, "form"),
+        ("advice", lambda first, best: ", ".join(["evaluated"] * first + ["ship"] * best) or "-", "evaluated", "ship"),
+        ("on disk, MiB", mib, "disk_bytes"),
+        ("score", number, "score"),
+        ("difference [95%]", difference, *_DIFFERENCE),
+        ("as good", lambda good: "-" if good is None else "yes" if good else "not shown", "as_good"),
+        ("logit error", number, "logit_difference"),
+        ("latency [95%]", partial(interval, digits=2), "latency_ratio", "latency_ratio_low", "latency_ratio_high"),
+    ]
+    return table_of(forms, columns, text_columns=3, bold="ship")
 
 
 def _shipping(forms: pd.DataFrame) -> list[Section]:
@@ -72,7 +72,7 @@ def _shipping(forms: pd.DataFrame) -> list[Section]:
         ("form", str, "form"),
         ("score", number, "score"),
         ("this step [95%]", difference, "change", "change_low", "change_high"),
-        ("since training [95%]", difference, "difference", "difference_low", "difference_high"),
+        ("since training [95%]", difference, *_DIFFERENCE),
     ]
     names = {"difference_low": "low", "difference_high": "high", "margin": "tolerance"}
     verdicts = ["as good" if good else "not shown to be as good" for good in steps["as_good"]]
@@ -113,7 +113,6 @@ def _sizes(forms: pd.DataFrame) -> Section:
         ("weights in memory, MiB", mib, "weights_bytes"),
         ("peak memory, MiB", mib, "peak_memory_bytes"),
         ("loading, s", number, "load_seconds"),
-        ("same next token", percent, "same_token_share"),
         ("equal answers", percent, "equal_answers_share"),
     ]
     return Section("Memory, loading, answers", table=table_of(forms, columns, text_columns=3), fold=True)
