@@ -310,19 +310,15 @@ def runs_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a run: by model, task and suite, then family, method and seed; controls last.
 
     Columns:
-        run_id, sweep, group, model, task, suite, arm, method, family, trains, seed, status, comparison_key,
-        started_at, wall_seconds, train_wall_seconds, evaluate_wall_seconds, ..., learning_rate; untrained, quantized,
-        control (true or false);
+        run_id, sweep, group, model, task, suite, arm, method, family, seed, status, comparison_key, started_at,
+        wall_seconds, train_wall_seconds, evaluate_wall_seconds, ..., learning_rate; untrained, control (true or false);
         failure_stage, failure_message, last_known_peak_bytes;
         the fields of `TrainResult` (tokens_per_second; counts as train_examples, train_tokens, ...), trainable_share
         (0..1), cost_usd (train_seconds at hardware.price_usd_per_hour);
-        peak_memory_bytes (`peak_memory_bytes`), train_peak_bytes and load_peak_bytes (those phases: CUDA allocated,
-        CPU resident), reserved_peak_bytes, device_used_bytes, weights_bytes, gradients_bytes, optimizer_bytes,
-        other_bytes (train_peak_bytes less these three), start_bytes (CPU: resident before the model was loaded);
+        peak_memory_bytes (`peak_memory_bytes`), weights_bytes, gradients_bytes, optimizer_bytes;
         heldout_loss_before, heldout_loss_after, test_loss (nats a token); score (the task's first metric),
         score_<metric>, test_examples, cut_at_limit, generate_tokens_per_second, prompt_tokens_per_answer,
-        answer_seconds, regression_mean (of the suite's tasks for which higher is better), regression_tasks; the fields
-        of `Environment`;
+        answer_seconds, regression_mean (of the suite's tasks for which higher is better); the fields of `Environment`;
         train_busy, evaluate_busy, regression_busy, serve_busy (what disturbed the stage).
     """
     records = list(records)
@@ -344,9 +340,7 @@ def _run_row(record: Record) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in names} | {
         "group": " / ".join((record.model, record.task, record.suite)),
         "family": family(record),
-        "trains": method.trains,
         "untrained": method.trains == "nothing",
-        "quantized": method.quantization is not None,
         "control": method.control,
         "status": str(record.status),
         "wall_seconds": record.wall_seconds,
@@ -365,7 +359,6 @@ def _run_row(record: Record) -> dict[str, Any]:
         values = [task.value for task in record.regression.tasks if task.higher_is_better]
         known = [value for value in values if value is not None]  # a mean without the task that is not finite is none
         row["regression_mean"] = sum(known) / len(values) if values and len(known) == len(values) else None
-        row["regression_tasks"] = len(record.regression.tasks)
     if stage := record.train or record.evaluate or record.regression:
         row |= asdict(stage.environment)
     row |= {f"{name}_busy": text for name, text in disturbances(record).items()}
@@ -390,17 +383,7 @@ def _train_columns(train: TrainResult, price_usd_per_hour: float | None) -> dict
     row["cost_usd"] = None if price_usd_per_hour is None else train.train_seconds / 3600 * price_usd_per_hour
     row["trainable_share"] = train.parameters_trainable / train.parameters_total
     row["peak_memory_bytes"] = peak_memory_bytes(train)
-    phases = {entry.phase: entry for entry in train.memory}
-    row["load_peak_bytes"] = phases["load"].peak_bytes if "load" in phases else None
-    if peak := phases.get("train"):
-        row |= {"train_peak_bytes": peak.peak_bytes, "reserved_peak_bytes": peak.peak_reserved_bytes}
-        row["device_used_bytes"] = peak.device_used_bytes
-        if peak.peak_bytes is not None and peak.above_start_bytes is not None:
-            row["start_bytes"] = peak.peak_bytes - peak.above_start_bytes
-    if train.breakdown:
-        parts = asdict(train.breakdown)
-        row |= parts
-        row["other_bytes"] = peak.peak_bytes - sum(parts.values()) if peak and peak.peak_bytes is not None else None
+    row |= asdict(train.breakdown) if train.breakdown else {}
     points = sorted(train.heldout, key=lambda point: point.step)
     if points:
         row["heldout_loss_before"] = points[0].loss if points[0].step == 0 else None
@@ -411,13 +394,12 @@ def _train_columns(train: TrainResult, price_usd_per_hour: float | None) -> dict
 def arms_frame(runs: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in the order of `runs_frame`: the frame that claims, the decision, tables and charts read.
 
-    Columns: group, model, task, suite, arm, method, family, trains, untrained, quantized, control; seeds (runs that
-    finished an evaluation, one a seed), runs (all that were started), failed (runs whose status is not ok); every
+    Columns: group, model, task, suite, arm, method, family, untrained, control; seeds (runs that finished an
+    evaluation, one a seed), runs (all that were started), failed (runs whose status is not ok); every
     numeric column of `runs_frame` as its mean over the seeds (of two runs of one seed the later one); train_busy, ...
     (the first clause).
     """
-    identity = ["group", "model", "task", "suite", "arm", "method", "family", "trains", "untrained", "quantized",
-                "control"]  # fmt: skip
+    identity = ["group", "model", "task", "suite", "arm", "method", "family", "untrained", "control"]
     if runs.empty:
         return pd.DataFrame(columns=[*identity, "seeds", "runs", "failed"])
     by = ["group", "arm"]
