@@ -100,8 +100,8 @@ def test_a_plan_for_programs_holds_bytes(capfd) -> None:
 
 
 def test_mistakes_in_a_plan_are_told_and_nothing_is_planned(capfd) -> None:
-    assert main(["plan", "model=llama-3.1-8", "plan.device=2"]) == 2
+    assert main(["plan", "model=llama-3.1-8", "plan.paded=false"]) == 2
     said = capfd.readouterr()
     assert said.out == ""
-    assert "did you mean 'devices'?" in said.err
+    assert "did you mean 'padded'?" in said.err
     assert "did you mean 'llama-3.1-8b'?" in said.err
