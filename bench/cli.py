@@ -420,9 +420,8 @@ def fetch(given: Given) -> int:
     wheels = checked(bool, own.get("wheels", True), "wheels")
     configs = compose(overrides, multirun=True)
     with console.stage(f"fetch into {target}") as watch:
-        bundle = fetching.fetch(configs, target, wheels=wheels, watch=watch)
-    size_bytes = sum(file.bytes for name, file in bundle.files.items() if "/snapshots/" not in name)  # links to blobs
-    console.say(f"Fetched into {target}: {len(bundle.files)} files, {size_bytes / 2**30:.2f} GiB.")
+        count = fetching.fetch(configs, target, wheels=wheels, watch=watch)
+    console.say(f"Fetched into {target}: {count} files.")
     console.say(f"Runs use it with paths.bundle={target}. Check it: python -m bench fetch {target} check=true")
     return 0
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from bench import checkpoint
 from bench.checkpoint import CARD, MANIFEST, Asked, Base, Evaluated, ExportedFile, Manifest, PromptFormat, ScoreInterval
@@ -36,7 +36,6 @@ from bench.stats.reading import read_rows
 from bench.sweep.child import Watch, run_stage
 from bench.sweep.execute import ITEMS_OF, JUDGED, claim, read_record, weights_are_whole, write_record
 
-T = TypeVar("T")
 TRUST = "model.trust_remote_code"
 SETTINGS = ("to", "form", "format", "gguf_type", "llama_cpp", "license", "check", "base", TRUST, "paths.artifacts",
             "paths.cache", "paths.bundle")  # fmt: skip
@@ -270,28 +269,24 @@ def _manifest(
     )
 
 
-def checksums(folder: Path, manifest: str = MANIFEST) -> dict[str, ExportedFile]:
-    """Size and SHA-256 of every file below a folder, by its path inside; the manifest, hidden files and locks apart."""
+def checksums(folder: Path) -> dict[str, ExportedFile]:
+    """Size and SHA-256 of every file below a folder, by its path inside."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    kept = (n for n, p in paths.items() if n != manifest and not n.startswith(".") and p.suffix != ".lock")
-    return {name: ExportedFile(paths[name].stat().st_size, sha256_of(paths[name])) for name in kept}
+    return {name: ExportedFile(path.stat().st_size, sha256_of(path)) for name, path in paths.items()}
 
 
-def read_manifest(kind: type[T], path: Path, how: str) -> T:
-    """What a folder says of itself.
-
-    Args:
-        how: such a folder is made.
+def read_manifest(folder: Path) -> Manifest:
+    """What an exported folder says of itself.
 
     Raises:
         ConfigurationError: the folder holds no manifest, or one that cannot be read.
     """
     try:
-        return from_json(kind, path.read_bytes())
+        return from_json(Manifest, (folder / MANIFEST).read_bytes())
     except OSError:
-        raise ConfigurationError([f"{path.parent}: no {path.name} in it; {how}"]) from None
+        raise ConfigurationError([f"{folder}: no {MANIFEST} in it; export a run first: bench export RUN"]) from None
     except ValueError as error:
-        raise ConfigurationError([f"{path}: not readable: {first_mistake(error)}"]) from None
+        raise ConfigurationError([f"{folder / MANIFEST}: not readable: {first_mistake(error)}"]) from None
 
 
 def changed_files(folder: Path, files: dict[str, ExportedFile]) -> Iterator[str]:
@@ -320,7 +315,7 @@ def check(folder: Path, base: Path | None = None) -> list[str]:
     Raises:
         ConfigurationError: the folder is no export, or the base's folder holds no weights.
     """
-    manifest = read_manifest(Manifest, folder / MANIFEST, "export a run first: bench export RUN")
+    manifest = read_manifest(folder)
     refusals = list(changed_files(folder, {name: f for name, f in manifest.files.items() if name != CARD}))
     present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     refusals += [f"{name}: a link" for name, path in sorted(present.items()) if path.is_symlink()]

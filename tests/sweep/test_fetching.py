@@ -55,8 +55,8 @@ def test_a_bundle_holds_wheels_and_checksums(here, wheels, smoke, tmp_path: Path
     assert refusals(folder) == []
     wheel = folder / "wheels" / "package1.whl"
     for spoil, words in (
-        (lambda: wheel.write_text("A wheel"), "SHA-256"),
-        (lambda: wheel.write_text("A"), "cut short: 1 of 7 bytes"),
+        (lambda: wheel.write_text("A wheel"), "changed"),
+        (lambda: wheel.write_text("A"), "changed"),
         (wheel.unlink, "missing"),
     ):
         spoil()
