@@ -103,8 +103,11 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def checked(kind: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
-    """A settings dataclass from a mapping; `name` leads the keys in messages ("tune" for tune.factor).
+def checked(kind: type[T], mapping: Any, name: str = "") -> T:
+    """A settings dataclass from a mapping, or one setting from its text.
+
+    Args:
+        name: leads the keys in messages ("tune" for tune.factor).
 
     Raises:
         ConfigurationError: with every mistake found.

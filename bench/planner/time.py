@@ -261,7 +261,7 @@ def prepared(config: RunConfig) -> DataSummary | None:
     return None
 
 
-def not_asked(config: RunConfig, counts: Counts) -> dict[str, float]:
+def not_asked(config: RunConfig, counts: Counts) -> dict[str, float | None]:
     """Parts that the run does not have: they take no time."""
     tuned = not config.untrained and not config.trial
     asked = {

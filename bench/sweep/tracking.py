@@ -67,7 +67,7 @@ def curves(sweep: Sweep) -> Iterator[tuple[int, dict[str, float]]]:
     steps = sweep.steps.set_index("step").drop(columns="seed").select_dtypes("number").add_prefix("train/")
     heldout = sweep.heldout.set_index("step")["loss"].astype(float).rename("heldout/loss")
     for step, values in steps.join(heldout, how="outer").iterrows():
-        yield int(str(step)), values.dropna().to_dict()
+        yield int(str(step)), {str(name): float(value) for name, value in values.dropna().items()}
 
 
 def send_record(config: RunConfig, record: Record) -> None:
