@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 from typing import Any, Literal
 
@@ -53,13 +54,18 @@ class Chart:
     alternative: str
     data: pd.DataFrame
 
+    @cached_property
+    def specification(self) -> dict[str, Any]:
+        """Vega-Lite for the page; made once, for the page's two passes and the image files."""
+        return _vega_lite(self)
+
     def _repr_svg_(self) -> str:
         """How a notebook shows the chart: needs no network."""
         return svg(self)
 
 
-def specification(chart: Chart) -> dict[str, Any]:
-    """Vega-Lite for the page, with the data inside; as wide as its column."""
+def _vega_lite(chart: Chart) -> dict[str, Any]:
+    """With the data inside; as wide as its column."""
     text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"gridColor": INK, "gridOpacity": 0.1, "domainColor": INK, "domainOpacity": 0.35, "tickColor": INK}
     fitted = alt.AutoSizeParams(type="fit-x", contains="padding")
@@ -84,7 +90,7 @@ def specification(chart: Chart) -> dict[str, Any]:
 
 def _for_image(chart: Chart) -> dict[str, Any]:
     fixed = {"width": _IMAGE_WIDTH, "background": "white", "padding": 12}
-    return {name: value for name, value in specification(chart).items() if name != "autosize"} | fixed
+    return {name: value for name, value in chart.specification.items() if name != "autosize"} | fixed
 
 
 def svg(chart: Chart) -> str:

@@ -21,7 +21,7 @@ import pydantic_core
 import vl_convert
 from markupsafe import Markup, escape
 
-from bench.report.charts import VEGA_LITE, Chart, specification
+from bench.report.charts import VEGA_LITE, Chart
 from bench.report.section import Examples, Report, Section, Table, anchor, number, walk
 from bench.trust import LONGEST_TEXT, printable, shortened
 
@@ -41,7 +41,7 @@ def page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"id": id, "cell": _cell, "numbers": _numbers, "json": _json, "specification": specification}
+    environment.filters |= {"id": id, "cell": _cell, "numbers": _numbers, "json": _json}
     sections = [*report.chapters, *report.closing]
     scripts = _scripts(sections)
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]

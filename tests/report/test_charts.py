@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench.report import charts
-from bench.report.charts import Chart, image, look, specification, svg
+from bench.report.charts import Chart, image, look, svg
 
 ARMS = ["base", "full", "lora", "qlora"]
 POINTS = pd.DataFrame({
@@ -66,7 +66,7 @@ def chart(name: str) -> Chart:
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_one_drawing_suits_the_page_and_an_image(name: str) -> None:
-    spec = specification(chart(name))
+    spec = chart(name).specification
     assert spec["width"] == "container"
     assert spec["background"] == "transparent"
     assert spec["description"] == f"About {name}. The numbers follow in a table."
@@ -100,7 +100,7 @@ def test_labels_in_any_script(name: str) -> None:
 
 
 def test_values_are_short() -> None:
-    (rows, *_) = specification(chart("loss"))["datasets"].values()
+    (rows, *_) = chart("loss").specification["datasets"].values()
     assert all(len(str(row["loss"])) <= 7 for row in rows)
 
 
