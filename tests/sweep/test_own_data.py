@@ -1,4 +1,4 @@
-"""A team's own file and scorer through whole commands, with real child processes, on a tiny random model."""
+"""A team's own file and scorer through whole commands, on a tiny random model, with the stages in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.outcome import Status
 from bench.record import Record, from_json
 from bench.stats.frames import load
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_this_process")]
 
 
 @pytest.fixture
@@ -35,7 +35,6 @@ def test_a_csv_of_77_labels_and_a_scorer_that_raises_once(
         "    return {'length': len(prediction), 'right': prediction == reference}\n"
         "grade.higher_is_better = {'length': False}\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}:{tmp_path}")
     monkeypatch.syspath_prepend(str(tmp_path))
     own = [f"task.train_file={intents}", "task.prompt={text}", "task.target={intent}", "suite=none"]
     own += ["task.metrics=[label,my_scores:grade]", "task.test_examples=40", "method.shots=3"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from in_process import in_process
 
+from bench.cli import main
 from bench.compose import compose
 from bench.config import RunConfig
 from bench.identity import run_folder
@@ -92,12 +93,13 @@ def sweep_to_do(finished: tuple[list[str], Path], tmp_path: Path) -> tuple[list[
     return overrides, configs
 
 
-def test_joblib(sweep_to_do) -> None:
+def test_joblib(sweep_to_do, capfd) -> None:
     needs("hydra_joblib_launcher", "launchers")
     overrides, configs = sweep_to_do
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert_complete(configs, run(sweep(overrides, *joblib)))
-    assert "nothing to do" in run(sweep(overrides, *joblib))
+    assert main(["-m", METHODS, *overrides, *joblib]) == 0
+    assert "nothing to do" in capfd.readouterr().out
 
 
 def test_submitit_and_a_preempted_job_that_goes_on(sweep_to_do, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_serving_is_added_to_what_is_there(
     smoke, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (execute, fetching):
-        monkeypatch.setattr(module, "run_stage", in_process)  # the serving itself has children of its own
+        monkeypatch.setattr(module, "run_stage", in_process)
     (config,) = compose(smoke("method=lora"), multirun=False)
     assert main(smoke("method=lora")) == 0
     before = read_record(run_folder(config))

@@ -1,4 +1,4 @@
-"""Whole sweeps by the command line, with real child processes, on a tiny random model."""
+"""Whole sweeps of the command line on a tiny random model; tests/test_embedded.py has every stage in real children."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def command(overrides: list[str]) -> list[str]:
     return [sys.executable, "-m", "bench", "-m", *overrides]
 
 
-def test_a_sweep_trains_every_method_on_the_same_stream(smoke, tmp_path: Path, capfd) -> None:
+def test_a_sweep_trains_every_method_on_the_same_stream(smoke, tmp_path: Path, capfd, in_this_process) -> None:
     overrides = smoke("method=base,full,lora,qlora")
-    done = subprocess.run(command(overrides), cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["-m", *overrides]) == 0
+    said = capfd.readouterr().out
     by_method = records(tmp_path)
     assert {m: r.status for m, r in by_method.items()} == dict.fromkeys(("base", "full", "lora", "qlora"), Status.OK)
     tuned = [by_method[m] for m in ("full", "lora", "qlora")]
@@ -53,18 +53,18 @@ def test_a_sweep_trains_every_method_on_the_same_stream(smoke, tmp_path: Path, c
     assert by_method["full"].train.parameters_trainable == by_method["full"].train.parameters_total
     assert by_method["base"].train is None
     assert (tmp_path / "results" / "smoke" / "report.html").exists()
-    assert "6 of 6 pairs may be compared as planned" in done.stdout
+    assert "6 of 6 pairs may be compared as planned" in said
     (plan,) = json.loads((tmp_path / "results" / "smoke" / "fairness.json").read_text())
     assert (list(plan["seeds"]), plan["pairs"]) == (["base", "full", "lora", "qlora"], [])  # none is refused
 
     started = time.monotonic()
-    again = subprocess.run(command(overrides), cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert again.returncode == 0
-    assert "nothing to do" in again.stdout
+    assert main(["-m", *overrides]) == 0
+    assert "nothing to do" in capfd.readouterr().out
     assert time.monotonic() - started < 20
 
 
-def test_a_killed_child_loses_nothing_else(smoke, tmp_path: Path) -> None:
+def test_a_killed_child_loses_nothing_else(smoke, tmp_path: Path, in_this_process) -> None:
+    """The sweep is a process of its own, with children; the same command afterwards is not."""
     overrides = smoke("method=base,lora")
     (lora,) = [c for c in compose(overrides, multirun=True) if c.method.name == "lora"]
     sweep = subprocess.Popen(command(overrides), cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -92,7 +92,9 @@ def test_a_killed_child_loses_nothing_else(smoke, tmp_path: Path) -> None:
         (["task.test_examples=4000"], "task.test_examples"),
     ],
 )
-def test_mistakes_stop_with_exit_code_2_before_training(smoke, tmp_path, capfd, overrides, expected) -> None:
+def test_mistakes_stop_with_exit_code_2_before_training(
+    smoke, tmp_path, capfd, overrides, expected, in_this_process
+) -> None:
     assert main(smoke("method=lora", *overrides)) == 2
     errors = capfd.readouterr().err
     assert "nothing was run" in errors
@@ -101,13 +103,13 @@ def test_mistakes_stop_with_exit_code_2_before_training(smoke, tmp_path, capfd, 
     assert not records(tmp_path)
 
 
-def test_a_malformed_line_is_named(smoke, task_file: Path, capfd) -> None:
+def test_a_malformed_line_is_named_by_the_child_that_reads_it(smoke, task_file: Path, capfd) -> None:
     task_file.write_text(task_file.read_text() + "{not json\n")
     assert main(smoke("method=lora")) == 2
     assert "sums.jsonl:41" in capfd.readouterr().err
 
 
-def test_an_empty_split_is_named(smoke, tmp_path: Path, capfd) -> None:
+def test_an_empty_split_is_named(smoke, tmp_path: Path, capfd, in_this_process) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     assert main(smoke("method=lora", f"task.test_file={tmp_path / 'empty.jsonl'}")) == 2
     assert "empty.jsonl" in capfd.readouterr().err

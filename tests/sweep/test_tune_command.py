@@ -1,8 +1,7 @@
-"""`python -m bench tune` and the sweep that reads its rates, with real child processes, on a tiny random model."""
+"""`bench tune` and the sweep that reads its rates, with the stages in this process, on a tiny random model."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,20 +16,19 @@ from bench.outcome import Status
 from bench.record import Record, from_json
 from bench.sweep.execute import execute
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("in_this_process")
 SETTINGS = ("tune.max_points=2", "tune.factor=10")
 
 
-def run(module: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *module.split(), *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-
 @pytest.mark.slow
-def test_rates_are_found_on_the_validation_split_and_a_sweep_reads_them(smoke, tmp_path: Path) -> None:
+def test_rates_are_found_on_the_validation_split_and_a_sweep_reads_them(
+    smoke, tmp_path: Path, monkeypatch, capfd
+) -> None:
     overrides = smoke("seed=0")
-    done = run("bench tune", "method=base,lora", *overrides, *SETTINGS)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["tune", "method=base,lora", *overrides, *SETTINGS]
+    monkeypatch.setattr(sys, "argv", ["bench", *command])
+    assert main(command) == 0
+    said = capfd.readouterr().out
     path = tmp_path / "results" / "tune" / "smoke" / "rates.yaml"
     (lora,) = read_rates(path).tunings
     assert [trial.learning_rate for trial in lora.trials] == [5e-4, 5e-3]
@@ -44,14 +42,12 @@ def test_rates_are_found_on_the_validation_split_and_a_sweep_reads_them(smoke, t
     assert not list((tmp_path / "artifacts").rglob("*.safetensors"))
 
     started = time.monotonic()
-    again = run("bench tune", "method=base,lora", *overrides, *SETTINGS)
-    assert again.returncode == 0
+    assert main(command) == 0
     assert time.monotonic() - started < 20  # nothing is trained again
     assert read_rates(path).tunings[0].trials == lora.trials
 
-    assert f"rates={path}" in done.stdout  # the sweep's command
-    sweep = run("bench -m", "method=lora", *overrides, f"rates={path}")
-    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    assert f"rates={path}" in said  # the sweep's command
+    assert main(["-m", "method=lora", *overrides, f"rates={path}"]) == 0
     (made,) = [from_json(Record, p.read_bytes()) for p in (tmp_path / "results" / "smoke").glob("*/record.json")]
     assert made.config.method.learning_rate == lora.learning_rate
     assert made.config.learning_rate_source.startswith(f"tuned: {path} sha256 ")
