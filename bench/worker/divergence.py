@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from bench.config import RunConfig
+from bench.config import RunConfig, SuiteConfig
 from bench.identity import digest, write_atomic
 from bench.record import KL_METRIC, TASK_KL, RegressionItem, RegressionTask
 from bench.worker import data
@@ -77,12 +77,15 @@ class Outcome:
     documents: dict[str, list[Any]] = field(default_factory=dict)  # task -> what its items were made from
 
 
-def general_texts(tokenizer: Any) -> list[Text]:
-    """The quick suite's prose and code; ids are hashes of the content, so that only equal texts are ever paired."""
+def general_texts(tokenizer: Any, suite: SuiteConfig) -> list[Text]:
+    """The quick suite's prose and code, as many of each as the suite asks of a task.
+
+    Ids are hashes of the content, so that only equal texts are ever paired.
+    """
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     texts = []
     for task in text_tasks():
-        for content in (document["text"] for document in task.documents):
+        for content in (document["text"] for document in task.documents[: suite.items_per_task]):
             ids = [first, *tokenizer(content, add_special_tokens=False)["input_ids"]]
             texts.append(Text(f"{task.name}_kl", hashlib.sha256(content.encode()).hexdigest()[:16], ids))
     return texts
@@ -100,7 +103,7 @@ def reference_of(config: RunConfig, source: str, tokenizer: Any, device: Device)
     Raises:
         torch.OutOfMemoryError: the base does not fit the device in 16 bit.
     """
-    texts = general_texts(tokenizer)
+    texts = general_texts(tokenizer, config.suite)
     path = _stored_path(config, source, texts, device)
     if path is None:  # a folder's weights may change under the same name
         return _made(config, source, texts, device)

@@ -55,7 +55,7 @@ def run(context: Context) -> FrontierResult:
     reference: Reference | None = None
     for step, model in _models(setting):
         if reference is None:  # of the base, which comes first
-            texts = [*general_texts(setting.tokenizer), *task_texts(rows)]
+            texts = [*general_texts(setting.tokenizer, config.suite), *task_texts(rows)]
             reference = predictions_of(model, texts, setting.device)
             context.load.start()
         tasks, own = _measured(setting, model, reference)

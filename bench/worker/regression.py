@@ -159,7 +159,7 @@ def count_suite(suite: SuiteConfig, model: Any, tokenizer: Any, max_length: int)
     lm = Counter(pretrained=model, tokenizer=tokenizer, batch_size=suite.batch_size, max_length=max_length)
     samples = _samples(lm, tasks, suite, tokenizer)
     items = max(len({sample["doc_id"] for sample in logged}) for logged, _ in samples.values())
-    return lm.positions + sum(len(text.token_ids) for text in general_texts(tokenizer)), lm.written, items
+    return lm.positions + sum(len(text.token_ids) for text in general_texts(tokenizer, suite)), lm.written, items
 
 
 def _samples(lm: HFLM, tasks: dict[str, Task], suite: SuiteConfig, tokenizer: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bench.cli import main
 from bench.stats.frames import load
 from bench.sweep import execute, fetching
 from bench.sweep.child import Outcome
+from bench.worker import divergence
 from bench.worker.models import _make_random
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list
         for module in (execute, fetching):
             patch.setattr(module, "run_stage", counted)
         patch.setattr("bench.cli._report", lambda *_: True)  # seconds of charts after each command
+        texts = divergence.general_texts
+        patch.setattr(divergence, "general_texts", lambda *given: texts(*given)[::16])  # likewise
         _make_random(Path("model"))
         write("train.jsonl", "How many is", 24)
         write("validation.jsonl", "Count", 8)

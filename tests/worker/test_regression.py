@@ -251,7 +251,7 @@ def test_own_yaml_tasks_run_under_their_own_names(model, tokenizer, tmp_path, ya
 def test_a_suite_is_counted_without_being_run(model, tokenizer, tmp_path, yaml_folder, monkeypatch) -> None:
     """One token a byte. An item: 11 of its question, a space that both answers begin with, "smal" and "very larg"."""
     texts = 120
-    monkeypatch.setattr(regression, "general_texts", lambda _: [divergence.Text("prose_kl", "a", [1] * texts)])
+    monkeypatch.setattr(regression, "general_texts", lambda *_: [divergence.Text("prose_kl", "a", [1] * texts)])
     monkeypatch.setattr(model, "generate", None)
     counted = count_suite(local(yaml_folder), model, tokenizer, 512)
     assert counted == (2 * 6 * (11 + 1 + 4 + 9) + texts, 0, 6)
@@ -378,7 +378,7 @@ def setting(smoke):
 @pytest.fixture(autouse=True)
 def few_texts(monkeypatch) -> None:
     everything = divergence.general_texts
-    monkeypatch.setattr(divergence, "general_texts", lambda tokenizer: everything(tokenizer)[30:34])
+    monkeypatch.setattr(divergence, "general_texts", lambda *given: everything(*given)[30:34])
 
 
 def moved(setting) -> torch.nn.Module:
@@ -399,7 +399,7 @@ def exact(setting, model: torch.nn.Module) -> list[float]:
     config, source, tokenizer, _ = setting
     base = models.load_weights(config.model, source, dtype=torch.float32, device_map={"": "cpu"}).eval()
     values = []
-    for text in divergence.general_texts(tokenizer):
+    for text in divergence.general_texts(tokenizer, config.suite):
         ids = torch.tensor([text.token_ids])
         with torch.no_grad():
             of_base, of_model = (m(ids).logits[0, :-1].double().log_softmax(-1) for m in (base, model.eval()))
