@@ -37,8 +37,7 @@ report: .venv/ready ## Write the report of SWEEP (default: results/default) agai
 	@$(BIN)/python -m bench report $(SWEEP) $(ARGS)
 
 test: .venv/ready ## Run every test that needs neither GPU nor hub
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not hub and not alone" $(ARGS) || [ $$? -eq 5 ]
-	@$(BIN)/python -m pytest -m "alone and not gpu and not hub" $(ARGS) || [ $$? -eq 5 ]
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not hub" $(ARGS)
 
 check: .venv/ready ## Lint, format, types and the fast tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest -q -m "not gpu and not hub and not slow"

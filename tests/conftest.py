@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,17 +18,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-faults", action="store_true", help="write the faults page's table from tests/faults")
 
 
+LONGEST = ("test_embedded", "test_controls", "test_several", "test_devices", "test_fetching")  # single long tests
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Give every parallel worker cores of its own: threads of two tests on the same cores slow both down manyfold."""
+    """Give every parallel worker cores of its own: threads of two tests on the same cores slow both down manyfold.
+
+    Collecting imports millions of objects that stay; garbage is looked for when they are there, and not among them.
+    """
+    gc.disable()
     worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if worker:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests run by `pytest -m gpu` on a GPU box, elsewhere they say why not. The longest test comes first."""
-    items.sort(key=lambda item: "test_embedded" not in item.nodeid)
+    """GPU tests run by `pytest -m gpu` on a GPU box, elsewhere they say why not. The longest tests come first."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
     marked = [item for item in items if item.get_closest_marker("gpu")]  # keywords hold folder names too
     if marked:
         import torch

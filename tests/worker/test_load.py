@@ -1,4 +1,4 @@
-"""Other load against known answers: a process that spins outside our tree is one core, our own work is none."""
+"""Other load against known answers: a process that spins outside our tree is counted, our own work is not."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from bench.worker.instruments.clock import CpuSeconds, Load, open_load, other_gp
 from bench.worker.instruments.energy import Nvml
 
 SPIN = "import time; end = time.monotonic() + {seconds}; print('on', flush=True)\nwhile time.monotonic() < end: pass"
-
-pytestmark = pytest.mark.alone
 
 
 @pytest.fixture
