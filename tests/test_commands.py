@@ -18,7 +18,7 @@ from bench import cli
 from bench.compose import CONFIG_FOLDER, compose
 from bench.outcome import Status
 from bench.stats.frames import load
-from bench.sweep import execute
+from bench.sweep import execute, fetching
 from bench.worker import models
 from bench.worker.instruments import memory, tokens
 from bench.worker.sources import docstrings
@@ -110,7 +110,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [json.dumps({"question": f"{a} + {b} = ?", "answer": str(a + b)}) + "\n" for a, b in sums]
     (tmp_path / "train.jsonl").write_text("".join(rows[:2300]))
     (tmp_path / "test.jsonl").write_text("".join(rows[2300:]))
-    monkeypatch.setattr(execute, "run_stage", in_process)
+    for module in (execute, fetching):
+        monkeypatch.setattr(module, "run_stage", in_process)
     peak = functools.partial(tokens.matmul_peak_flops_per_second, seconds=0.01)
     monkeypatch.setattr(tokens, "matmul_peak_flops_per_second", peak)
     monkeypatch.setattr(memory, "_collect", lambda: None)
