@@ -23,6 +23,7 @@ EXECUTE = (
     "RunConfig; from bench.record import from_json; execute(from_json(RunConfig, Path(sys.argv[1]).read_bytes()))"
 )
 PLACES = {
+    "start": "bench.worker.main:refuse_changed_inputs",
     "load": "bench.worker.models:load_weights",
     "forward": "transformers.models.llama.modeling_llama:LlamaModel.forward",
     "backward": "accelerate:Accelerator.backward",
@@ -48,7 +49,7 @@ class Fault:
     def environment(self) -> dict[str, str]:
         named = {"FAULT": self.deed, "FAULT_PLACE": PLACES[self.place], "FAULT_CALL": str(self.call)}
         more = {"FAULT_WITH": self.using, "FAULT_RANK": str(self.rank), "PYTHONPATH": str(SHIM)}
-        return {**os.environ, **named, **more}
+        return {**environment(None), **named, **more}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def after_training(finished: Place, base: Path) -> Place:
 
 
 def environment(fault: Fault | None) -> dict[str, str]:
-    return fault.environment() if fault else dict(os.environ)
+    """Nothing is compiled in these runs, and the compiler's own import takes a fifth of a child's life."""
+    return fault.environment() if fault else os.environ | {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

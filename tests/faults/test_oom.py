@@ -23,21 +23,16 @@ WORDS = {
     "cuda_oom": ("`torch.OutOfMemoryError`, as CUDA raises it, is raised there", "CUDA out of memory"),
 }
 CALLS = {"load": 1, "forward": FIRST_TRAINING_FORWARD, "backward": 1, "optimizer": 1}  # which one fails, in training
-FAILING = [
-    *(("oom", place) for place in ("backward", "optimizer")),  # load, forward: by a limit, below; generate: "again"
-    *(("cuda_oom", place) for place in ("load", "forward", "optimizer", "generate")),
-]
+# load, forward: by a limit, below; generate: "again". An error's words and its phase are found apart from one another.
+FAILING = [("oom", "backward"), ("cuda_oom", "optimizer")]
 MINIMUM_BYTES = 100 << 20  # what Python and PyTorch take alone
 MANY = 16 * 1024
 
 
 def failing(deed: str, place: str, finished: Place, base: Path) -> tuple[Place, Record]:
-    """A fault in training hits a second run, a fault in evaluation the LoRA run after its training."""
-    if place in CALLS:
-        where = finished.copy(base)
-        return where, where.execute("method=full", fault=Fault(deed, place, CALLS[place]))
-    where = after_training(finished, base)
-    return where, where.execute("method=lora", fault=Fault(deed, place))
+    """A fault in the training of a second run."""
+    where = finished.copy(base)
+    return where, where.execute("method=full", fault=Fault(deed, place, CALLS[place]))
 
 
 def too_large_a_model(finished: Place, base: Path) -> tuple[Place, Record]:
@@ -63,7 +58,8 @@ def kernel_kills(finished: Place, base: Path) -> tuple[Place, Record] | str:
 
 def again(finished: Place, base: Path) -> tuple[Record, Record]:
     """The ends of a run whose evaluation has too little memory, and of the same run when it has enough."""
-    where, failed = failing("oom", "generate", finished, base)
+    where = after_training(finished, base)
+    failed = where.execute("method=lora", fault=Fault("oom", "generate"))
     return failed, where.execute("method=lora")
 
 
@@ -80,14 +76,9 @@ CASES: dict[str, Callable[[Place, Path], object]] = {
 def test_out_of_memory_names_the_phase_and_keeps_what_is_finished(deed, place, cases, finished, shows) -> None:
     where, record = cases(f"{deed} {place}")
     assert WORDS[deed][1] in record.failure.message
+    assert_out_of_memory(record, "train", place)
     device = "CUDA" if deed == "cuda_oom" else "CPU"
-    if place in CALLS:
-        assert_out_of_memory(record, "train", place)
-        survived = others_survive(where, finished)
-    else:
-        assert_out_of_memory(record, "evaluate", place)
-        survived = training_survives(record, finished)
-    shows(f"{device} memory runs out: {place}", WORDS[deed][0], how(record), survived)
+    shows(f"{device} memory runs out: {place}", WORDS[deed][0], how(record), others_survive(where, finished))
 
 
 def test_the_same_command_evaluates_what_was_trained(cases, finished, shows) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import pytest
-from faults import FIRST_TRAINING_FORWARD, ROOT, Fault, Place, steps_written
+from faults import FIRST_TRAINING_FORWARD, ROOT, Fault, Place, environment, steps_written
 
 from bench.outcome import Status
 
@@ -14,14 +15,12 @@ TWO = ("hardware=cpu_pair", "train.micro_batch=1")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A finished run by two processes, made by the command line."""
-    base = tmp_path_factory.mktemp("several")
-    file = base / "sums.jsonl"
-    rows = [f'{{"question": "{a} + {b} = ?", "answer": "{a + b}"}}\n' for a in range(8) for b in range(5)]
-    file.write_text("".join(rows))
-    where = Place(base, file)
-    ended = subprocess.run(where.sweep(*TWO, "method=lora"), cwd=ROOT, capture_output=True, text=True, timeout=300)
+def place(finished: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A finished run by two processes, made by the command line, on model and data that are prepared already."""
+    where = Place(tmp_path_factory.mktemp("several"), finished.task_file)
+    shutil.copytree(finished.base / "cache", where.base / "cache")
+    command, env = where.sweep(*TWO, "method=lora"), environment(None)
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return where
 

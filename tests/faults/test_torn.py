@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import ROOT, Place, cut_short, files_of, how
+from faults import ROOT, Place, cut_short, environment, files_of, how
 
 from bench.outcome import Status
 from bench.record import Record, from_json
@@ -38,7 +38,7 @@ def everything_cut(finished: Place, base: Path) -> tuple[Place, list[str], subpr
     for file in files:
         cut_short(file)
     command = where.sweep("method=lora")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment(None), capture_output=True, text=True, timeout=300)
     return where, [file.name for file in files], done
 
 

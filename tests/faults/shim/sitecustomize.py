@@ -10,13 +10,11 @@ The product knows nothing of it. The environment says what happens where:
 """
 
 import contextlib
-import ctypes
 import functools
 import importlib.abc
 import importlib.machinery
 import itertools
 import os
-import resource
 import signal
 import sys
 import time
@@ -55,11 +53,6 @@ def fill_the_disk():
             file.write(bytes(4096))
 
 
-def segfault():
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.string_at(0)
-
-
 def jump_the_clock():
     """Let the system time leap a year ahead, back, ahead ... at each look; monotonic clocks go on as they do."""
     year, leaps, now, now_ns = 365 * 86400, itertools.cycle((1, 0, -1)), time.time, time.time_ns
@@ -79,7 +72,6 @@ DEEDS = {
     "kernel_oom": outgrow_the_control_group,
     "fill": fill_the_disk,
     "link to full": lambda: os.symlink("/dev/full", WITH),
-    "segfault": segfault,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "hang": lambda: time.sleep(3600),
