@@ -23,7 +23,7 @@ def test_the_suite_sees_harm_and_only_harm(tmp_path: Path) -> None:
         "task.validation_examples=4",
         "task.test_examples=10",
         "task.max_new_tokens=4",
-        "suite.items_per_task=16",
+        "suite.items_per_task=30",
         "train.batch_size=8",
         "train.heldout_points=1",
         *(f"paths.{name}={tmp_path / name}" for name in ("results", "artifacts", "cache")),
