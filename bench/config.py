@@ -93,6 +93,7 @@ class Role:
         applies: whether it changes anything in such a run.
         in_data: whether it changes the prepared test examples too, of a setting that training does not depend on.
         for_training: a requirement between trained runs alone; None: as all settings of training are.
+        added: when runs had been recorded without it: unset (None) it is in no key, so that these keep theirs.
     """
 
     stage: Literal["data", "training", "evaluation", "serving", "planner", "none"]
@@ -101,6 +102,7 @@ class Role:
     applies: Callable[[RunConfig], bool] = _always
     in_data: Callable[[RunConfig], bool] | None = None
     for_training: bool | None = None
+    added: bool = False
 
 
 FREE = ("model.template",)  # settings that are mappings, with names of the user's
@@ -111,6 +113,8 @@ _TEST_EXAMPLES = Role("evaluation", "task", in_data=_always)
 _WEIGHTS = Role("training", "model", for_training=False)
 _METHOD_OF_TRAINING = Role("training", applies=_trained)
 _BUDGET = Role("training", "budget", applies=_trained)
+_STOP = Role("training", "budget", applies=_trained, added=True)
+_MIXTURE = Role("data", "task", for_training=True, added=True)
 _MEASURE = Role("training", "budget", keeps_rate=True, applies=_trained)
 _TRAINING_NUMERICS = Role("training", "numerics", keeps_rate=True, applies=_trained)
 _NUMERICS = Role("training", "numerics", keeps_rate=True)
@@ -214,6 +218,8 @@ class AdapterConfig:
     init: Literal["default", "gaussian", "olora", "orthogonal", "pissa", "loftq"] = "default"  # as PEFT names them
     add_in_fp32: bool = True  # when not compiled, add the branch before rounding to bf16; see docs/fairness.md
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None  # LoRA+: B's learning rate / A's
+    # when trained, keep this share of the intruder dimensions (PEFT's mitigation_lambda); None: all of them
+    reduce_intruders: Annotated[Fraction | None, Role("training", keeps_rate=True, applies=_trained, added=True)] = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -262,6 +268,8 @@ class TaskConfig:
     train_examples: Annotated[PositiveInt | None, _TRAINING_EXAMPLES] = None  # None: all there are
     validation_examples: Annotated[PositiveInt | None, _TRAINING_EXAMPLES] = None
     test_examples: Annotated[PositiveInt | None, _TEST_EXAMPLES] = None
+    # of the training examples: prose from docstrings, added to the task's own; None: none
+    general_share: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, _MIXTURE] = None
     overflow: Annotated[Literal["error", "drop"], _TRAINING_EXAMPLES] = "error"  # longer than train.max_length
     overlap: Annotated[Literal["error", "drop"], _TRAINING_EXAMPLES] = "error"  # files: also in a split tested later
     # files or folders; their content counts (`ContentConfig`), not their place
@@ -282,6 +290,10 @@ class TaskConfig:
     label_column: str | None = None  # integer class column, replaced by its name in `labels`
     # least shortfall from the best score that does not matter, in its unit; without it, 5% of that score alone
     tolerance_floor: Annotated[Annotated[float, Field(ge=0)], NO_RESULT] = 0.0
+
+    def with_general(self, own_examples: int) -> int:
+        """Training examples, general texts included, beside so many of the task's own."""
+        return round(own_examples / (1 - (self.general_share or 0)))
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -314,6 +326,8 @@ class TrainConfig:
     heldout_points: Annotated[PositiveInt, _MEASURE] = 4  # held-out losses during training, the last at its end
     # of validation, the first in content order, which is a fixed shuffle; None: all there are
     heldout_examples: Annotated[PositiveInt | None, _MEASURE] = 256
+    # stop behind so many of these points in a row without a new lowest loss, and keep the weights of then; None: never
+    early_stopping_points: Annotated[PositiveInt | None, _STOP] = None
     untimed_steps: Annotated[int, Field(ge=0), _MEASURE] = 3  # warm-up steps left out of the speed
     gradient_checkpointing: Annotated[bool, _MEASURE] = False
     compile: Annotated[Literal["auto", "off", "regional"], _TRAINING_NUMERICS] = "auto"  # torch.compile by layer

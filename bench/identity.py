@@ -54,7 +54,8 @@ def settings_with_roles(config: RunConfig) -> list[tuple[str, Any, Role]]:
         mapping["model"]["location"] = None
     if config.content.metrics:  # the code of the user's own
         mapping["task"]["metrics"] = [without_place(name) for name in config.task.metrics]
-    return [(name, value, role_of(name)) for name, value in flat(mapping).items()]
+    found = [(name, value, role_of(name)) for name, value in flat(mapping).items()]
+    return [(name, value, role) for name, value, role in found if not (role.added and value is None)]
 
 
 def settings_of_stages(config: RunConfig, *stages: str) -> dict[str, Any]:
@@ -166,7 +167,7 @@ _PARTS = tuple(part.name for part in fields(ContentConfig))
 def content_of(config: RunConfig, parts: Collection[str] = _PARTS) -> ContentConfig:
     """What the run's inputs hold now; an input that is not there holds nothing, and the stage that reads it says so."""
     found = {name: _digest_of_files(config, name, files) for name, files in _files_of(config, parts).items()}
-    if config.task.source == "docstrings" and "packages" in parts:
+    if (config.task.source == "docstrings" or config.task.general_share) and "packages" in parts:
         found["packages"] = digest(package_versions())[:_CONTENT_DIGITS]
     if config.suite.source != "none" and "suite" in parts:  # divergence is measured on texts of packages in any suite
         found["suite"] = digest([found.get("suite"), _versions(_SUITE_PACKAGES)])[:_CONTENT_DIGITS]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.config import DEEPSPEED, RunConfig, roles, suggest
+from bench.config import CUTS_WEIGHTS, DEEPSPEED, RunConfig, roles, suggest
 from bench.metrics import normalised_label
 from bench.own_metrics import column_name
 from bench.trust import shortened
@@ -168,6 +168,8 @@ def _method_checks(config: RunConfig) -> Checks:
          "method: trains=all_weights takes neither adapter nor quantization; set both to null"),
         (init == "loftq" and (quantization is None or quantization.scheme != "nf4"),
          "method.adapter.init: loftq starts from what nf4 quantization lost; use it with method=qlora"),
+        (adapter and adapter.reduce_intruders is not None and (quantization or adapter.use_dora or init != "default"),
+         "method.adapter.reduce_intruders: PEFT reduces plain LoRA over a 16-bit base alone; use it with method=lora"),
         (init in ("pissa", "olora") and quantization,
          f"method.adapter.init: {init} changes the base's weights; a quantized base cannot follow"),
         (method.trains == "nothing" and adapter,
@@ -262,6 +264,8 @@ def _device_checks(config: RunConfig) -> Checks:
          f"train.checkpoint_every_steps: one device alone can resume, and hardware.devices={devices}; use null"),
         (devices > 1 and optimizer != "adamw" and strategy != "ddp",
          f"method.optimizer: {optimizer} cannot work on cut state ({strategy}); use adamw, or ddp"),
+        (adapter and adapter.reduce_intruders is not None and strategy in CUTS_WEIGHTS,
+         f"method.adapter.reduce_intruders: needs whole matrices, which {strategy} cuts; use ddp"),
         (adapter and adapter.loraplus_lr_ratio is not None and strategy not in ("none", "ddp"),
          f"method.adapter.loraplus_lr_ratio: its optimizer is made before {strategy} cuts; use ddp"),
         (strategy in cuts and int8,

@@ -33,6 +33,7 @@ BUDGET = (
 )
 GRID = f"model=tiny-random {BUDGET} {DATA}"  # the command itself says how many examples
 TINY = f"{GRID} task.train_examples=16"
+FEW = f"{TINY} suite=quick suite.items_per_task=1 evaluation.examples=2"
 SMOKE = f"{DATA} task.max_new_tokens=4 hardware.threads=1"
 SERVED = "serve.prompt_tokens=[8] serve.batch_sizes=[1] serve.new_tokens=2 serve.repetitions=1 serve.adapters=[1,2]"
 OWN = (
@@ -85,8 +86,17 @@ SESSIONS: dict[str, list[tuple[str, str, int]]] = {
     "paper_no_regret_attention": [
         ("python -m bench -m experiment=paper_no_regret_attention", f"{TINY} method.learning_rate=1e-3", 2)
     ],
+    "paper_no_regret_batch": [
+        ("python -m bench -m experiment=paper_no_regret_batch", f"{TINY} method.learning_rate=1e-3", 4)
+    ],
+    "paper_limits_decay": [("python -m bench -m experiment=paper_limits_decay", f"{FEW} method=lora seed=0", 2)],
+    "paper_limits_stopping": [("python -m bench -m experiment=paper_limits_stopping", f"{FEW} method=lora seed=0", 2)],
+    "paper_limits_mixing": [("python -m bench -m experiment=paper_limits_mixing", f"{FEW} method=lora seed=0", 3)],
+    "paper_kl_forgetting": [
+        ("python -m bench -m experiment=paper_kl_forgetting", f"{FEW} method=lora method.learning_rate=1e-3,3e-3", 2)
+    ],
     "paper_learns_less": [("python -m bench -m experiment=paper_learns_less", f"{TINY} seed=0", 3)],
-    "paper_illusion": [("python -m bench -m experiment=paper_illusion", f"{TINY} seed=0", 2)],
+    "paper_illusion": [("python -m bench -m experiment=paper_illusion", f"{TINY} seed=0", 3)],
     "paper_variants": [("python -m bench -m experiment=paper_variants", f"{TINY} method.learning_rate=1e-3", 5)],
     "paper_nf4": [("python -m bench -m experiment=paper_nf4", f"{TINY} seed=0", 2)],
     "smoke": [("python -m bench -m experiment=smoke method=full,lora,qlora", SMOKE, 3)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from bench.compose import compose, with_settings
 from bench.config import RunConfig, flat, roles, to_mapping
 from bench.fairness import REQUIREMENTS, requirement_of
 from bench.identity import artifact_folder, comparison_key, data_key, names_of_arms, run_id, training_key, tuning_key
+from bench.record import Record, from_json
 
+REFERENCE = Path(__file__).parents[1] / "results/reference"
 KEYS = {"data": data_key, "training": training_key, "run": run_id, "comparison": comparison_key, "tuning": tuning_key}
 
 
@@ -41,6 +44,9 @@ def changed_keys(base: RunConfig, setting: str, value: Any) -> str:
         ("content.suite", "a", "run comparison"),
         ("content.metrics", "a", "run comparison"),
         ("train.epochs", 3, "training run comparison tuning"),
+        ("train.early_stopping_points", 2, "training run comparison tuning"),
+        ("task.general_share", 0.1, "data training run comparison tuning"),
+        ("method.adapter.reduce_intruders", 0.5, "training run"),
         ("method.adapter.rank", 64, "training run tuning"),
         ("method.name", "mine", "training run tuning"),
         ("method.learning_rate", 1e-5, "training run"),
@@ -83,6 +89,11 @@ def test_the_base_does_not_depend_on_training(setting: str) -> None:
     base = one("method=base")
     assert run_id(base) == run_id(with_settings(base, {setting: value}))
     assert run_id(base).split("-")[-2] == ""  # s-: no seed
+
+
+def test_settings_that_were_added_leave_unset_the_keys_of_recorded_runs() -> None:
+    record = from_json(Record, next(REFERENCE.glob("lora-*-s0-*/record.json")).read_bytes())
+    assert (run_id(record.config), comparison_key(record.config)) == (record.run_id, record.comparison_key)
 
 
 def test_solved_examples_depend_on_the_seed_and_the_context() -> None:
@@ -136,6 +147,8 @@ def test_every_setting_has_a_role_and_a_known_requirement() -> None:
         ("train.compile", "numerics", None),
         ("task.train_examples", "task", None),
         ("task.test_examples", "task", "task"),
+        ("task.general_share", "task", None),
+        ("train.early_stopping_points", "budget", None),
         ("model.revision", "model", "model"),
         ("suite.batch_size", "suite", "suite"),
         ("hardware.threads", "threads", None),  # what was used is measured

@@ -176,7 +176,7 @@ def duration(config: RunConfig, architecture: Architecture, options: PlanConfig)
     """Time, energy and money of training."""
     hardware, train, length = config.hardware, config.train, options.tokens_per_example or config.train.max_length
     examples = options.examples or config.task.train_examples
-    count = None if examples is None else examples * train.epochs
+    count = None if examples is None else config.task.with_general(examples) * train.epochs
     count = count if train.max_steps is None else train.max_steps * train.batch_size
     tokens = None if count is None else count * length
     if hardware.bf16_tflops is None or config.method.trains == "nothing":
@@ -276,6 +276,7 @@ def counts_of(config: RunConfig, data: DataSummary | None) -> Counts:
     """Of a run on these data; without them as its settings have it."""
     train, task, length = config.train, config.task, float(config.train.max_length)
     trained, validation, test = task.train_examples, task.validation_examples, task.test_examples
+    trained = None if trained is None else task.with_general(trained)
     if data is not None:
         trained, validation, test = data.train_examples, data.validation_examples, data.test_examples
         length = data.tokens_per_example_mean

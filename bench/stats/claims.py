@@ -15,7 +15,7 @@
         planner: [model=mistral-7b, hardware=a100]    # what the planner is asked where the runs cannot tell
 
 An expression is arithmetic (+ - * /) over numbers and `QUANTITIES` of arms, `quantity(arm)`. An arm is full, lora,
-qlora, base or base_4bit: selected by what is trained and how the base is kept, never by a method's name.
+qlora, trained (these three), base or base_4bit: by what is trained and how the base is kept, not by a method's name.
 `lora(rank=8, target_modules=["q_proj", "v_proj"])` asks for settings; `rank=[128, None]` is a range. LoRA means LoRA as
 it was published: without DoRA and the like. In all settings that none of them names the arms must agree.
 
@@ -58,13 +58,13 @@ from bench.stats.paired import Floats
 from bench.stats.quantities import (
     ARMS,
     COUNTS,
+    OF_ALL_RUNS,
     QUANTITIES,
     SETTINGS,
     Arm,
     Drawn,
     Need,
     NotMeasuredError,
-    best_rate,
     drawn,
     sets,
 )
@@ -302,8 +302,8 @@ def _by_runs(group: Group, check: Check, claim: Claim, rng: np.random.Generator)
     arms, names = list(dict.fromkeys(arm for _, arm in needs)), list(dict.fromkeys(name for name, _ in needs))
     found: list[Part] = []
     try:
-        if "best_learning_rate" in names:
-            known = {("best_learning_rate", arm): best_rate(group, arm, rng) for arm in arms}
+        if set(names) <= OF_ALL_RUNS.keys():
+            known = {(name, arm): OF_ALL_RUNS[name](group, arm, rng) for name, arm in needs}
             return [_judged(check, tuple(map(str, arms)), known)]
         for labels, runs in sets(group, arms, claim.at_equal):
             known = {}
@@ -357,7 +357,7 @@ def _by_planner(check: Check, claim: Claim, rng: np.random.Generator) -> Part:
 def _planned(overrides: tuple[str, ...], arm: Arm) -> dict[str, Any]:
     """`Plan.columns` of what the overrides describe, trained by the arm's method."""
     ((config, options, machine),) = _planned_runs(overrides)
-    asked = {f"method.{SETTINGS[name]}": list(v) if isinstance(v, tuple) else v for name, v in arm.settings}
+    asked = {SETTINGS[name]: list(v) if isinstance(v, tuple) else v for name, v in arm.settings}
     config = with_settings(replace(config, method=preset(arm.family)), asked)
     return plan_of(config, options, machine).columns()
 

@@ -19,26 +19,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.config import flat
-from bench.fairness import disturbances
+from bench.config import RunConfig, flat
+from bench.fairness import differences, disturbances, requirement_of
 from bench.metrics import METRICS
-from bench.record import Record
+from bench.record import TASK_KL, Record
 from bench.stats.compare import match
 from bench.stats.curves import SUITE, paths, reach_frame
 from bench.stats.evidence import DRAWS, amount_draws
 from bench.stats.frames import Group, family
 from bench.stats.measures import SUITE_MEAN, means_of, measure_tables
+from bench.stats.optimum import Optimum, fit
 from bench.stats.paired import FEWEST_EXAMPLES, Floats, Means, draws, means
 from bench.stats.rates import best_of_rates, optimum_cell, tried
 from bench.stats.serving import forms_frame, forms_of, latency_ratios, results_of, timed_answers
-from bench.stats.weights import changes_frame
+from bench.stats.weights import FEWEST_RUNS, changes_frame, fisher
 
 SERVED = ("unmerged_latency_ratio", "merged_latency_ratio", "merged_size_ratio", "merge_logit_difference",
           "adapter_swap_seconds")  # fmt: skip
 SAME = 0.05  # arms agree in a quantity that differs by less
 SPIKE_FACTOR, SPIKE_WINDOW = 3.0, 10  # a gradient norm above so many times the median of so many steps before
 INSTRUCTION_TASKS = ("instructions", "ifeval")  # of the regression suite
-ARMS = ("base", "base_4bit", "full", "lora", "qlora")
+ARMS = ("base", "base_4bit", "full", "lora", "qlora", "trained")  # the last: any of the three before it
 # Quantities: of examples or steps; one number a run (columns of the runs frame); of these counts, which are exact.
 EXAMPLES = ("score", *(f"score_{metric}" for metric in METRICS), "test_loss", "regression_mean",
             "instruction_following", "gradient_spike_share", "forgotten_at_equal_learning", "intruder_dimensions",
@@ -46,12 +47,15 @@ EXAMPLES = ("score", *(f"score_{metric}" for metric in METRICS), "test_loss", "r
 AMOUNTS = ("peak_memory_bytes", "tokens_per_second", "train_seconds", "seconds_to_target", "cost_usd", "energy_wh")
 COUNTS = ("parameters_total", "parameters_trainable", "parameters_quantized", "trainable_share", "checkpoint_bytes",
           "weights_bytes", "gradients_bytes", "optimizer_bytes")  # fmt: skip
-QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, "best_learning_rate")
-SETTINGS = {"rank": "adapter.rank", "target_modules": "adapter.target_modules", "scheme": "quantization.scheme",
-             "double_quantization": "quantization.double_quantization", "weights_dtype": "weights_dtype",
-             "use_dora": "adapter.use_dora", "use_rslora": "adapter.use_rslora", "init": "adapter.init",
-             "loraplus_lr_ratio": "adapter.loraplus_lr_ratio"}  # fmt: skip
-_PUBLISHED = {"use_dora": False, "use_rslora": False, "init": "default", "loraplus_lr_ratio": None}  # no variant
+SEARCHED = ("best_learning_rate", "forgetting_correlation_with_task_kl")  # `OF_ALL_RUNS`
+QUANTITIES = (*EXAMPLES, *AMOUNTS, *COUNTS, *SERVED, *SEARCHED)
+_ADAPTER = ("rank", "target_modules", "use_dora", "use_rslora", "init", "loraplus_lr_ratio", "reduce_intruders")
+SETTINGS = {name: f"method.adapter.{name}" for name in _ADAPTER}
+SETTINGS |= {name: f"method.quantization.{name}" for name in ("scheme", "double_quantization")}
+SETTINGS |= {name: f"train.{name}" for name in ("batch_size", "weight_decay", "early_stopping_points")}
+SETTINGS |= {"weights_dtype": "method.weights_dtype", "general_share": "task.general_share"}
+_PUBLISHED = {"use_dora": False, "use_rslora": False, "init": "default", "loraplus_lr_ratio": None,
+              "reduce_intruders": None}  # fmt: skip
 Need = tuple[str, "Arm"]  # a quantity of an arm
 Drawn = tuple[float, Floats, str]  # its value, its draws, what they rest on
 Runs = dict["Arm", list[Record]]
@@ -89,9 +93,10 @@ def _matching(group: Group, arm: Arm, *, searched: bool = False) -> dict[str, li
 
 
 def _fits(arm: Arm, record: Record) -> bool:
-    if family(record) != arm.family or record.config.method.control:
+    trained = arm.family == "trained" and family(record) in ("full", "lora", "qlora")
+    if not (trained or family(record) == arm.family) or record.config.method.control:
         return False
-    has = flat(asdict(record.config.method))
+    has = flat(asdict(record.config))
     plain = {name: usual for name, usual in _PUBLISHED.items() if name not in dict(arm.settings)}
     published = all(has.get(SETTINGS[name]) in (None, usual) for name, usual in plain.items())
     return published and all(_equal(wanted, has.get(SETTINGS[name])) for name, wanted in arm.settings)
@@ -109,6 +114,7 @@ def sets(group: Group, arms: Sequence[Arm], at_equal: str | None) -> list[tuple[
     meant = [_matching(group, arm) for arm in arms]
     free = {name for arm in arms for name, _ in arm.settings}
     free |= {"alpha"} if "rank" in free else set()
+    named = {SETTINGS[name] for arm in arms for name, _ in arm.settings}
     found: list[tuple[tuple[str, ...], Runs]] = []
     reasons: dict[str, None] = {}
     for names in itertools.product(*meant):
@@ -117,7 +123,8 @@ def sets(group: Group, arms: Sequence[Arm], at_equal: str | None) -> list[tuple[
             continue
         first = min(range(len(runs)), key=lambda place: runs[place][0].config.untrained)
         for place in set(range(len(runs))) - {first}:  # an untrained run is the partner of every seed
-            matching = match(group, names[first], names[place])
+            excused = _excused(runs[first][0].config, runs[place][0].config, named)
+            matching = match(group, names[first], names[place], group.allowed | excused)
             reasons |= dict.fromkeys(str(reason) for _, reason in matching.refused)
             runs[first] = [left for left, _ in matching.pairs if left in runs[first]]
             runs[place] = list({right.run_id: right for _, right in matching.pairs}.values())
@@ -128,6 +135,15 @@ def sets(group: Group, arms: Sequence[Arm], at_equal: str | None) -> list[tuple[
         refused = f"{who} may not be compared: {'; '.join(reasons)}"
         raise NotMeasuredError(refused if reasons else f"no runs of {who} agree in all other settings{equal}")
     return found
+
+
+def _excused(left: RunConfig, right: RunConfig, named: set[str]) -> set[str]:
+    """Requirements that two runs fail in settings alone that the claim names, and those that fail because of these."""
+    found = differences(left, right)  # packages are named where there is a share of general text
+    differing = {setting for setting in found if setting != "content.packages" or None not in found[setting]}
+    wanted, others = ({requirement_of(setting) for setting in part} for part in (differing & named, differing - named))
+    wanted |= {"stream", "budget"} if wanted - {None} else set()
+    return {requirement for requirement in wanted - others if requirement}
 
 
 def _alike(group: Group, records: Sequence[Record], free: set[str], at_equal: str | None) -> bool:
@@ -154,9 +170,33 @@ def best_rate(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
     searches = tried(_matching(group, arm, searched=True), group.sweep.tunings)
     if len(searches) != 1:
         raise NotMeasuredError(f"{len(searches) or 'no'} searches of the learning rate of {arm}")
+    found = fit(searches[0])
+    if isinstance(found, Optimum):
+        basis = f"a parabola through {found.rates} of {len(searches[0])} rates tried with {arm}"
+        return found.learning_rate, found.draws(rng, DRAWS), basis
     best, low, high = optimum_cell(searches[0])  # uniform between these on the log scale
     drawn_rates = np.exp(rng.uniform(math.log(low), math.log(high), size=DRAWS))
     return best, drawn_rates, f"{len(searches[0])} rates tried with {arm}"
+
+
+def task_kl_correlation(group: Group, arm: Arm, rng: np.random.Generator) -> Drawn:
+    """Rank correlation, over the arm's runs, of KL from the base on the task's prompts with what the suite's mean lost.
+
+    Raises:
+        NotMeasuredError: too few runs with both, or one of them is the same in all.
+    """
+    records = [run for runs in _matching(group, arm, searched=True).values() for run in runs]
+    ends = {run.run_id: run.frontier.points[-1].values for run in records if run.frontier}
+    kl = {run: value.value for run, values in ends.items() for value in values if value.task == TASK_KL}
+    known = pd.DataFrame({"kl": kl, "lost": -pd.Series(_column(group, "regression_mean"), dtype=float)}).dropna()
+    if len(known) < FEWEST_RUNS or known.nunique().min() < 2:
+        counted = f"{len(known)} runs of {arm} with a suite and KL on the task (evaluation.points)"
+        raise NotMeasuredError(f"{counted}; {FEWEST_RUNS} that differ are needed")
+    found, middle, error = fisher(known["kl"].to_numpy(dtype=float), known["lost"].to_numpy(dtype=float))
+    return found, np.tanh(rng.normal(middle, error, DRAWS)), f"{len(known)} runs"
+
+
+OF_ALL_RUNS = dict(zip(SEARCHED, (best_rate, task_kl_correlation), strict=True))  # of an arm, at whatever rate
 
 
 def _column(group: Group, name: str) -> dict[str, float]:

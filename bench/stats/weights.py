@@ -69,7 +69,13 @@ def rank_correlation(left: Floats, right: Floats) -> tuple[float, float, float]:
     Args:
         left, right: of the same runs, shape (runs,), at least `FEWEST_RUNS`; neither is the same for all.
     """
+    found, middle, error = fisher(left, right)
+    reach = float(stats.norm.ppf(0.975)) * error
+    return found, min(math.tanh(middle - reach), found), max(math.tanh(middle + reach), found)
+
+
+def fisher(left: Floats, right: Floats) -> tuple[float, float, float]:
+    """(Spearman's correlation, Fisher's transform of it, the standard error of that); as `rank_correlation`."""
     found = float(stats.spearmanr(left, right).statistic)
     middle = math.atanh(np.clip(found, -_CLOSEST, _CLOSEST))
-    error = float(stats.norm.ppf(0.975)) * math.sqrt((1 + found**2 / 2) / (len(left) - 3))
-    return found, min(math.tanh(middle - error), found), max(math.tanh(middle + error), found)
+    return found, middle, math.sqrt((1 + found**2 / 2) / (len(left) - 3))

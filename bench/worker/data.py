@@ -93,6 +93,8 @@ def prepare(config: RunConfig, tokenizer: Any, folder: Path) -> DataSummary:
     source = loaded.source
     if config.task.format == "chat" and "strftime_now" in str(tokenizer.chat_template):
         source += f"; the chat template is told the date {config.model.template.get('date', chat.DATE)}"
+    if config.task.general_share:
+        source += f"; {config.task.general_share:.0%} of the training examples are general text from docstrings"
     labels = label_set(example.target for example in loaded.splits["train"])
     if labels is not None:
         labels = sorted({*labels, *(example.target for split in SPLITS for example in loaded.splits[split])})
@@ -117,8 +119,24 @@ def _tokenize(
         if split == "train" and config.method.shots and splits["train"]:
             by_id = {example.example_id: example for example in loaded.splits["train"]}
             shots = _shots(config, [by_id[record.example_id] for record in splits["train"]], spent_seconds)
+    general_texts, found = _general(config, tokenizer, len(splits["train"]), dropped)
+    splits["train"] += general_texts
+    problems += found
     refuse(problems)
     return splits
+
+
+def _general(config: RunConfig, tokenizer: Any, own: int, dropped: Counter[str]) -> tuple[list[Record], list[str]]:
+    """The general texts that are mixed with so many training examples of the task's own, and what is wrong."""
+    if (wanted := config.task.with_general(own) - own) == 0:
+        return [], []
+    from bench.worker.sources import general
+
+    texts, share = general.load(wanted), config.task.general_share
+    if len(texts) < wanted:
+        return [], [f"task.general_share: {share} takes {wanted} texts, and there are {len(texts)}; lower it"]
+    mixed = replace(config, task=replace(config.task, train_examples=wanted))
+    return _tokenize_split(mixed, tokenizer, "train", texts, None, dropped)
 
 
 Shots = Callable[[Example], Sequence[Example]]  # the solved examples that are shown before a question

@@ -79,9 +79,9 @@ def _models(setting: _Setting) -> Iterator[tuple[int, Any]]:
     stop_as_taught(base, context.config, setting.tokenizer)
     yield 0, base
     del base
-    kept = sorted((int(folder.name), folder) for folder in (context.weights / POINTS).glob("*"))
     last = json.loads((context.folder / "train.json").read_bytes())["steps"]
-    for step, folder in [*kept, (last, context.weights)]:
+    kept = {int(folder.name): folder for folder in (context.weights / POINTS).glob("*")} | {last: context.weights}
+    for step, folder in sorted(kept.items()):
         setting.enter("load")
         yield step, load_point(context, setting.source, setting.tokenizer, device, folder)
 

@@ -199,6 +199,20 @@ def add_adapters_in_fp32(model: torch.nn.Module, method: MethodConfig) -> None:
             module.get_base_layer().register_forward_hook(lambda module, arguments, output: output.float())
 
 
+def reduce_intruders(model: Any, method: MethodConfig) -> None:
+    """Scale the intruder dimensions of a trained adapter down, by PEFT (arXiv 2410.21228): first ten, cosine 0.5."""
+    if method.adapter is None or method.adapter.reduce_intruders is None:
+        return
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    reduce_intruder_dimension(model, mitigation_lambda=method.adapter.reduce_intruders, logging_sink=None)
+    for layer in (module for module in model.modules() if hasattr(module, "lora_A")):
+        for factor in (layer.lora_A, layer.lora_B):  # PEFT made a second adapter; the saved one is the first
+            factor["default"].weight.data.copy_(factor["intruder_reduced"].weight.data)
+    model.set_adapter("default")
+    model.delete_adapter("intruder_reduced")
+
+
 def save_trained(
     model: torch.nn.Module, method: MethodConfig, folder: Path, state: dict[str, torch.Tensor] | None = None
 ) -> None:

@@ -57,6 +57,7 @@ class Observer(TrainerCallback):
         self._clock, self._team, self._measure_heldout = context.clock, context.team, measure_heldout
         self._untimed, self._total = config.train.untimed_steps, total_steps
         self._heldout_steps = heldout_steps(total_steps, config.train.heldout_points)
+        self._patience = config.train.early_stopping_points
         self.timed_tokens = [0] * context.team.size  # by rank
         self._has_tensors = config.hardware.strategy not in DEEPSPEED  # which keeps gradients in buffers of its own
         self._consumed: list[tuple[Batch, float | torch.Tensor]] = []
@@ -182,6 +183,9 @@ class Observer(TrainerCallback):
             raise DivergedError(f"not finite: {', '.join(wrong)}", step.step)
         if step.step in self._heldout_steps:
             self._take_heldout(step.step)
+            losses = [point.loss for point in self.heldout if point.loss is not None]
+            if self._patience and len(losses) - 1 - losses.index(min(losses)) >= self._patience:
+                control.should_training_stop = True
             if step.step < self._total:
                 self._enter_training()
 

@@ -375,6 +375,7 @@ def _save(
             shutil.rmtree(folder, ignore_errors=True)
         elif context.team.is_first:
             resume.delete_older_weights(folder)
+            methods.reduce_intruders(model, config.method)
             methods.save_trained(model, config.method, folder, state)
             flush_to_disk(folder)
             along = [f"{resume.POINTS}/*/{pattern}" for pattern in WEIGHTS]

@@ -71,6 +71,7 @@ def test_the_parts_of_a_run_add_up_to_its_stages() -> None:
 def test_counts_by_hand() -> None:
     assert counts_of(lora(), DATA) == Counts(2000, 4 * 256 + 100, 100, 200.0, True)
     assert counts_of(lora("train.max_steps=5"), DATA).train == 5 * 16
+    assert counts_of(lora("task.train_examples=320", "task.general_share=0.2"), None).train == 2 * 400
     assert counts_of(lora("method=base"), DATA) == Counts(0, 100, 100, 200.0, True)
     unbounded = ("train.heldout_examples=null", "task.test_examples=null")
     unknown = counts_of(lora("task=gsm8k", *unbounded), None)

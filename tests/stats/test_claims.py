@@ -71,9 +71,9 @@ def scored(difference: float, examples: int = EXAMPLES) -> Group:
 
 def test_every_public_claim_is_read_with_its_source() -> None:
     claims = read_claims()
-    assert len(claims) == len({claim.id for claim in claims}) == 50
+    assert len(claims) == len({claim.id for claim in claims}) == 56
     assert len(list(CLAIMS_FOLDER.iterdir())) == 6
-    assert len({claim.source for claim in claims}) == 10  # five guides and five papers
+    assert len({claim.source for claim in claims}) == 12  # five guides, six papers, advice on forgetting
     assert {frozenset((claim.id, other)) for claim in claims for other in claim.contradicts} == {
         frozenset(("mem-full-7b-24gb", "mem-16-bytes")),
         frozenset(("speed-qlora-15-25", "speed-qlora-30-50")),
@@ -295,6 +295,25 @@ def test_the_best_rate_is_as_sure_as_the_grid() -> None:
     found = part(group, "5 <= best_learning_rate(lora) / best_learning_rate(full) <= 20")
     assert found.value == pytest.approx(10)
     assert 1 < found.low < 3 < 30 < found.high < 100
+
+
+def test_the_best_rate_is_that_of_the_parabola_where_there_is_one() -> None:
+    """Losses with their minimum a third of the way, on the log scale, from the best rate that was tried to the next."""
+    full, lora = with_rate(FULL, 1e-5), with_rate(LORA, 1e-4)
+    best, noise = 1e-4 * 2.5 ** (1 / 3), np.array([1, -2, 1, 1, -1]) * 1e-4
+
+    def tuning(record: Record, factor: float) -> Any:
+        rates = [1e-4 * 2.5**power for power in (-2, -1, 0, 1, 2)]
+        losses = [2.4 + 0.1 * np.log(rate / best) ** 2 for rate in rates] + noise
+        trials = zip(rates, losses, strict=True)
+        return make_tuning(record, [Trial(rate * factor, loss, 9, 1.0, "x") for rate, loss in trials])
+
+    group = group_of(full, lora, tunings=[tuning(full, 0.1), tuning(lora, 1.0)])
+    assert part(group, "best_learning_rate(lora) > 0").value == pytest.approx(best, rel=0.01)
+    found = verdict(group, "9 <= best_learning_rate(lora) / best_learning_rate(full) <= 11")
+    assert found.word == "holds"
+    assert found.parts[0].low < found.parts[0].value < found.parts[0].high
+    assert found.parts[0].basis.startswith("a parabola through 5 of 5 rates tried with lora")
 
 
 @pytest.mark.parametrize(

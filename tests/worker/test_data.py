@@ -18,10 +18,13 @@ from bench.mistakes import ConfigurationError, from_mapping
 from bench.sweep.fetching import told
 from bench.worker import data
 from bench.worker.chat import conversation, render
+from bench.worker.check import of_documents, token_ids
 from bench.worker.data import batches, load_prepared, prepare
 from bench.worker.instruments.tokens import TokenStream
 from bench.worker.observe import heldout_steps
-from bench.worker.sources import Example
+from bench.worker.sources import Example, general
+from bench.worker.sources.docstrings import split_of
+from bench.worker.suites.quick import quick_tasks
 
 GSM8K = Path(__file__).parents[3] / "shared/data/gsm8k"
 
@@ -404,3 +407,26 @@ def test_the_check_and_the_labels_are_in_the_summary(tmp_path: Path) -> None:
     assert "test examples nearly in training: 0, with 13 words in a row of it: 3" in told("mine", worse)
     row = load_prepared(tmp_path / "prepared").test[0]
     assert json.loads(row["columns"])["q"] == row["prompt"]
+
+
+def test_general_texts_are_none_of_those_that_are_measured_and_count_as_training(
+    sums: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A fifth of the training examples, whole and learned, shared with no suite, and none in the other splits."""
+    config = configuration(sums, train_examples=16, validation_examples=4, test_examples=4, general_share=0.2)
+    config = replace(config, train=replace(config.train, max_length=1000))
+    found = prepare(config, byte_tokenizer(CHATML), tmp_path / "mixed")
+    rows = load_prepared(tmp_path / "mixed").train
+    texts = [row["reference"] for row in rows if row["example_id"].endswith(", general text")]
+    assert (found.train_examples, found.test_examples, len(set(texts))) == (20, 4, 4)
+    assert len(rows[-1]["prompt_ids"]) == 1
+    assert "20% of the training examples are general text" in found.source
+    every = general.load(120)
+    assert len({example.target for example in every}) == 120
+    assert all(split_of(example.group) == "train" for example in every)
+    measured = {task.name: task.documents for task in quick_tasks()}  # the divergence's texts among them
+    shared = of_documents([[token_ids(example.target)] for example in every], measured)
+    assert set(shared.values()) == {0}
+    assert of_documents([[token_ids(measured["prose"][0]["text"])]], measured)["prose"] == 1  # it would be seen
+    monkeypatch.setattr(general, "load", lambda count: every[:3])
+    assert problems_of(config, tmp_path / "no") == ["task.general_share: 0.2 takes 4 texts, and there are 3; lower it"]

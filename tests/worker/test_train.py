@@ -125,6 +125,24 @@ def test_held_out_losses_are_over_so_many_examples_and_the_others_are_counted(sm
     assert some.heldout[0].loss != every.heldout[0].loss
 
 
+@pytest.mark.parametrize(
+    ("points", "losses", "steps"),
+    [(1, [3, 2, 1, 1.5, 1.2, 1], 3), (2, [3, 2, 2.5, 1.9, 2, 2, 1], 5), (2, [3, 1, 2, 0.9, 1, 0.8, 0.7], 6)],
+)
+def test_training_stops_behind_so_many_points_without_a_new_lowest_loss(
+    smoke, tmp_path: Path, monkeypatch, points: int, losses: list[float], steps: int
+) -> None:
+    """The first loss is the base's; a point is taken behind each of six steps."""
+    told = iter(losses)
+    monkeypatch.setattr(train_stage, "heldout_loss", lambda *_, **__: next(told))
+    stop = ("method=lora", "train.max_steps=6", "train.heldout_points=6", f"train.early_stopping_points={points}")
+    config = configured(smoke, *stop, "train.checkpoint_every_steps=4", "evaluation.points=[0.5,1.0]")
+    result, rows = trained(config, tmp_path / "run")
+    assert result.steps == len(rows) == steps
+    assert [point.loss for point in result.heldout] == losses[: steps + 1]
+    assert (artifact_folder(config) / "adapter_model.safetensors").is_file()
+
+
 def test_a_held_out_loss_shows_how_far_it_is(smoke, tmp_path: Path, monkeypatch) -> None:
     seen = []
     write = Progress._write

@@ -8,11 +8,14 @@ import json
 import pytest
 import torch
 from in_process import in_process
+from peft import LoraConfig, get_peft_model
 from test_train import configured
 
+from bench.config import AdapterConfig, MethodConfig
 from bench.identity import run_folder
 from bench.sweep import execute
 from bench.worker import weights
+from bench.worker.methods import reduce_intruders
 from bench.worker.weights import Change, intruders, measure, sketched
 
 
@@ -56,6 +59,32 @@ def test_a_planted_intruder_is_found_and_a_stronger_known_direction_is_none() ->
     assert intruders(BASE, BASE, 10, 0.99) == 0
 
 
+@pytest.mark.parametrize("kept", [0.75, 0.2])
+def test_a_planted_intruder_is_scaled_down_and_the_rest_of_the_adapter_stays(kept: float) -> None:
+    """An intruder of 50 in one layer, a change without one in another; base and adapter in fp32."""
+    u, _, v = torch.linalg.svd(BASE)
+    new = u[:, :20].sum(dim=1) / 20**0.5
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(90, 60, bias=False) for name in ("one", "other")})
+    model = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["one", "other"]))
+    for layer, strength, left in (
+        (model.base_model.model["one"], 50.0, new),
+        (model.base_model.model["other"], 0.1, u[:, 0]),
+    ):
+        layer.base_layer.weight.data = BASE.clone()
+        layer.lora_A["default"].weight.data = torch.stack([v[0], torch.zeros(90)])
+        layer.lora_B["default"].weight.data = torch.stack([strength / 2 * left, torch.zeros(60)], dim=1)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    adapter = AdapterConfig(reduce_intruders=kept)
+    reduce_intruders(model, MethodConfig("lora_reduced", "adapter", adapter=adapter, learning_rate=1e-3))
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()  # one adapter, as it is saved
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name.split(".")[3] for name in before.keys() - same} == {"lora_A", "lora_B"}
+    assert all(".one." in name for name in before.keys() - same)
+    changed = model.base_model.model["one"].get_delta_weight("default")
+    assert float(new @ changed @ v[0]) == pytest.approx(50 * kept, rel=0.01)
+
+
 def test_no_change_has_no_rank() -> None:
     found = measure("m", BASE, Change(torch.zeros_like(BASE)), 5, 0.5)
     assert (found.relative_norm, found.stable_rank, found.effective_rank, found.rank_90) == (0, None, None, None)
@@ -81,7 +110,12 @@ def test_a_large_matrix_is_sketched_as_it_is(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("method", "rank"),
-    [(("method=full",), None), (("method=lora",), 16), (("method=lora", "++method.adapter={use_dora: true}"), None)],
+    [
+        (("method=full",), None),
+        (("method=lora",), 16),
+        (("method=lora_reduced",), 16),
+        (("method=lora", "++method.adapter={use_dora: true}"), None),
+    ],
 )
 def test_the_stage_measures_what_was_trained(smoke, monkeypatch, method: tuple[str, ...], rank: int | None) -> None:
     monkeypatch.setattr(execute, "run_stage", in_process)

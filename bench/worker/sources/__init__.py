@@ -3,6 +3,7 @@
     docstrings   installed Python packages; the embedded default
     files        the user's .jsonl, .json, .csv or .parquet
     hub          data sets of the Hugging Face hub
+    general      prose of installed packages, mixed into training by `task.general_share`
 
 A source's `load(task)` returns `Loaded`: three lists of `Example` (`layouts` makes them of records) and a count of
 everything it left out. Orders and cuts follow from SHA-256 of the content, so the same data give the same splits on

@@ -78,20 +78,26 @@ def split_of(module: str) -> str:
 
 
 def _all_rows(dropped: Counter[str]) -> Iterator[Row]:
-    for module, path in _source_files(dropped):
-        try:
-            with tokenize.open(path) as file:  # honours the file's encoding cookie
-                text = file.read()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in other people's code
-                tree = ast.parse(text)
-        except (SyntaxError, UnicodeDecodeError):
+    for module, path in source_files(dropped):
+        if (parsed := read_module(path)) is None:
             dropped["file: not valid Python"] += 1
-            continue
-        yield from rows_of_module(module, tree, text.splitlines(), dropped)
+        else:
+            text, tree = parsed
+            yield from rows_of_module(module, tree, text.splitlines(), dropped)
 
 
-def _source_files(dropped: Counter[str]) -> Iterator[tuple[str, Path]]:
+def read_module(path: Path) -> tuple[str, ast.Module] | None:
+    """A file's text and its syntax tree; None: it is not valid Python."""
+    try:
+        with tokenize.open(path) as file, warnings.catch_warnings():  # `open` honours the file's encoding cookie
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            text = file.read()
+            return text, ast.parse(text)
+    except (SyntaxError, UnicodeDecodeError):
+        return None
+
+
+def source_files(dropped: Counter[str]) -> Iterator[tuple[str, Path]]:
     """(module name, file) of every source file read, sorted."""
     roots = [("", Path(sysconfig.get_path("stdlib")))]
     for package in DOCSTRING_PACKAGES:

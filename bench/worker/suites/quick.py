@@ -200,7 +200,7 @@ def _package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _paragraphs(text: str) -> Iterator[str]:
+def paragraphs(text: str) -> Iterator[str]:
     """Plain English paragraphs: ASCII, no markup, from a capital letter to a full stop."""
     for block in re.split(r"\n\s*\n", text):
         paragraph = " ".join(block.split())
@@ -227,7 +227,7 @@ def prose() -> QuickTask:
     """English prose, one paragraph an item."""
     pages = [*_package_folder("lm_eval").glob("tasks/**/README.md")]
     pages += _package_folder("sklearn").glob("datasets/descr/*.rst")
-    return _text_task("prose", {p for page in pages for p in _paragraphs(page.read_text(errors="replace"))})
+    return _text_task("prose", {p for page in pages for p in paragraphs(page.read_text(errors="replace"))})
 
 
 def code() -> QuickTask:
