@@ -346,19 +346,32 @@ def row_length(row: Mapping[str, Any]) -> int:
     return len(row["prompt_ids"]) + len(row["answer_ids"])
 
 
-def batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+def batches(
+    lengths: Sequence[int], rows: int, beside: Sequence[int] | None = None, padding: float = 1.0
+) -> Iterator[list[int]]:
     """Places of an evaluation's rows, longest first: a batch holds at most `rows` times `ROW` positions, padding too.
 
     Short rows come many at a time, long ones few, one at least: the memory of a batch does not depend on the task.
 
+    Args:
+        beside: positions that each row counts for in addition; they are not padded.
+        padding: the largest share of it in a batch of more than `2 * ROW` positions.
+
     >>> list(batches([300, 1000, 500], rows=2))
     [[1], [2, 0]]
     """
-    order, start = sorted(range(len(lengths)), key=lambda place: -lengths[place]), 0
-    while start < len(order):
-        size = max(1, rows * ROW // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
+    batch, longest, tokens, more = list[int](), 0, 0, 0
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        positions, own = (len(batch) + 1) * longest, beside[place] if beside else 0
+        is_loose = positions > 2 * ROW and tokens + lengths[place] < (1 - padding) * positions
+        if batch and (positions + more + own > rows * ROW or is_loose):
+            yield batch
+            batch, tokens, more = [], 0, 0
+        longest = longest if batch else lengths[place]
+        batch.append(place)
+        tokens, more = tokens + lengths[place], more + own
+    if batch:
+        yield batch
 
 
 def ids_of(row: Mapping[str, Any]) -> list[int]:

@@ -26,6 +26,7 @@ from bench.worker.loss import SupervisedHead, alike
 
 Request = tuple[Any, list[int], list[int]]  # lm-eval's: (text or None, context tokens, continuation tokens)
 _ROWS_AT_ONCE = 512  # positions whose logits are in fp32 at one time: 100 MB with 50,000 words
+_PADDING = 0.15  # of a batch of scored rows at most: they are not decoded, so that more batches cost little
 _ASKED = 4  # positions that one whose logits are kept takes the memory of, when batches are made
 
 
@@ -45,9 +46,9 @@ class Branched:
     shared: int
 
     @property
-    def weight(self) -> int:
-        """Positions that the row counts for in a batch."""
-        return self.length + (_ASKED - 1) * sum(self.asked)
+    def kept(self) -> int:
+        """Positions that the row counts for in a batch beside its tokens: those of its logits."""
+        return (_ASKED - 1) * sum(self.asked)
 
     @property
     def length(self) -> int:
@@ -85,7 +86,7 @@ class PrefixScorer(HFLM):
         within = [place for place, length in enumerate(lengths) if length <= self._exact_to]
         alone = self._by_lm_eval(super()._loglikelihood_tokens, requests, {place: lengths[place] for place in beyond})
         answers, rows = dict(alone), branched([requests[place] for place in within], self.max_length)
-        for batch in batches([row.weight for row in rows], self._rows):
+        for batch in batches([row.length for row in rows], self._rows, [row.kept for row in rows], _PADDING):
             answers |= {within[member]: answer for member, answer in self._score([rows[place] for place in batch])}
             self.advance(len(answers), total=len(requests))
         return [answers[place] for place in range(len(requests))]

@@ -100,6 +100,13 @@ def test_a_batch_of_an_evaluation_holds_positions(lengths: list[int], rows: int,
     assert list(batches(lengths, rows)) == expected
 
 
+def test_scored_rows_count_their_logits_and_come_with_little_padding() -> None:
+    lengths = [1000, 500, *[100] * 20]  # beside the first two, the others are padding for the most part
+    assert list(batches(lengths, rows=8, padding=0.2)) == [[0], [1, 2], list(range(3, 22))]
+    assert list(batches(lengths, rows=8)) == [[0, 1, 2, 3], list(range(4, 22))]
+    assert list(batches([10, 10, 10], rows=1, beside=[400, 400, 30])) == [[0], [1, 2]]
+
+
 def test_a_second_call_returns_what_is_there_until_a_byte_of_it_changes(sums: Path, tmp_path: Path) -> None:
     config, folder = configuration(sums), tmp_path / "prepared"
     first = prepare(config, byte_tokenizer(), folder)

@@ -196,7 +196,8 @@ def test_batches_hold_positions_and_change_nothing(model, tokenizer, tmp_path, m
     apart = run(suite, model, tokenizer)
     assert len(calls) > 1
     assert all(rows == 1 or rows * (length + MAX_NEW_TOKENS) <= 256 for rows, length in calls)
-    assert all(len(rows) == 1 or len(rows) * max(row.weight for row in rows) <= 256 for rows in scored)
+    taken = [len(rows) * max(row.length for row in rows) + sum(row.kept for row in rows) for rows in scored]
+    assert all(len(rows) == 1 or positions <= 256 for rows, positions in zip(scored, taken, strict=True))
     assert sum(rows for rows, _ in calls) == 4
     assert [item.score for item in apart.items] == pytest.approx([item.score for item in together.items], rel=1e-5)
 
